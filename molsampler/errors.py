@@ -1,0 +1,73 @@
+"""Every error that molsampler raises on purpose.
+
+All derive from :class:`MolsamplerError`, so a caller can catch the library's own complaints and let
+bugs pass. Where Python has a class for the situation, the error is one of that class too, so
+``except ValueError`` and ``except FileExistsError`` do what a reader expects. A message names the
+argument, the value received and the form expected.
+"""
+
+from __future__ import annotations
+
+
+class MolsamplerError(Exception):
+    """Base of all errors raised by molsampler."""
+
+
+class InputError(MolsamplerError, ValueError):
+    """An argument is unusable; raised before any work is done."""
+
+
+class ShapeError(InputError):
+    """Positions have the wrong particle count or dimension."""
+
+
+class NonFiniteError(InputError):
+    """Positions hold NaN, infinite or absurdly large coordinates."""
+
+
+class ExpressionError(InputError):
+    """A pair-potential expression cannot be parsed or differentiated."""
+
+
+class UnknownNameError(InputError, LookupError):
+    """A system, preset or configuration key does not exist; the message suggests the nearest name."""
+
+
+class OutputExistsError(MolsamplerError, FileExistsError):
+    """The output exists, or is not a regular file, and overwriting was not asked for."""
+
+
+class FileFormatError(MolsamplerError, ValueError):
+    """A file is malformed, of an unsupported kind, or refused for safety (pickles, path tricks)."""
+
+
+class IntegrityError(FileFormatError):
+    """A file's content does not match its recorded hash or frame count."""
+
+
+class StorageError(MolsamplerError, OSError):
+    """The file system refused a write (no space, no permission); the previous file is intact."""
+
+
+class MissingDependencyError(MolsamplerError, ImportError):
+    """An optional library is not installed; the message names the extra that brings it."""
+
+
+class DivergenceError(MolsamplerError, ArithmeticError):
+    """Training produced too many non-finite steps in a row; the last good checkpoint is kept."""
+
+
+class RunLockedError(MolsamplerError, RuntimeError):
+    """Another live process holds the run folder."""
+
+
+class ResourceError(MolsamplerError, RuntimeError):
+    """A device is absent or a request would not fit in memory; the message holds the estimate."""
+
+
+def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest known name, or an empty string."""
+    import difflib
+
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""

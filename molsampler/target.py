@@ -1,0 +1,208 @@
+r"""What a sampler needs to know of physics, and the base class that physical systems share.
+
+A target is an unnormalised density :math:`p(x) \propto \exp(-u(x))` with reduced energy
+:math:`u = U / kT` (dimensionless) and score :math:`-\nabla u`. Algorithms see only
+:class:`Target`; concrete systems derive from :class:`System`, which owns the contract on shapes,
+bad coordinates and differentiation, so that a subclass writes nothing but its formula.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from .errors import InputError, NonFiniteError, ShapeError
+from .space import Space
+
+if TYPE_CHECKING:
+    import mdtraj
+    import openmm
+
+#: Coordinates beyond this magnitude (in the system's length unit) are refused as absurd: squared
+#: distances, let alone their sixth powers, would overflow float32.
+COORDINATE_LIMIT = 1e6
+
+
+@runtime_checkable
+class Target(Protocol):
+    """The whole of physics as the method sees it."""
+
+    @property
+    def space(self) -> Space:
+        """Where configurations live."""
+
+    def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Reduced energy ``(*b,)`` and score ``-grad u`` ``(*b, n, d)`` at positions ``(*b, n, d)``."""
+
+
+class CountingTarget:
+    """A target that counts its energy-and-score evaluations, the unit in which training cost is stated."""
+
+    def __init__(self, target: Target, evaluations: int = 0):
+        self.target = target
+        self.space = target.space
+        self.evaluations = evaluations
+
+    def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        energy, score = self.target.energy_and_score(x)
+        self.evaluations += energy.numel()
+        return energy, score
+
+
+def check_positions(x: Any, shape: tuple[int, int], *, name: str = "x") -> Tensor:
+    """Return ``x`` as a floating tensor of shape ``(*b, n, d)`` or raise an error that says what is wrong.
+
+    Raises
+    ------
+    ShapeError
+        The trailing two dimensions are not ``shape``.
+    NonFiniteError
+        A coordinate is NaN, infinite or beyond ``COORDINATE_LIMIT``; row and particle are named.
+    """
+    try:
+        tensor = torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{name} must be an array of positions (*batch, {shape[0]}, {shape[1]}), "
+            f"got {type(x).__name__}: {error}"
+        ) from None
+    if not tensor.is_floating_point():
+        if tensor.is_complex() or tensor.dtype == torch.bool:
+            raise InputError(f"{name} must hold real numbers, got {tensor.dtype}")
+        tensor = tensor.to(torch.get_default_dtype())
+    if tensor.dim() < 2 or tuple(tensor.shape[-2:]) != tuple(shape):
+        raise ShapeError(
+            f"{name} must have shape (*batch, {shape[0]}, {shape[1]}) = (*batch, particle, dimension), "
+            f"got {tuple(tensor.shape)}"
+        )
+    # One reduction on the common path: NaN compares false, so it fails the test as infinity does.
+    with torch.no_grad():
+        if tensor.numel() and not bool((tensor.abs().amax() <= COORDINATE_LIMIT).item()):
+            bad = ~(tensor.abs() <= COORDINATE_LIMIT)
+            row, particle, axis = bad.reshape(-1, *shape).nonzero()[0].tolist()
+            value = tensor.reshape(-1, *shape)[row, particle, axis].item()
+            rows = int(bad.reshape(-1, shape[0] * shape[1]).any(-1).sum())
+            raise NonFiniteError(
+                f"{name} holds unusable coordinates in {rows} row(s); the first is {value!r} at "
+                f"row {row}, particle {particle}, axis {axis} "
+                f"(finite values within ±{COORDINATE_LIMIT:g} are expected)"
+            )
+    return tensor
+
+
+class _Energy(torch.autograd.Function):
+    """Energy whose backward is the analytic score."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, system: System) -> Tensor:
+        if ctx.needs_input_grad[0]:
+            energy, score = system._batched_energy_and_score(x)
+            ctx.save_for_backward(score)
+            return energy
+        return system._batched_energy(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (score,) = ctx.saved_tensors
+        return -grad[..., None, None] * score, None
+
+
+class System:
+    """Base of all physical systems: a :class:`Target` with a name, a length scale and a topology.
+
+    A subclass sets ``name``, ``space`` and ``length_nm`` and implements ``_energy_and_score`` on a
+    flat batch ``(b, n, d)``; ``_energy`` may be overridden where the energy alone is cheaper.
+    Everything else (shapes, bad coordinates, autograd) is settled here once.
+
+    Attributes
+    ----------
+    name : registered name, or the name a user gave
+    space : the space of configurations
+    length_nm : nanometres per unit of length, used when writing trajectories
+    invariant : whether the energy is unchanged by rotation, reflection and translation
+    exchangeable : whether the energy is unchanged by permuting the particles
+    description : one line for listings
+    """
+
+    name: str
+    space: Space
+    length_nm: float = 1.0
+    invariant: bool = False
+    exchangeable: bool = False
+    description: str = ""
+
+    @property
+    def units(self) -> str:
+        """Units of energy and length, for listings."""
+        return f"energy kT, length {self.length_nm:g} nm"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Particles and dimensions, ``(n, d)``."""
+        return self.space.shape
+
+    def energy(self, x: Any) -> Tensor:
+        """Reduced energy u(x) = U(x)/kT, dimensionless, shape ``(*b,)``, of positions ``(*b, n, d)``.
+
+        Differentiable by autograd; the backward pass is the analytic score. Coincident particles
+        give ``+inf``.
+
+        Raises
+        ------
+        ShapeError, NonFiniteError
+            See :func:`check_positions`.
+        """
+        x = check_positions(x, self.shape)
+        return cast(Tensor, _Energy.apply(x, self))
+
+    def energy_and_score(self, x: Any) -> tuple[Tensor, Tensor]:
+        """Reduced energy ``(*b,)`` and score ``-grad u`` ``(*b, n, d)`` of positions ``(*b, n, d)``.
+
+        Rows with coincident particles get energy ``+inf`` and score zero. No autograd graph is
+        built; use :meth:`energy` to differentiate.
+
+        Raises
+        ------
+        ShapeError, NonFiniteError
+            See :func:`check_positions`.
+        """
+        x = check_positions(x, self.shape)
+        with torch.no_grad():
+            return self._batched_energy_and_score(x)
+
+    def topology(self) -> mdtraj.Topology:
+        """MDTraj topology with one atom per particle."""
+        raise InputError(f"system {self.name!r} has no particles in space, hence no topology")
+
+    def openmm_twin(self) -> tuple[openmm.System, openmm.app.Topology]:
+        """The same system in OpenMM, as ``(openmm.System, openmm.app.Topology)``.
+
+        Lengths are ``length_nm`` nanometres per unit and energies are ``u * kT`` at
+        ``molsampler.units.TWIN_TEMPERATURE``.
+        """
+        raise InputError(f"system {self.name!r} has no OpenMM twin")
+
+    def _batched_energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        batch = x.shape[:-2]
+        energy, score = self._energy_and_score(x.reshape(-1, *self.shape))
+        bad = ~torch.isfinite(energy) | ~torch.isfinite(score).flatten(1).all(-1)
+        if bad.any():
+            energy = energy.masked_fill(bad, torch.inf)
+            score = score.masked_fill(bad[:, None, None], 0.0)
+        return energy.reshape(batch), score.reshape(*batch, *self.shape)
+
+    def _batched_energy(self, x: Tensor) -> Tensor:
+        energy = self._energy(x.reshape(-1, *self.shape))
+        return energy.masked_fill(~torch.isfinite(energy), torch.inf).reshape(x.shape[:-2])
+
+    def _energy(self, x: Tensor) -> Tensor:
+        return self._energy_and_score(x)[0]
+
+    def _energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} shape={self.shape}>"
