@@ -1,0 +1,74 @@
+r"""Preconditioned denoiser, and the score it implies (Karras et al., arXiv 2206.00364).
+
+With :math:`y = x_t / \alpha_t` and :math:`s = \sigma_t / \alpha_t`,
+
+.. math:: D(y; s) = c_{skip}\, y + c_{out}\, F(y, \log s), \qquad
+          c_{skip} = \frac{\sigma_d^2}{s^2 + \sigma_d^2}, \quad
+          c_{out} = \frac{s\,\sigma_d}{\sqrt{s^2 + \sigma_d^2}},
+
+estimates :math:`E[x_0 | x_t]`; by Tweedie's formula
+:math:`\nabla \log p_t(x_t) = (\alpha_t D - x_t) / \sigma_t^2`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..schedule import Scales
+from ..space import Space
+from .body import EGNNConfig, MLPConfig, build_body
+
+_FREQUENCIES = 8
+
+
+class Denoiser(nn.Module):
+    """Denoiser on a space, for one data scale.
+
+    Parameters
+    ----------
+    config : body of the network F
+    space : the target's space; outputs are projected onto it
+    data_scale : root-mean-square coordinate of the clean data, :math:`\\sigma_d`
+    """
+
+    frequencies: Tensor
+    data_scale: Tensor
+
+    def __init__(self, config: EGNNConfig | MLPConfig, space: Space, *, data_scale: float):
+        super().__init__()
+        self.space = space
+        self.body = build_body(config, space, 1 + 2 * _FREQUENCIES)
+        self.scale_input = isinstance(config, MLPConfig)
+        self.register_buffer("data_scale", torch.tensor(float(data_scale)))
+        # log s spans about five units; frequencies from one period in six to one in a third.
+        self.register_buffer(
+            "frequencies", 2 * math.pi / torch.logspace(math.log10(6.0), math.log10(1 / 3), _FREQUENCIES),
+            persistent=False,
+        )
+
+    def output_scale(self, s: Tensor) -> Tensor:
+        """c_out of relative noise ``s``, the scale of the denoiser's uncertainty."""
+        return s * self.data_scale / torch.sqrt(s**2 + self.data_scale**2)
+
+    def forward(self, y: Tensor, s: Tensor) -> Tensor:
+        """Estimate of E[x_0 | y], shape ``(b, n, d)``, at relative noise ``s`` ``(b,)``."""
+        log_s = torch.log(s / self.data_scale)[:, None]
+        phase = log_s * self.frequencies
+        features = torch.cat([0.5 * log_s, phase.sin(), phase.cos()], dim=-1)
+        features = features[:, None].expand(-1, y.shape[1], -1)
+        column = s[:, None, None]
+        total = column**2 + self.data_scale**2
+        # A perceptron needs inputs of unit scale; an EGNN reads distances in their own unit, so that
+        # the position of a wall does not move with the noise.
+        inputs = y / total.sqrt() if self.scale_input else y
+        output = self.body(inputs, features) * self.output_scale(column)
+        return self.space.project(self.data_scale**2 / total * y + output)
+
+    def score(self, x_t: Tensor, scales: Scales) -> Tensor:
+        """Score of the diffused density at ``x_t`` ``(b, n, d)``."""
+        alpha, sigma = scales.alpha[:, None, None], scales.sigma[:, None, None]
+        denoised = self(x_t / alpha, scales.sigma / scales.alpha)
+        return (alpha * denoised - x_t) / sigma**2

@@ -1,0 +1,131 @@
+r"""One-step generator: latent noise in, a configuration out, in one pass.
+
+:math:`y = s z + G_\theta(s z, w)`, with :math:`z` standard normal on the space, :math:`w` extra latent
+features per particle (Gaussian) and per configuration (random signs, shared by all particles). The
+signs matter for targets with separated modes: a continuous map of one Gaussian has to draw bridges
+between them, a map that also reads discrete bits does not.
+
+``langevin_layers`` last layers use the physics itself: each is an unadjusted Langevin step of
+learned size with truncated drift,
+
+.. math:: x \leftarrow x + D_\epsilon(-\nabla u(x)) + \sqrt{2\epsilon}\,\xi,
+
+at the cost of one energy-and-score evaluation per layer and sample (stochastic normalising flows,
+Wu, Köhler & Noé, arXiv 2002.06707, use such layers with weights). They set the stiff coordinates,
+bond lengths in a cluster, right to a precision that a network reaches only slowly. The score inside
+is treated as a constant by autograd: its Jacobian :math:`1 - \epsilon \nabla^2 u` is near enough to
+the identity, and no target has to provide second derivatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..mcmc.mala import drift
+from ..space import Space
+from ..target import COORDINATE_LIMIT, Target
+from .body import BodyConfig, EGNNConfig, Frozen, build_body
+
+
+class GeneratorConfig(Frozen):
+    """A :class:`Generator`."""
+
+    body: BodyConfig = EGNNConfig()
+    latent_scale: float = Field(1.0, gt=0)
+    noise_features: int = Field(4, ge=0)
+    sign_features: int = Field(0, ge=0)
+    langevin_layers: int = Field(0, ge=0)
+    langevin_step: float = Field(1e-3, gt=0)
+
+
+class Latent(NamedTuple):
+    """Noise behind a batch of ``b`` samples."""
+
+    position: Tensor
+    """Standard normal on the space, ``(b, n, d)``."""
+    features: Tensor
+    """Gaussian features per particle, then signs shared by all particles, ``(b, n, f)``."""
+    kicks: Tensor
+    """Standard normal noise of the Langevin layers, ``(b, layers, n, d)``."""
+
+
+class Generator(nn.Module):
+    """Map from latents to configurations ``(b, n, d)``.
+
+    Equivariant under rotation, reflection and permutation with an EGNN body: transforming the
+    latent's positions and kicks transforms the output alike.
+
+    Raises
+    ------
+    InputError
+        Langevin layers are configured and ``target`` is None.
+    """
+
+    def __init__(self, config: GeneratorConfig, space: Space, target: Target | None):
+        super().__init__()
+        if config.langevin_layers and target is None:
+            raise InputError("a generator with Langevin layers needs its target's energy")
+        self.config, self.space, self.target = config, space, target
+        features = config.noise_features + config.sign_features
+        # A body without any features still needs one input to embed.
+        self.features = max(features, 1)
+        self.body = build_body(config.body, space, self.features)
+        self.log_step = nn.Parameter(
+            torch.full((config.langevin_layers,), config.langevin_step).log()
+        )
+
+    def draw_latent(
+        self, n: int, *, generator: torch.Generator | None, like: Tensor | None = None
+    ) -> Latent:
+        """Draw the noise for ``n`` samples, on the device and in the dtype of ``like``."""
+        like = self.log_step if like is None else like
+        config, (particles, _) = self.config, self.space.shape
+
+        def randn(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+
+        position = self.space.randn(n, generator=generator, like=like)
+        parts = [randn(n, particles, config.noise_features)]
+        if config.sign_features:
+            signs = randn(n, 1, config.sign_features).sign()
+            parts.append(signs.expand(-1, particles, -1))
+        if not config.noise_features and not config.sign_features:
+            parts = [torch.ones(n, particles, 1, dtype=like.dtype, device=like.device)]
+        kicks = self.space.randn(n, config.langevin_layers, generator=generator, like=like)
+        return Latent(position, torch.cat(parts, dim=-1), kicks)
+
+    def forward(self, latent: Latent, *, body: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
+        """Configurations ``(b, n, d)`` from latents; ``body`` may be a compiled form of the own body."""
+        z = self.config.latent_scale * latent.position
+        body = self.body if body is None else body
+        x = self.space.project(z + body(z, latent.features))
+        for layer in range(self.config.langevin_layers):
+            x = self._langevin(x, latent.kicks[:, layer], self.log_step[layer].exp())
+        return x
+
+    def _langevin(self, x: Tensor, kick: Tensor, step: Tensor) -> Tensor:
+        if self.target is None:
+            raise InputError("a generator with Langevin layers needs its target's energy")
+        # A network early in training may throw particles far out; the energy refuses such rows.
+        inside = x.detach().clamp(-COORDINATE_LIMIT, COORDINATE_LIMIT)
+        _, score = self.target.energy_and_score(inside)
+        move = self.space.project(drift(score, step))
+        return x + move + torch.sqrt(2.0 * step) * kick
+
+    @property
+    def energy_evaluations(self) -> int:
+        """Energy-and-score evaluations that one sample costs."""
+        return self.config.langevin_layers
+
+
+def build_generator(
+    config: GeneratorConfig | dict[str, Any], space: Space, target: Target | None
+) -> Generator:
+    """Build the generator that ``config`` describes."""
+    return Generator(GeneratorConfig.model_validate(config), space, target)
