@@ -1,0 +1,10 @@
+"""Training: configuration, the two-time-scale loop, and run folders that resume.
+
+``train`` runs or resumes a run folder; ``load_config`` builds its configuration from a preset, a
+file and overrides.
+"""
+
+from .config import PRESETS, TrainConfig, load_config
+from .run import Progress, TrainResult, train
+
+__all__ = ["PRESETS", "Progress", "TrainConfig", "TrainResult", "load_config", "train"]

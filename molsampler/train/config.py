@@ -1,0 +1,249 @@
+"""Training configuration: one validated, immutable tree; presets are YAML files beside this module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from ..errors import InputError, UnknownNameError, nearest
+from ..files import read_limited
+from ..identities import Identity
+from ..nn.body import BodyConfig, EGNNConfig, Frozen
+from ..nn.generator import GeneratorConfig
+
+PRESETS = ("fast", "paper")
+_FOLDER = Path(__file__).parent / "presets"
+_CONFIG_LIMIT = 1_000_000
+
+
+class LinearBetaConfig(Frozen):
+    """:class:`~molsampler.schedule.LinearBeta`."""
+
+    kind: Literal["linear-beta"] = "linear-beta"
+    beta_min: float
+    beta_max: float
+    levels: int = 30
+
+
+class LogUniformConfig(Frozen):
+    """:class:`~molsampler.schedule.LogUniformSigma`, in units of the data scale."""
+
+    kind: Literal["log-uniform"] = "log-uniform"
+    sigma_min: float = Field(0.02, gt=0)
+    sigma_max: float = Field(3.0, gt=0)
+
+
+class PosteriorConfig(Frozen):
+    """Target score by fresh posterior chains at every generator step, as in the paper."""
+
+    kind: Literal["posterior"] = "posterior"
+    identity: Identity = "mixed"
+    particles: int = Field(20, ge=1)
+    levels: int = Field(10, ge=1)
+    steps: int = Field(50, ge=1)
+    average: int = Field(1, ge=1)
+
+
+class ReplayConfig(Frozen):
+    """Target score by a denoiser fitted to a replay of equilibrated chains.
+
+    ``size`` chains start from a Gaussian of ``start_scale`` (in the system's length unit), are
+    annealed by SMC with ``anneal_moves`` MALA steps per level and equilibrated by ``equilibration``
+    more. During training ``refresh`` of them take ``refresh_steps`` steps per iteration. The denoiser
+    gets ``warmup`` iterations before the generator starts and ``steps`` per iteration after.
+    """
+
+    kind: Literal["replay"] = "replay"
+    size: int = Field(8192, ge=2)
+    start_scale: float = Field(1.0, gt=0)
+    anneal_moves: int = Field(5, ge=1)
+    equilibration: int = Field(1000, ge=0)
+    refresh: int = Field(512, ge=0)
+    refresh_steps: int = Field(2, ge=1)
+    warmup: int = Field(1500, ge=0)
+    steps: int = Field(1, ge=0)
+
+
+class TrainConfig(Frozen):
+    """Everything that decides a training run, apart from the target and the machine."""
+
+    system: str
+    seed: int = Field(0, ge=0)
+    iterations: int = Field(4000, ge=1)
+    batch_size: int = Field(256, ge=1)
+    generator: GeneratorConfig = GeneratorConfig()
+    denoiser: BodyConfig = EGNNConfig()
+    schedule: Annotated[LinearBetaConfig | LogUniformConfig, Field(discriminator="kind")] = (
+        LogUniformConfig()
+    )
+    target_score: Annotated[PosteriorConfig | ReplayConfig, Field(discriminator="kind")] = (
+        ReplayConfig()
+    )
+    weighting: Literal["uniform", "inverse-alpha", "sigma", "denoiser"] = "denoiser"
+    clip: float = Field(2.0, gt=0)
+    score_steps: int = Field(5, ge=1)
+    generator_lr: float = Field(1e-3, gt=0)
+    score_lr: float = Field(1e-3, gt=0)
+    final_lr: float = Field(0.02, ge=0, le=1)
+    max_grad_norm: float = Field(10.0, gt=0)
+    ema: float = Field(0.998, ge=0, lt=1)
+    data_scale: float | None = Field(None, gt=0)
+    evaluate_every: int = Field(250, ge=1)
+    evaluate_samples: int = Field(2000, ge=10)
+    evaluate_steps: int = Field(20, ge=1)
+    checkpoint_every: int = Field(100, ge=1)
+    log_every: int = Field(10, ge=1)
+    max_bad_steps: int = Field(20, ge=1)
+    compile: bool = False
+
+
+def load_config(
+    preset: str = "fast",
+    system: str = "",
+    *,
+    file: Path | str | None = None,
+    overrides: Sequence[str] = (),
+    invariant: bool = True,
+) -> TrainConfig:
+    """Build a configuration from a preset, then a YAML file, then ``KEY=VALUE`` overrides.
+
+    Keys may be dotted (``generator.body.width=32``). ``invariant`` says whether a system without
+    its own preset gets an equivariant network (True) or a perceptron.
+
+    Raises
+    ------
+    UnknownNameError
+        The preset or a key does not exist; the nearest name is suggested.
+    InputError
+        A value is out of range, or the file is not a YAML mapping.
+    """
+    if preset not in PRESETS:
+        raise UnknownNameError(
+            f"preset must be one of {', '.join(PRESETS)}, got {preset!r}{nearest(preset, PRESETS)}"
+        )
+    book = _read_yaml(_FOLDER / f"{preset}.yaml")
+    fallback = book["invariant" if invariant else "other"]
+    values = _merge(book["common"], book["systems"].get(system, fallback))
+    if file is not None:
+        values = _merge(values, _read_yaml(Path(file)))
+    for item in overrides:
+        key, separator, text = item.partition("=")
+        if not separator or not key:
+            raise InputError(f"an override must read KEY=VALUE, got {item!r}")
+        values = _merge(values, _nested(key.split("."), _parse_scalar(key, text)))
+    values = _merge(values, {"system": system}) if system else values
+    return validate(values)
+
+
+def validate(values: Mapping[str, Any]) -> TrainConfig:
+    """A configuration from a plain mapping, with readable errors."""
+    try:
+        return TrainConfig.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            key = str(first["loc"][-1])
+            raise UnknownNameError(
+                f"unknown configuration key {where!r}{nearest(key, _known_keys())}"
+            ) from None
+        raise InputError(
+            f"configuration key {where!r}: {first['msg']}, got {first.get('input')!r}"
+        ) from None
+
+
+def difference(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """Lines ``key: old -> new`` for every leaf in which two configurations differ."""
+    first, second = _flatten(old.model_dump()), _flatten(new.model_dump())
+    return [
+        f"{key}: {first.get(key)!r} -> {second.get(key)!r}"
+        for key in sorted(first.keys() | second.keys())
+        if first.get(key) != second.get(key)
+    ]
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The resolved configuration as YAML text that :func:`load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def from_yaml(path: Path) -> TrainConfig:
+    """Read a resolved configuration."""
+    return validate(_read_yaml(path))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(read_limited(path, _CONFIG_LIMIT))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} is not valid YAML: {reason}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise InputError(f"{path} must hold a mapping of configuration keys, got {type(values).__name__}")
+    return values
+
+
+def _parse_scalar(key: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"the value of override {key!r} is not valid YAML: {text!r}") from None
+    # YAML 1.1 reads "1e-3" as a string; people mean a number.
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _nested(path: list[str], value: Any) -> dict[str, Any]:
+    for key in reversed(path):
+        value = {key: value}
+    return dict(value)
+
+
+def _merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in update.items():
+        old = merged.get(key)
+        replaces = isinstance(value, Mapping) and "kind" in value and isinstance(old, Mapping)
+        if replaces and value["kind"] != old.get("kind"):
+            merged[key] = dict(value)
+        elif isinstance(value, Mapping) and isinstance(old, Mapping):
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _known_keys() -> list[str]:
+    from ..nn.body import MLPConfig
+
+    models: list[type[Frozen]] = [
+        TrainConfig,
+        GeneratorConfig,
+        EGNNConfig,
+        MLPConfig,
+        LinearBetaConfig,
+        LogUniformConfig,
+        PosteriorConfig,
+        ReplayConfig,
+    ]
+    return sorted({key for model in models for key in model.model_fields})

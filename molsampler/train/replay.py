@@ -1,0 +1,143 @@
+r"""Replay of equilibrated chains, and the amortised target score fitted to it.
+
+The DiKL gradient needs :math:`\nabla\log p_t(x_t)` at every step. Fresh posterior chains give one noisy
+estimate and forget it. Here a population of chains, made from the energy alone, is kept at
+equilibrium: annealed from a Gaussian by SMC, equilibrated by MALA, moved on while training goes.
+A pair (clean state, its noised copy) is then an exact draw of :math:`(x_0, x_t)`, that is, of the
+posterior at :math:`x_t`, and a denoiser regressed on the score identities averages them over the
+whole of training.
+
+Any mixture of the target and denoising identities is unbiased here. Per noise level the one of
+least variance is used: with residuals :math:`r_A` (denoising) and :math:`r_B` (target) of the current
+denoiser,
+
+.. math:: \lambda = \frac{E[r_A \cdot (r_A - r_B)]}{E|r_A - r_B|^2}
+
+minimises :math:`E|(1-\lambda) r_A + \lambda r_B|^2`; the denoiser's own error is common to both and
+drops out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..mcmc import adapt, mala, smc
+from ..space import Space
+from ..target import Target
+from .config import ReplayConfig
+
+BINS = 24
+_DECAY = 0.99
+
+
+class Gaussian:
+    """Isotropic Gaussian on a space, the start of the annealing path."""
+
+    def __init__(self, space: Space, std: float):
+        self.space, self.std = space, std
+
+    def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return 0.5 * (x / self.std).square().sum(dim=(-2, -1)), -x / self.std**2
+
+
+def equilibrate(
+    config: ReplayConfig,
+    target: Target,
+    *,
+    generator: torch.Generator,
+    like: Tensor,
+    report: Callable[[str, float], None],
+) -> tuple[mala.State, float]:
+    """A population at equilibrium and its MALA step size, from the energy alone.
+
+    ``report(stage, share)`` is called between transitions and may raise to interrupt.
+    """
+    space = target.space
+    base = Gaussian(space, config.start_scale)
+    x = config.start_scale * space.randn(config.size, generator=generator, like=like)
+    report("annealing", 0.0)
+    population = smc.run(
+        x,
+        base,
+        target,
+        moves=config.anneal_moves,
+        step_size=1e-2 * config.start_scale**2,
+        generator=generator,
+    )
+    state = mala.init(population.position, target)
+    adaptation = adapt.init(population.step_size)
+    for k in range(config.equilibration):
+        report("equilibrating", k / config.equilibration)
+        state, info = mala.step(
+            state, target, step_size=float(adaptation.step_size), generator=generator
+        )
+        # The first half tunes the step; the second half runs a fixed kernel, so it has a stationary law.
+        if 2 * k < config.equilibration:
+            adaptation = adapt.update(adaptation, info.acceptance)
+    return state, float(adaptation.step_size)
+
+
+def refresh(
+    state: mala.State,
+    target: Target,
+    *,
+    start: int,
+    count: int,
+    steps: int,
+    step_size: float,
+    generator: torch.Generator,
+) -> mala.State:
+    """Move ``count`` chains, from index ``start`` and wrapping round, ``steps`` MALA steps on."""
+    size = len(state.energy)
+    index = (torch.arange(count, device=state.energy.device) + start) % size
+    part = mala.State(*(field[index] for field in state))
+    for _ in range(steps):
+        part, _ = mala.step(part, target, step_size=step_size, generator=generator)
+    return mala.State(
+        *(field.index_copy(0, index, new) for field, new in zip(state, part, strict=True))
+    )
+
+
+class IdentityMixture:
+    """Running second moments of the two identities' residuals in bins of time, ``(3, BINS)``."""
+
+    def __init__(self, moments: Tensor):
+        self.moments = moments
+
+    @staticmethod
+    def fresh(like: Tensor) -> IdentityMixture:
+        # All mass on the denoising identity (weight of the target identity 0) until there is evidence.
+        moments = torch.zeros(3, BINS, dtype=like.dtype, device=like.device)
+        moments[2] = 1e-6
+        return IdentityMixture(moments)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Weight of the target identity at times ``t``, in [0, 1]."""
+        aa, ab, bb = self.moments
+        share = (aa - ab) / (aa - 2 * ab + bb).clamp(min=1e-12)
+        return share.clamp(0.0, 1.0)[self._bin(t)]
+
+    def update(self, t: Tensor, denoising: Tensor, target: Tensor) -> None:
+        """Take in residuals ``(b, n, d)`` of both identities at times ``t`` ``(b,)``."""
+        index = self._bin(t)
+        products = torch.stack(
+            [
+                (denoising * denoising).mean(dim=(-2, -1)),
+                (denoising * target).mean(dim=(-2, -1)),
+                (target * target).mean(dim=(-2, -1)),
+            ]
+        )
+        count = torch.zeros(BINS, dtype=t.dtype, device=t.device).index_add_(
+            0, index, torch.ones_like(t)
+        )
+        total = torch.zeros_like(self.moments).index_add_(1, index, products)
+        seen = count > 0
+        mean = total / count.clamp(min=1.0)
+        self.moments = torch.where(seen, _DECAY * self.moments + (1 - _DECAY) * mean, self.moments)
+
+    @staticmethod
+    def _bin(t: Tensor) -> Tensor:
+        return (t * BINS).long().clamp(0, BINS - 1)

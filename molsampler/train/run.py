@@ -1,0 +1,299 @@
+"""Run or resume a training in a folder: the function behind ``molsampler train``."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .. import artifact
+from ..errors import ResourceError
+from ..target import System
+from . import checkpoint, loop
+from .config import TrainConfig
+from .folder import RunFolder
+from .state import TrainState, absolute_generator
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress display needs; ``iteration`` counts warm-up too."""
+
+    stage: Literal["annealing", "equilibrating", "warm-up", "training"]
+    iteration: int
+    total: int
+    seconds: float
+    evaluations: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a call to :func:`train` ended.
+
+    ``status`` is ``completed``, ``out of time`` (``max_time`` reached) or ``interrupted`` (by
+    ``signal``); in the last two the same call resumes.
+    """
+
+    status: Literal["completed", "out of time", "interrupted"]
+    run_dir: Path
+    artifact: Path | None
+    iteration: int
+    total: int
+    evaluations: int
+    seconds: float
+    drift: float
+    skipped: int
+    signal: int | None = None
+
+
+class _Stop(Exception):
+    """Raised between transitions of the equilibration when the run has to end."""
+
+
+def train(
+    target: System,
+    run_dir: Path | str,
+    config: TrainConfig,
+    *,
+    max_time: float | None = None,
+    device: str | torch.device | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    command: str = "",
+) -> TrainResult:
+    """Train a one-step sampler of ``target`` in ``run_dir``, or resume the training found there.
+
+    Parameters
+    ----------
+    max_time : seconds after which the run checkpoints and returns
+    device : torch device, the CPU where None
+    on_progress : called about once a second
+    command : recorded in the artifact's card
+
+    Raises
+    ------
+    InputError
+        ``run_dir`` holds a run of another configuration; the differing keys are named.
+    RunLockedError
+        Another process is training there.
+    DivergenceError
+        Too many non-finite iterations in a row; the last good checkpoint is kept.
+    ResourceError
+        The device does not exist, or its memory is too small for the batch.
+    """
+    place = _device(device)
+    began = time.monotonic()
+    say = _throttled(on_progress)
+    with RunFolder(run_dir) as folder, _signals() as received:
+        folder.claim(config)
+
+        def out_of_time() -> bool:
+            return max_time is not None and time.monotonic() - began > max_time
+
+        def report(stage: str, share: float) -> None:
+            if received or out_of_time():
+                raise _Stop
+            say(Progress(stage, int(100 * share), 100, 0.0, 0, {}))  # type: ignore[arg-type]
+
+        try:
+            state = _open(folder, config, target, place, report)
+        except _Stop:
+            # Equilibration takes minutes at most and is deterministic: it starts again on resume.
+            return TrainResult(
+                "interrupted" if received else "out of time",
+                folder.path, None, 0, config.iterations, 0, 0.0, float("inf"), 0,
+                received[0] if received else None,
+            )
+        trainer = loop.Trainer(config, target, state)
+        status: Literal["completed", "out of time", "interrupted"] = "completed"
+        while not trainer.finished:
+            try:
+                values = trainer.step()
+            except torch.OutOfMemoryError:
+                raise ResourceError(
+                    f"the device has too little memory for batch_size={config.batch_size}; "
+                    f"try --set batch_size={max(config.batch_size // 2, 1)} in a new run folder "
+                    "(the checkpoint is intact)"
+                ) from None
+            _record(folder, trainer, values)
+            if _due(state.iteration, config.checkpoint_every, trainer) or received or out_of_time():
+                _checkpoint(folder, state)
+            if trainer.finished or state.iteration > trainer.warmup and (
+                (state.iteration - trainer.warmup) % config.evaluate_every == 0
+            ):
+                _export(folder, config, target, state, command)
+            stage = "training" if state.iteration > trainer.warmup else "warm-up"
+            say(
+                Progress(
+                    stage,
+                    state.iteration,
+                    trainer.total,
+                    state.seconds,
+                    state.evaluations,
+                    state.recent,
+                )
+            )
+            if not trainer.finished and (received or out_of_time()):
+                status = "interrupted" if received else "out of time"
+                break
+        if status == "completed" and not folder.artifact.exists():
+            _export(folder, config, target, state, command)
+        return TrainResult(
+            status,
+            folder.path,
+            folder.artifact if folder.artifact.exists() else None,
+            state.iteration,
+            trainer.total,
+            state.evaluations,
+            state.seconds,
+            state.best,
+            state.skipped,
+            received[0] if status == "interrupted" else None,
+        )
+
+
+def _open(
+    folder: RunFolder,
+    config: TrainConfig,
+    target: System,
+    device: torch.device,
+    report: Callable[[str, float], None],
+) -> TrainState:
+    """The state to continue from: the newest intact checkpoint, or a fresh one."""
+    found = checkpoint.load_latest(folder.checkpoints)
+    if found is None:
+        folder.rewind_metrics(0)
+        state = loop.start(config, target, device=device, report=report)
+        _checkpoint(folder, state)
+        return state
+    tensors, counters, path = found
+    tensors = {
+        key: value if key == "rng" else value.to(device) for key, value in tensors.items()
+    }
+    state = loop.blank(config, target, counters, device=device)
+    state.load(tensors, counters)
+    folder.rewind_metrics(state.log_bytes)
+    _log.info("resuming from %s", path)
+    return state
+
+
+def _due(iteration: int, every: int, trainer: loop.Trainer) -> bool:
+    return iteration % every == 0 or trainer.finished
+
+
+def _record(folder: RunFolder, trainer: loop.Trainer, values: dict[str, float]) -> None:
+    """Evaluate where it is time, and log."""
+    state, config = trainer.state, trainer.config
+    done = state.iteration - trainer.warmup
+    evaluated = trainer.finished or (done > 0 and done % config.evaluate_every == 0)
+    if evaluated:
+        result = trainer.evaluate()
+        values = {
+            **values,
+            "drift": result.drift,
+            "median_energy": result.median_energy,
+            "refined_median_energy": result.refined_median_energy,
+            "acceptance": result.acceptance,
+        }
+    if evaluated or state.iteration % config.log_every == 0:
+        state.recent = {**state.recent, **values}
+        state.log_bytes = folder.log(
+            {
+                "iteration": state.iteration,
+                **values,
+                "energy_evaluations": state.evaluations,
+                "skipped": state.skipped,
+            }
+        )
+
+
+def _checkpoint(folder: RunFolder, state: TrainState) -> None:
+    if state.bad_in_a_row:
+        # A checkpoint is a state worth going back to; the last good one stays the newest.
+        return
+    checkpoint.save(folder.checkpoints, state.iteration, *state.flatten())
+
+
+def _export(
+    folder: RunFolder, config: TrainConfig, target: System, state: TrainState, command: str
+) -> None:
+    """Write the generator selected so far as an artifact."""
+    cost: dict[str, Any] = {
+        "energy_evaluations": state.evaluations,
+        "seconds": round(state.seconds, 1),
+        "iterations": state.iteration,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), "
+        f"{state.mixture.moments.device.type}",
+    }
+    artifact.save(
+        folder.artifact,
+        state.selected,
+        system=target,
+        architecture=absolute_generator(config, state.data_scale),
+        training=artifact.Training(
+            config=config.model_dump(mode="json"),
+            command=command or f"molsampler train {config.system} RUN_DIR",
+            seed=config.seed,
+            cost=artifact.Cost(**cost),
+        ),
+        quality=[
+            {
+                "metric": "refinement drift (energy-W2, kT)",
+                "value": state.best,
+                "n": config.evaluate_samples,
+                "steps": config.evaluate_steps,
+                "iteration": state.best_iteration,
+            }
+        ],
+        overwrite=True,
+    )
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    place = torch.device("cpu" if device is None else device)
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ResourceError(f"device {str(place)!r} was asked for, but no CUDA device is available")
+    return place
+
+
+def _throttled(on_progress: Callable[[Progress], None] | None) -> Callable[[Progress], None]:
+    last = 0.0
+
+    def say(progress: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if on_progress is not None and (now - last > 1.0 or progress.iteration == progress.total):
+            last = now
+            on_progress(progress)
+
+    return say
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; restores the handlers on leaving."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+
+    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
