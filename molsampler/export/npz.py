@@ -1,0 +1,314 @@
+"""The ``.npz`` format: ``positions``, ``energies``, ``metadata`` and, where there are any, ``weights``.
+
+It is a zip archive of ``.npy`` members that needs no library but numpy and loads with
+``allow_pickle=False``. Each member carries a CRC-32 that is checked on reading, and the provenance is
+a member too, so these files have no sidecar. Positions and energies keep every bit.
+
+    positions  (n, N, D) float32, the system's unit of length
+    energies   (n,) float64, reduced
+    weights    (n,) float64
+    metadata   JSON text
+
+Files of other origin may hold ``positions`` alone, in float32 or float64.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import memory
+from ..errors import (
+    FileFormatError,
+    InputError,
+    IntegrityError,
+    MolsamplerError,
+    ShapeError,
+)
+
+#: Members that are read; archives with others are accepted and those are left alone.
+MEMBERS = ("positions", "energies", "weights", "metadata")
+#: Bounds on what a file may make its reader do.
+MAX_MEMBERS = 64
+MAX_HEADER = 10_000
+MAX_METADATA = 2**20
+MAX_EXPANSION = 1000
+_PIECE = 2**22
+
+
+class Content(NamedTuple):
+    """Arrays of a file; energies and weights are None where it has none."""
+
+    positions: NDArray[np.float32]
+    energies: NDArray[np.float64] | None
+    weights: NDArray[np.float64] | None
+    metadata: dict[str, Any]
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    # A fixed date makes equal samples equal files.
+    info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+    return archive.open(info, "w", force_zip64=True)
+
+
+def _header(file: IO[bytes], descr: str, shape: tuple[int, ...]) -> None:
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": descr, "fortran_order": False, "shape": shape}
+    )
+
+
+def write(
+    path: Path,
+    blocks: Iterable[Any],
+    *,
+    count: int,
+    shape: tuple[int, int],
+    weighted: bool,
+    metadata: Callable[[], dict[str, Any]],
+) -> None:
+    """Write ``count`` samples that arrive in blocks, and read the file back.
+
+    ``blocks`` are :class:`molsampler.samples.Samples`; ``metadata`` is called after the last one.
+    Energies wait in an unnamed file beside ``path``, as zip members are written one after another.
+
+    Raises
+    ------
+    IntegrityError
+        What is read back is not what was written.
+    """
+    digests = {"positions": hashlib.sha256(), "energies": hashlib.sha256()}
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
+        tempfile.TemporaryFile(dir=path.parent) as energies,
+        tempfile.TemporaryFile(dir=path.parent) as weights,
+    ):
+        with _member(archive, "positions") as member:
+            _header(member, "<f4", (count, *shape))
+            written = 0
+            for block in blocks:
+                if tuple(block.positions.shape[1:]) != shape or (block.weights is None) is weighted:
+                    raise ShapeError(
+                        f"a block of shape {tuple(block.positions.shape)}, weights: "
+                        f"{block.weights is not None}, follows blocks of (n, {shape[0]}, {shape[1]}), "
+                        f"weights: {weighted}"
+                    )
+                written += len(block)
+                piece = block.positions.numpy().astype("<f4").tobytes()
+                digests["positions"].update(piece)
+                member.write(piece)
+                piece = block.energies.numpy().astype("<f8").tobytes()
+                digests["energies"].update(piece)
+                energies.write(piece)
+                if weighted:
+                    weights.write(block.weights.numpy().astype("<f8").tobytes())
+            if written != count:
+                raise InputError(f"{written} samples came where {count} were announced")
+        for name, spool in (("energies", energies), ("weights", weights)):
+            if name == "energies" or weighted:
+                spool.seek(0)
+                with _member(archive, name) as member:
+                    _header(member, "<f8", (count,))
+                    shutil.copyfileobj(spool, member, _PIECE)
+        with _member(archive, "metadata") as member:
+            text = np.array(json.dumps(metadata(), allow_nan=False))
+            np.lib.format.write_array(member, text, allow_pickle=False)
+    _verify(path, {name: digest.hexdigest() for name, digest in digests.items()}, (count, *shape))
+
+
+def _layout(
+    member: IO[bytes], info: zipfile.ZipInfo, path: Path
+) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, dtype and bytes of the array in an open member, which is left at the array's start."""
+    name = info.filename
+    try:
+        version = np.lib.format.read_magic(member)
+        reader = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, fortran, dtype = reader(member, max_header_size=MAX_HEADER)
+    except (ValueError, KeyError, SyntaxError, TypeError, EOFError) as error:
+        raise FileFormatError(f"{path}: member {name} is not a plain array: {error}") from None
+    if dtype.hasobject:
+        raise FileFormatError(f"{path}: member {name} holds pickled objects; refused")
+    if dtype.kind not in "fU" or fortran or min(shape, default=0) < 0 or len(shape) > 3:
+        raise FileFormatError(
+            f"{path}: member {name} has dtype {dtype}, shape {shape}, Fortran order {fortran}; "
+            "C-ordered numbers or text are expected"
+        )
+    size = math.prod(int(k) for k in shape) * dtype.itemsize
+    if size != info.file_size - member.tell():
+        raise FileFormatError(
+            f"{path}: member {name} announces an array of {size} bytes and holds "
+            f"{info.file_size - member.tell()}"
+        )
+    if size == 0:
+        raise FileFormatError(f"{path}: member {name} is empty, shape {shape}")
+    if dtype.kind == "U" and size > 4 * MAX_METADATA:
+        raise FileFormatError(f"{path}: member {name} has {size} bytes of text; refused")
+    return shape, dtype, size
+
+
+def _pieces(member: IO[bytes], size: int, name: str, path: Path) -> Iterator[bytes]:
+    """The array's bytes; reading on to the end makes zipfile compare the CRC-32."""
+    done = 0
+    while done < size:
+        piece = member.read(min(_PIECE, size - done))
+        if not piece:
+            raise FileFormatError(f"{path}: member {name} ends after {done} of {size} bytes")
+        yield piece
+        done += len(piece)
+    if member.read(1):
+        raise FileFormatError(f"{path}: member {name} is longer than announced")
+
+
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> NDArray[Any]:
+    """One member in memory; header, size and CRC-32 are checked before and while it is read."""
+    with archive.open(info) as member:
+        shape, dtype, size = _layout(member, info, path)
+        memory.require(
+            size, purpose=f"reading {path}", remedy="read it where there is more, or in parts"
+        )
+        buffer = bytearray(size)
+        view, done = memoryview(buffer), 0
+        for piece in _pieces(member, size, info.filename, path):
+            view[done : done + len(piece)] = piece
+            done += len(piece)
+    return np.frombuffer(buffer, dtype=dtype).reshape(shape)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The archive, its table of members checked; whatever damage provokes becomes FileFormatError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_members(archive.infolist(), path)
+            yield archive
+    except MolsamplerError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise FileFormatError(
+            f"{path} is not an .npz file, or truncated or damaged: {error}"
+        ) from error
+    except (OSError, RuntimeError, ValueError, IndexError, struct.error) as error:
+        # Damaged offsets make zipfile seek and index out of bounds, or ask for a password.
+        raise FileFormatError(f"{path} is damaged: {error}") from error
+
+
+def _verify(path: Path, digests: dict[str, str], shape: tuple[int, ...]) -> None:
+    """Compare the file with the digests of what was written, without holding it in memory."""
+    with _opened(path) as archive:
+        for name, digest in digests.items():
+            info = archive.getinfo(f"{name}.npy")
+            found = hashlib.sha256()
+            with archive.open(info) as member:
+                held, _, size = _layout(member, info, path)
+                for piece in _pieces(member, size, name, path):
+                    found.update(piece)
+            if found.hexdigest() != digest or held[:1] != shape[:1]:
+                raise IntegrityError(f"{path}: {name} read back differ from what was written")
+
+
+def inspect(path: Path) -> tuple[int, int, int]:
+    """Samples, particles and dimension, from the header of ``positions``."""
+    with _opened(path) as archive:
+        if "positions.npy" not in archive.namelist():
+            raise FileFormatError(f"{path} holds no array 'positions'")
+        info = archive.getinfo("positions.npy")
+        with archive.open(info) as member:
+            shape = _layout(member, info, path)[0]
+    if len(shape) != 3:
+        raise FileFormatError(f"{path}: positions of shape (n, N, D) expected, got {shape}")
+    return shape[0], shape[1], shape[2]
+
+
+def read(path: Path) -> Content:
+    """Read and check a file.
+
+    Raises
+    ------
+    FileFormatError
+        It is not an archive of plain arrays, is truncated or damaged, or asks for more than its
+        size can hold.
+    ResourceError
+        Its arrays would not fit in memory.
+    """
+    with _opened(path) as archive:
+        arrays = {
+            info.filename[:-4]: _array(archive, info, path)
+            for info in archive.infolist()
+            if info.filename.endswith(".npy") and info.filename[:-4] in MEMBERS
+        }
+    return _content(arrays, path)
+
+
+def _check_members(infos: list[zipfile.ZipInfo], path: Path) -> None:
+    names = [info.filename for info in infos]
+    if len(infos) > MAX_MEMBERS or len(set(names)) != len(names):
+        raise FileFormatError(f"{path} has {len(names)} members, some perhaps twice; refused")
+    size = path.stat().st_size
+    if sum(info.compress_size for info in infos) > size:
+        raise FileFormatError(f"{path} has members that overlap; refused")
+    for info in infos:
+        if info.flag_bits & 1 or info.compress_type not in (
+            zipfile.ZIP_STORED,
+            zipfile.ZIP_DEFLATED,
+        ):
+            raise FileFormatError(
+                f"{path}: member {info.filename!r} is encrypted or of an odd kind"
+            )
+        stored = info.compress_type == zipfile.ZIP_STORED
+        if info.file_size > (1 if stored else MAX_EXPANSION) * info.compress_size:
+            raise FileFormatError(
+                f"{path}: member {info.filename!r} claims to expand from {info.compress_size} to "
+                f"{info.file_size} bytes; refused"
+            )
+
+
+def _content(arrays: dict[str, NDArray[Any]], path: Path) -> Content:
+    positions = arrays.get("positions")
+    if positions is None or positions.ndim != 3 or positions.dtype.kind != "f":
+        got = "none" if positions is None else f"{positions.dtype} {positions.shape}"
+        raise FileFormatError(
+            f"{path}: an array 'positions' of shape (n, N, D) is expected, got {got}"
+        )
+    for name in ("energies", "weights"):
+        array = arrays.get(name)
+        if array is not None and (array.dtype.kind != "f" or array.shape != positions.shape[:1]):
+            raise FileFormatError(
+                f"{path}: {name} of shape ({len(positions)},) expected, "
+                f"got {array.dtype} {array.shape}"
+            )
+    metadata: dict[str, Any] = {}
+    text = arrays.get("metadata")
+    if text is not None:
+        try:
+            metadata = json.loads(str(text[()]))
+        except (ValueError, RecursionError, TypeError) as error:
+            raise FileFormatError(f"{path}: metadata is not JSON text: {error}") from None
+        if not isinstance(metadata, dict):
+            raise FileFormatError(f"{path}: metadata must be a JSON object")
+    # Energies of less than float64 are recomputed where the system is known.
+    energies = arrays.get("energies")
+    if energies is not None and energies.dtype.itemsize < 8:
+        energies = None
+    with np.errstate(over="ignore"):  # an overflow becomes inf, which the caller refuses by name
+        return Content(
+            positions.astype("<f4", copy=False),
+            energies.astype("<f8", copy=False) if energies is not None else None,
+            None if "weights" not in arrays else arrays["weights"].astype("<f8", copy=False),
+            metadata,
+        )

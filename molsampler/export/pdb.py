@@ -1,0 +1,158 @@
+"""PDB files: text, one model a frame, coordinates in angstrom with three decimals.
+
+MDTraj writes the first model, which settles names, elements and bonds; further models repeat its
+lines with their own coordinates.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import FileFormatError, InputError
+from .lengths import Frames
+
+#: What fits the eight columns of a coordinate (angstrom).
+LOWEST, HIGHEST = -999.999, 9999.999
+
+
+def _template(topology: Any) -> tuple[str, str]:
+    """One model as a %-format over its coordinates, and what follows the last model."""
+    from mdtraj.formats import PDBTrajectoryFile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.pdb"
+        with PDBTrajectoryFile(str(path), "w") as file:
+            file.write(np.zeros((topology.n_atoms, 3)), topology, modelIndex=1)
+        lines = path.read_text("ascii").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("MODEL"))
+    end = next(i for i, line in enumerate(lines) if line.startswith("ENDMDL"))
+    model = []
+    for line in lines[start + 1 : end]:
+        if line.startswith(("ATOM", "HETATM")):
+            head, tail = (part.replace("%", "%%") for part in (line[:30], line[54:]))
+            model.append(head + "%8.3f%8.3f%8.3f" + tail)
+        else:
+            model.append(line.replace("%", "%%"))
+    return "\n".join(model) + "\n", "\n".join([*lines[end + 1 :], ""])
+
+
+def one_model(topology: Any, frame: Frames) -> str:
+    """A PDB text of one frame ``(N, 3)`` in nm, for use as topology.
+
+    A frame that does not fit the columns is drawn with all atoms at the origin: it is the atoms that
+    a topology is read for.
+    """
+    model, footer = _template(topology)
+    angstrom = frame.astype(np.float64) * 10.0
+    if np.any((angstrom < LOWEST) | (angstrom > HIGHEST)):
+        angstrom = np.zeros_like(angstrom)
+    return f"MODEL        1\n{model % tuple(angstrom.ravel().tolist())}ENDMDL\n{footer}"
+
+
+def check_range(frames: Frames, first: int) -> None:
+    """Refuse coordinates (nm) that do not fit the columns; ``first`` is the index of the first frame."""
+    angstrom = frames.astype(np.float64) * 10.0
+    outside = (angstrom < LOWEST) | (angstrom > HIGHEST)
+    if np.any(outside):
+        frame, atom, axis = np.argwhere(outside)[0]
+        raise InputError(
+            f"frame {first + frame}, atom {atom} has a coordinate of {angstrom[frame, atom, axis]:.3f} "
+            f"angstrom; a PDB file holds {LOWEST} to {HIGHEST}; choose .h5, .dcd or .npz"
+        )
+
+
+@contextmanager
+def write(path: Path, topology: Any, count: int) -> Iterator[Any]:
+    """Yield a function that appends frames ``(n, N, 3)`` in nm."""
+    model, footer = _template(topology)
+    done = 0
+    with open(path, "w", encoding="ascii") as file:
+
+        def append(frames: Frames) -> None:
+            nonlocal done
+            check_range(frames, done)
+            # Rounded in float64, so that the last digit is that of the float32 coordinate.
+            for flat in (frames.astype(np.float64) * 10.0).reshape(len(frames), -1).tolist():
+                done += 1
+                # The model number has four columns; readers count the records.
+                file.write(f"MODEL     {done % 10000:4d}\n{model % tuple(flat)}ENDMDL\n")
+
+        yield append
+        file.write(footer)
+
+
+def _models(path: Path) -> Iterator[list[list[float]]]:
+    """Coordinates in angstrom of each model."""
+    model: list[list[float]] = []
+    inside = explicit = ended = False
+    try:
+        with open(path, encoding="ascii") as file:
+            for number, line in enumerate(file, 1):
+                record = line[:6].rstrip()
+                if record in ("ATOM", "HETATM"):
+                    if len(line.rstrip("\n")) < 54 or (explicit and not inside):
+                        raise FileFormatError(f"{path} is truncated or damaged at line {number}")
+                    try:
+                        model.append([float(line[k : k + 8]) for k in (30, 38, 46)])
+                    except ValueError:
+                        raise FileFormatError(
+                            f"{path}, line {number}: coordinates expected in columns 31-54, "
+                            f"got {line[30:54]!r}"
+                        ) from None
+                elif record == "MODEL":
+                    if inside or model:
+                        raise FileFormatError(
+                            f"{path}, line {number}: a model begins inside another"
+                        )
+                    inside = explicit = True
+                elif record == "ENDMDL":
+                    if not inside:
+                        raise FileFormatError(f"{path}, line {number}: ENDMDL without MODEL")
+                    yield model
+                    model, inside = [], False
+                elif record == "END":
+                    ended = True
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path} is not a text file: {error}") from None
+    if explicit and (inside or not ended):
+        raise FileFormatError(f"{path} is truncated: its last model or the END record is missing")
+    if model:
+        yield model
+
+
+def inspect(path: Path) -> tuple[int, int]:
+    """Models and atoms.
+
+    Raises
+    ------
+    FileFormatError
+        A model is incomplete, or models differ in their number of atoms.
+    """
+    frames = atoms = 0
+    for model in _models(path):
+        if frames and len(model) != atoms:
+            raise FileFormatError(
+                f"{path}: model {frames + 1} has {len(model)} atoms, earlier ones have {atoms}"
+            )
+        frames, atoms = frames + 1, len(model)
+    if not atoms:
+        raise FileFormatError(f"{path} holds no atoms")
+    return frames, atoms
+
+
+def read(path: Path, chunk: int) -> Iterator[Frames]:
+    """Frames ``(<= chunk, N, 3)`` in nm, in order."""
+    models: list[list[list[float]]] = []
+    for model in _models(path):
+        models.append(model)
+        if len(models) == chunk:
+            yield (np.array(models) / 10.0).astype(np.float32)
+            models = []
+    if models:
+        yield (np.array(models) / 10.0).astype(np.float32)

@@ -1,0 +1,110 @@
+"""XTC trajectories (GROMACS), written and decoded by MDTraj.
+
+XTC rounds coordinates to multiples of 1e-3 nm (files of at most nine atoms keep float32). Its frames
+carry no index; walking the frame headers before decoding finds a file that ends inside a frame, which
+decoders may miss. One that ends between frames is whole to the format; only a sidecar knows better.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import FileFormatError, InputError
+from .lengths import Frames
+
+#: Coordinates beyond this overflow the format's 32-bit integers (nm).
+LIMIT_NM = 1e6
+_MAGIC = 1995
+#: Up to this many atoms the coordinates are stored as plain float32.
+_PLAIN_ATOMS = 9
+
+
+@contextmanager
+def write(path: Path, topology: Any, count: int) -> Iterator[Any]:
+    """Yield a function that appends frames ``(n, N, 3)`` in nm."""
+    from mdtraj.formats import XTCTrajectoryFile
+
+    done = 0
+    with XTCTrajectoryFile(str(path), "w", force_overwrite=True) as file:
+
+        def append(frames: Frames) -> None:
+            nonlocal done
+            if float(np.abs(frames).max()) > LIMIT_NM:
+                raise InputError(
+                    f"a coordinate of {float(np.abs(frames).max()):.3g} nm does not fit an XTC file "
+                    f"(at most {LIMIT_NM:g} nm); choose .h5, .dcd or .npz"
+                )
+            index = np.arange(done, done + len(frames))
+            # A zero box says that there is none.
+            box = np.zeros((len(frames), 3, 3), dtype=np.float32)
+            file.write(
+                np.ascontiguousarray(frames),
+                time=index.astype(np.float32),
+                step=index.astype(np.int32),
+                box=box,
+            )
+            done += len(frames)
+
+        yield append
+
+
+def inspect(path: Path) -> tuple[int, int]:
+    """Frames and atoms, by walking the headers of all frames.
+
+    Raises
+    ------
+    FileFormatError
+        A frame header is damaged or the file ends inside a frame.
+    """
+    size = path.stat().st_size
+    frames, atoms, offset = 0, 0, 0
+    with open(path, "rb") as file:
+        while offset < size:
+            file.seek(offset)
+            # magic, atoms, step, time, nine box entries, atoms again; then, compressed: precision,
+            # three smallest and three largest integers, index, byte count.
+            head = file.read(92)
+            where = f"{path} is truncated or damaged at frame {frames} (byte {offset})"
+            if len(head) < 56:
+                raise FileFormatError(where)
+            magic, count = struct.unpack(">ii", head[:8])
+            (again,) = struct.unpack(">i", head[52:56])
+            if magic != _MAGIC:
+                raise FileFormatError(where if frames else f"{path} is not an XTC trajectory")
+            if count < 1 or count != again or (frames and count != atoms):
+                raise FileFormatError(where)
+            atoms = count
+            if atoms <= _PLAIN_ATOMS:
+                offset += 56 + 12 * atoms
+            else:
+                if len(head) < 92:
+                    raise FileFormatError(where)
+                (held,) = struct.unpack(">i", head[88:92])
+                if held < 0:
+                    raise FileFormatError(where)
+                offset += 92 + (held + 3) // 4 * 4
+            if offset > size:
+                raise FileFormatError(where)
+            frames += 1
+    return frames, atoms
+
+
+def read(path: Path, chunk: int) -> Iterator[Frames]:
+    """Frames ``(<= chunk, N, 3)`` in nm, in order."""
+    from mdtraj.formats import XTCTrajectoryFile
+
+    try:
+        with XTCTrajectoryFile(str(path), "r") as file:
+            while True:
+                frames = file.read(chunk)[0]
+                if not len(frames):
+                    return
+                yield np.asarray(frames, dtype=np.float32)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise FileFormatError(f"{path} cannot be decoded: {error}") from error
