@@ -188,8 +188,9 @@ class System:
     def _batched_energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
         batch = x.shape[:-2]
         energy, score = self._energy_and_score(x.reshape(-1, *self.shape))
-        bad = ~torch.isfinite(energy) | ~torch.isfinite(score).flatten(1).all(-1)
-        if bad.any():
+        # One sum tells the common case, in a tenth of the time of a test row by row.
+        if not torch.isfinite(energy.sum() + score.sum()):
+            bad = ~torch.isfinite(energy) | ~torch.isfinite(score).flatten(1).all(-1)
             energy = energy.masked_fill(bad, torch.inf)
             score = score.masked_fill(bad[:, None, None], 0.0)
         return energy.reshape(batch), score.reshape(*batch, *self.shape)

@@ -1,0 +1,54 @@
+"""Physical systems: analytic pair potentials and synthetic densities, found by name.
+
+The source folder is ``systems/``; the import name is ``molsampler.systems``.
+"""
+
+from __future__ import annotations
+
+if __name__ == "systems":
+    raise ImportError(
+        "this folder is the package 'molsampler.systems'; install molsampler "
+        "(pip install -e .) and import molsampler.systems instead of 'systems'"
+    )
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .registry import get_system, list_systems
+
+if TYPE_CHECKING:
+    from .double_well import DoubleWell
+    from .lennard_jones import LennardJones
+    from .many_well import ManyWell
+    from .mixture import GaussianMixture
+    from .pair_potential import PairPotential
+
+__all__ = [
+    "DoubleWell",
+    "GaussianMixture",
+    "LennardJones",
+    "ManyWell",
+    "PairPotential",
+    "get_system",
+    "list_systems",
+]
+
+_LAZY = {
+    "DoubleWell": ".double_well",
+    "GaussianMixture": ".mixture",
+    "LennardJones": ".lennard_jones",
+    "ManyWell": ".many_well",
+    "PairPotential": ".pair_potential",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name], __name__), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
