@@ -30,7 +30,9 @@ class Diffused(NamedTuple):
     scales: Scales
 
 
-def diffuse(x: Tensor, scales: Scales, space: Space, *, generator: torch.Generator | None) -> Diffused:
+def diffuse(
+    x: Tensor, scales: Scales, space: Space, *, generator: torch.Generator | None
+) -> Diffused:
     """x_t = alpha x + sigma eps, with noise on the target's space."""
     noise = space.randn(len(x), generator=generator, like=x)
     x_t = scales.alpha[:, None, None] * x + scales.sigma[:, None, None] * noise
@@ -56,7 +58,7 @@ def weight(weighting: Weighting, scales: Scales, *, data_scale: float) -> Tensor
         uncertainty = relative * data_scale / torch.sqrt(relative**2 + data_scale**2)
         return sigma**2 / (alpha * uncertainty)
     raise InputError(
-        "weighting must be 'uniform', 'inverse-alpha', 'sigma' or 'denoiser', got " f"{weighting!r}"
+        f"weighting must be 'uniform', 'inverse-alpha', 'sigma' or 'denoiser', got {weighting!r}"
     )
 
 

@@ -36,7 +36,9 @@ def check_output(path: Path | str, *, overwrite: bool) -> Path:
     """
     path = Path(path)
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise OutputExistsError(f"{path} is a link, folder or device; only regular files are written")
+        raise OutputExistsError(
+            f"{path} is a link, folder or device; only regular files are written"
+        )
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists; pass --overwrite (overwrite=True) to replace it")
     if not path.parent.is_dir():
@@ -77,7 +79,9 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         if isinstance(error, StorageError | OutputExistsError):
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StorageError(f"no space left to write {path}; the previous file is intact") from error
+            raise StorageError(
+                f"no space left to write {path}; the previous file is intact"
+            ) from error
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)

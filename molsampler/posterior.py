@@ -34,9 +34,7 @@ class GaussianFactor:
 
     def sample(self, k: int, *, generator: torch.Generator | None) -> Tensor:
         """``k`` draws for each condition, ``(k, *b, n, d)``."""
-        noise = self.space.randn(
-            k, *self.mean.shape[:-2], generator=generator, like=self.mean
-        )
+        noise = self.space.randn(k, *self.mean.shape[:-2], generator=generator, like=self.mean)
         return self.mean + self.std[..., None, None] * noise
 
 

@@ -156,7 +156,7 @@ class System:
             See :func:`check_positions`.
         """
         x = check_positions(x, self.shape)
-        return cast(Tensor, _Energy.apply(x, self))
+        return cast(Tensor, _Energy.apply(x, self))  # type: ignore[no-untyped-call]
 
     def energy_and_score(self, x: Any) -> tuple[Tensor, Tensor]:
         """Reduced energy ``(*b,)`` and score ``-grad u`` ``(*b, n, d)`` of positions ``(*b, n, d)``.

@@ -22,7 +22,9 @@ def _scale_gradient(theta: float, *, target_std: float = 1.0, draws: int = 40_00
         z = SPACE.randn(draws // 16, generator=rng, like=like)
         parameter = torch.tensor(theta, dtype=torch.float64, requires_grad=True)
         sigma = 0.05 + 2 * torch.rand(len(z), generator=rng, dtype=torch.float64)
-        diffused = diffuse(parameter * z, Scales(torch.ones_like(sigma), sigma), SPACE, generator=rng)
+        diffused = diffuse(
+            parameter * z, Scales(torch.ones_like(sigma), sigma), SPACE, generator=rng
+        )
         column = sigma[:, None, None] ** 2
         model = -diffused.x_t / (theta**2 + column)
         target = -diffused.x_t / (target_std**2 + column)

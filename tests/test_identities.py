@@ -25,8 +25,10 @@ class Mixture:
 
     def _log_terms(self, x, means, variance):
         gap = x[..., None, :] - means
-        return self.weights.log() - gap.square().sum(-1) / (2 * variance) - math.log(
-            2 * math.pi * variance
+        return (
+            self.weights.log()
+            - gap.square().sum(-1) / (2 * variance)
+            - math.log(2 * math.pi * variance)
         )
 
     def energy_and_score(self, x):
@@ -94,7 +96,13 @@ def test_variance_ranks_as_documented():
 
 def test_unknown_identity_is_refused():
     with pytest.raises(InputError, match="denoising"):
-        identities.estimate("tweedie", torch.ones(1), torch.ones(1), torch.ones(1), Scales(torch.ones(1), torch.ones(1)))
+        identities.estimate(
+            "tweedie",
+            torch.ones(1),
+            torch.ones(1),
+            torch.ones(1),
+            Scales(torch.ones(1), torch.ones(1)),
+        )
 
 
 @pytest.mark.parametrize(("levels", "particles"), [(1, 64), (10, 16)])
@@ -108,8 +116,13 @@ def test_posterior_chains_reproduce_the_diffused_score(levels, particles, sigma)
     x_t = base.repeat(copies, 1, 1)
     scales = Scales(torch.ones(len(x_t)).double(), torch.full((len(x_t),), sigma).double())
     chain = start_chains(
-        x_t, scales, mixture, particles=particles, levels=levels,
-        step_size=torch.full((len(x_t),), 0.05).double(), generator=rng,
+        x_t,
+        scales,
+        mixture,
+        particles=particles,
+        levels=levels,
+        step_size=torch.full((len(x_t),), 0.05).double(),
+        generator=rng,
     )
     result = posterior_score(
         x_t, scales, mixture, chain, steps=60, average=20, identity="mixed", generator=rng

@@ -51,4 +51,6 @@ def accept(log_ratio: Tensor, absurd: Tensor, *, generator: torch.Generator | No
 
 def choose(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """``new`` where accepted, else ``old``; ``accepted`` has the batch shape of both."""
-    return torch.where(accepted.reshape(accepted.shape + (1,) * (new.dim() - accepted.dim())), new, old)
+    return torch.where(
+        accepted.reshape(accepted.shape + (1,) * (new.dim() - accepted.dim())), new, old
+    )

@@ -23,7 +23,7 @@ class Adaptation(NamedTuple):
     """Current step size and number of updates."""
 
     log_step: Tensor
-    count: int
+    updates: int
 
     @property
     def step_size(self) -> Tensor:
@@ -58,9 +58,9 @@ def update(
     log_step = adaptation.log_step
     extra = acceptance.dim() - log_step.dim()
     mean = acceptance.mean(dim=tuple(range(extra))) if extra else acceptance
-    gain = (adaptation.count + 1) ** -0.6
+    gain = (adaptation.updates + 1) ** -0.6
     return Adaptation(
-        log_step + gain * (mean.to(log_step) - target_acceptance), adaptation.count + 1
+        log_step + gain * (mean.to(log_step) - target_acceptance), adaptation.updates + 1
     )
 
 

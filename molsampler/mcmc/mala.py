@@ -42,7 +42,7 @@ def drift(score: Tensor, step: Tensor) -> Tensor:
     """Truncated drift of the proposal, shape ``(*b, n, d)``."""
     move = step * score
     limit = DRIFT_LIMIT * torch.sqrt(2.0 * step * score.shape[-1])
-    length = move.norm(dim=-1, keepdim=True)
+    length: Tensor = move.norm(dim=-1, keepdim=True)
     return move * (limit / length.clamp(min=1e-30)).clamp(max=1.0)
 
 

@@ -81,7 +81,7 @@ def run(
             )
             adaptation = adapt.update(adaptation, info.acceptance)
         # The density changes with every level, so the adaptation must stay responsive.
-        adaptation = adaptation._replace(count=min(adaptation.count, 3))
+        adaptation = adaptation._replace(updates=min(adaptation.updates, 3))
     return Population(state.position, log_ratio, level, float(adaptation.step_size))
 
 

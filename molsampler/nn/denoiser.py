@@ -45,13 +45,15 @@ class Denoiser(nn.Module):
         self.register_buffer("data_scale", torch.tensor(float(data_scale)))
         # log s spans about five units; frequencies from one period in six to one in a third.
         self.register_buffer(
-            "frequencies", 2 * math.pi / torch.logspace(math.log10(6.0), math.log10(1 / 3), _FREQUENCIES),
+            "frequencies",
+            2 * math.pi / torch.logspace(math.log10(6.0), math.log10(1 / 3), _FREQUENCIES),
             persistent=False,
         )
 
     def output_scale(self, s: Tensor) -> Tensor:
         """c_out of relative noise ``s``, the scale of the denoiser's uncertainty."""
-        return s * self.data_scale / torch.sqrt(s**2 + self.data_scale**2)
+        scale: Tensor = s * self.data_scale / torch.sqrt(s**2 + self.data_scale**2)
+        return scale
 
     def forward(self, y: Tensor, s: Tensor) -> Tensor:
         """Estimate of E[x_0 | y], shape ``(b, n, d)``, at relative noise ``s`` ``(b,)``."""

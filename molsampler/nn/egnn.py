@@ -136,7 +136,9 @@ class EGNNLayer(nn.Module):
         message = functional.silu(self.message(functional.silu(message)))
         if self.attention is not None:
             message = message * torch.sigmoid(self.attention(message))
-        coordinate = message if self.hidden_head is None else functional.silu(self.hidden_head(message))
+        coordinate = (
+            message if self.hidden_head is None else functional.silu(self.hidden_head(message))
+        )
         weight = self.head(coordinate) / (distance + 1.0)
         x = x + self.scale * pairs.sum_vectors(difference * weight)
         update = torch.cat([h, self.scale * pairs.sum_messages(message)], dim=-1)

@@ -100,7 +100,9 @@ class Generator(nn.Module):
         kicks = self.space.randn(n, config.langevin_layers, generator=generator, like=like)
         return Latent(position, torch.cat(parts, dim=-1), kicks)
 
-    def forward(self, latent: Latent, *, body: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
+    def forward(
+        self, latent: Latent, *, body: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> Tensor:
         """Configurations ``(b, n, d)`` from latents; ``body`` may be a compiled form of the own body."""
         z = self.config.latent_scale * latent.position
         body = self.body if body is None else body

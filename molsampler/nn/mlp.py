@@ -22,4 +22,5 @@ class MLP(nn.Module):
         h = self.embed(torch.cat([x.flatten(1), features], dim=-1))
         for norm, hidden in zip(self.norms, self.hidden, strict=True):
             h = h + functional.silu(hidden(norm(h)))
-        return self.out(h).reshape(x.shape)
+        out: Tensor = self.out(h)
+        return out.reshape(x.shape)

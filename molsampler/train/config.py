@@ -185,7 +185,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise InputError(f"{path} must hold a mapping of configuration keys, got {type(values).__name__}")
+        raise InputError(
+            f"{path} must hold a mapping of configuration keys, got {type(values).__name__}"
+        )
     return values
 
 
@@ -213,11 +215,10 @@ def _merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(base)
     for key, value in update.items():
         old = merged.get(key)
-        replaces = isinstance(value, Mapping) and "kind" in value and isinstance(old, Mapping)
-        if replaces and value["kind"] != old.get("kind"):
-            merged[key] = dict(value)
-        elif isinstance(value, Mapping) and isinstance(old, Mapping):
-            merged[key] = _merge(old, value)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            # Another kind shares no keys with the old one.
+            other = "kind" in value and value["kind"] != old.get("kind")
+            merged[key] = dict(value) if other else _merge(old, value)
         else:
             merged[key] = value
     return merged

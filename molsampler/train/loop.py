@@ -64,7 +64,9 @@ def start(
     return state
 
 
-def blank(config: TrainConfig, target: Target, counters: str, *, device: torch.device) -> TrainState:
+def blank(
+    config: TrainConfig, target: Target, counters: str, *, device: torch.device
+) -> TrainState:
     """A state of the right structure, to be filled from a checkpoint with these counters."""
     scale = float(json.loads(counters).get("data_scale", 1.0))
     rng = torch.Generator(device=device)
@@ -108,6 +110,12 @@ class Trainer:
     @property
     def finished(self) -> bool:
         return self.state.iteration >= self.total
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether the criterion is to be measured after the iteration just done."""
+        done = self.state.iteration - self.warmup
+        return self.finished or (done > 0 and done % self.config.evaluate_every == 0)
 
     def step(self) -> dict[str, float]:
         """One iteration; returns what is worth logging.
@@ -170,9 +178,7 @@ class Trainer:
         ceiling = high + (high - low)
         drift = (before.clamp(max=ceiling).sort()[0] - after.sort()[0]).square().mean().sqrt()
         state.evaluations = self.target.evaluations
-        result = Evaluation(
-            float(drift), float(before.median()), float(after.median()), acceptance
-        )
+        result = Evaluation(float(drift), float(before.median()), float(after.median()), acceptance)
         if result.drift < state.best:
             state.best, state.best_iteration = result.drift, state.iteration
             state.selected.load_state_dict(state.ema.state_dict())
@@ -180,8 +186,12 @@ class Trainer:
 
     def _dikl_step(self) -> dict[str, float]:
         state, config = self.state, self.config
-        teacher_loss = [self._teacher_step() for _ in range(self.replay.steps if self.replay else 0)]
-        latent = state.generator.draw_latent(config.batch_size, generator=state.rng, like=self.dtype)
+        teacher_loss = [
+            self._teacher_step() for _ in range(self.replay.steps if self.replay else 0)
+        ]
+        latent = state.generator.draw_latent(
+            config.batch_size, generator=state.rng, like=self.dtype
+        )
         x = self._generate(latent)
         score_loss = [self._score_step(x.detach()) for _ in range(config.score_steps)]
 
@@ -320,7 +330,7 @@ class Trainer:
         """One optimiser step, unless the loss or gradient is not finite; returns the gradient norm."""
         optimiser = self.state.optimisers[name]
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         norm = float(nn.utils.clip_grad_norm_(module.parameters(), self.config.max_grad_norm))
         if not math.isfinite(norm) or not math.isfinite(float(loss.detach())):
             self._bad = True
@@ -346,7 +356,8 @@ class Trainer:
 def _score(denoiser: Any, x_t: Tensor, scales: Scales) -> Tensor:
     """Score from a (possibly compiled) denoiser."""
     alpha, sigma = scales.alpha[:, None, None], scales.sigma[:, None, None]
-    return (alpha * denoiser(x_t / alpha, scales.sigma / scales.alpha) - x_t) / sigma**2
+    denoised: Tensor = denoiser(x_t / alpha, scales.sigma / scales.alpha)
+    return (alpha * denoised - x_t) / sigma**2
 
 
 def _average(average: nn.Module, module: nn.Module, decay: float) -> None:
@@ -357,4 +368,3 @@ def _average(average: nn.Module, module: nn.Module, decay: float) -> None:
 
 def _compiled(module: nn.Module, wanted: bool) -> Any:
     return torch.compile(module, dynamic=False) if wanted else module
-

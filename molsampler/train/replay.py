@@ -118,7 +118,8 @@ class IdentityMixture:
         """Weight of the target identity at times ``t``, in [0, 1]."""
         aa, ab, bb = self.moments
         share = (aa - ab) / (aa - 2 * ab + bb).clamp(min=1e-12)
-        return share.clamp(0.0, 1.0)[self._bin(t)]
+        clamped: Tensor = share.clamp(0.0, 1.0)
+        return clamped[self._bin(t)]
 
     def update(self, t: Tensor, denoising: Tensor, target: Tensor) -> None:
         """Take in residuals ``(b, n, d)`` of both identities at times ``t`` ``(b,)``."""

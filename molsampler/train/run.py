@@ -28,9 +28,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Progress:
-    """What a progress display needs; ``iteration`` counts warm-up too."""
+    """What a progress display needs.
 
-    stage: Literal["annealing", "equilibrating", "warm-up", "training"]
+    ``stage`` is ``annealing``, ``equilibrating`` (``iteration`` then counts percent), ``warm-up`` or
+    ``training``.
+    """
+
+    stage: str
     iteration: int
     total: int
     seconds: float
@@ -58,7 +62,7 @@ class TrainResult:
     signal: int | None = None
 
 
-class _Stop(Exception):
+class _StopRequested(Exception):
     """Raised between transitions of the equilibration when the run has to end."""
 
 
@@ -103,16 +107,23 @@ def train(
 
         def report(stage: str, share: float) -> None:
             if received or out_of_time():
-                raise _Stop
-            say(Progress(stage, int(100 * share), 100, 0.0, 0, {}))  # type: ignore[arg-type]
+                raise _StopRequested
+            say(Progress(stage, int(100 * share), 100, 0.0, 0, {}))
 
         try:
             state = _open(folder, config, target, place, report)
-        except _Stop:
+        except _StopRequested:
             # Equilibration takes minutes at most and is deterministic: it starts again on resume.
             return TrainResult(
                 "interrupted" if received else "out of time",
-                folder.path, None, 0, config.iterations, 0, 0.0, float("inf"), 0,
+                folder.path,
+                None,
+                0,
+                config.iterations,
+                0,
+                0.0,
+                float("inf"),
+                0,
                 received[0] if received else None,
             )
         trainer = loop.Trainer(config, target, state)
@@ -129,9 +140,7 @@ def train(
             _record(folder, trainer, values)
             if _due(state.iteration, config.checkpoint_every, trainer) or received or out_of_time():
                 _checkpoint(folder, state)
-            if trainer.finished or state.iteration > trainer.warmup and (
-                (state.iteration - trainer.warmup) % config.evaluate_every == 0
-            ):
+            if trainer.evaluation_due:
                 _export(folder, config, target, state, command)
             stage = "training" if state.iteration > trainer.warmup else "warm-up"
             say(
@@ -178,9 +187,7 @@ def _open(
         _checkpoint(folder, state)
         return state
     tensors, counters, path = found
-    tensors = {
-        key: value if key == "rng" else value.to(device) for key, value in tensors.items()
-    }
+    tensors = {key: value if key == "rng" else value.to(device) for key, value in tensors.items()}
     state = loop.blank(config, target, counters, device=device)
     state.load(tensors, counters)
     folder.rewind_metrics(state.log_bytes)
@@ -195,9 +202,7 @@ def _due(iteration: int, every: int, trainer: loop.Trainer) -> bool:
 def _record(folder: RunFolder, trainer: loop.Trainer, values: dict[str, float]) -> None:
     """Evaluate where it is time, and log."""
     state, config = trainer.state, trainer.config
-    done = state.iteration - trainer.warmup
-    evaluated = trainer.finished or (done > 0 and done % config.evaluate_every == 0)
-    if evaluated:
+    if trainer.evaluation_due:
         result = trainer.evaluate()
         values = {
             **values,
@@ -206,7 +211,7 @@ def _record(folder: RunFolder, trainer: loop.Trainer, values: dict[str, float]) 
             "refined_median_energy": result.refined_median_energy,
             "acceptance": result.acceptance,
         }
-    if evaluated or state.iteration % config.log_every == 0:
+    if trainer.evaluation_due or state.iteration % config.log_every == 0:
         state.recent = {**state.recent, **values}
         state.log_bytes = folder.log(
             {

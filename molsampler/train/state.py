@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ..errors import FileFormatError
 from ..mcmc import mala
+from ..nn.body import EGNNConfig
 from ..nn.denoiser import Denoiser
 from ..nn.generator import Generator, build_generator
 from ..schedule import LinearBeta, LogUniformSigma
 from ..target import Target
-from ..nn.body import EGNNConfig
 from .config import LinearBetaConfig, ReplayConfig, TrainConfig
 from .replay import IdentityMixture
 
@@ -123,9 +123,9 @@ class TrainState:
         tensors["rng"] = self.rng.get_state()
         counters = {key: getattr(self, key) for key in self._COUNTERS}
         # Clones: safetensors refuses tensors that share memory.
-        return {key: value.detach().clone().contiguous() for key, value in tensors.items()}, json.dumps(
-            counters
-        )
+        return {
+            key: value.detach().clone().contiguous() for key, value in tensors.items()
+        }, json.dumps(counters)
 
     def load(self, tensors: dict[str, Tensor], counters: str) -> None:
         """Overwrite this state by a flattened one.
@@ -176,7 +176,9 @@ def build_state(
     # Module constructors draw from the global stream; fork it so that nobody else's is touched.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        generator = build_generator(absolute_generator(config, data_scale), target.space, target).to(device)
+        generator = build_generator(
+            absolute_generator(config, data_scale), target.space, target
+        ).to(device)
         body = absolute_body(config.denoiser, data_scale)
         score = Denoiser(body, target.space, data_scale=data_scale).to(device)
     amortised = isinstance(config.target_score, ReplayConfig)

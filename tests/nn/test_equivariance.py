@@ -108,7 +108,9 @@ def test_generator_without_target_but_with_langevin_layers_is_refused():
 def test_langevin_layer_survives_colliding_particles():
     """A fresh network may put particles on top of each other; the output must stay finite."""
     target = get_system("lj13")
-    config = GeneratorConfig(body=EGNNConfig(width=8, layers=1), latent_scale=1e-4, langevin_layers=3)
+    config = GeneratorConfig(
+        body=EGNNConfig(width=8, layers=1), latent_scale=1e-4, langevin_layers=3
+    )
     net = build_generator(config, target.space, target)
     x = net(net.draw_latent(64, generator=torch.Generator().manual_seed(0)))
     assert torch.isfinite(x).all()

@@ -63,7 +63,9 @@ def system():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, system, mode, monkeypatch):
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
+    tmp_path, system, mode, monkeypatch
+):
     config = _config(mode)
     whole = train(system, tmp_path / "whole", config)
     assert whole.status == "completed"
@@ -267,10 +269,21 @@ class Harmonic(System):
 def test_short_training_reaches_a_gaussian():
     """End to end, in seconds: standard deviations 2 and 0.5 from the energy alone."""
     overrides = (
-        "compile=false", "iterations=250", "batch_size=256", "score_steps=3",
-        "generator.body.width=32", "generator.body.layers=2", "generator.sign_features=0",
-        "denoiser.width=32", "denoiser.layers=2", "score_lr=0.003", "generator_lr=0.003", "ema=0.98",
-        "target_score.warmup=250", "target_score.size=2048", "target_score.equilibration=50",
+        "compile=false",
+        "iterations=250",
+        "batch_size=256",
+        "score_steps=3",
+        "generator.body.width=32",
+        "generator.body.layers=2",
+        "generator.sign_features=0",
+        "denoiser.width=32",
+        "denoiser.layers=2",
+        "score_lr=0.003",
+        "generator_lr=0.003",
+        "ema=0.98",
+        "target_score.warmup=250",
+        "target_score.size=2048",
+        "target_score.equilibration=50",
         "target_score.start_scale=2.0",
     )
     config = load_config("fast", "harmonic", overrides=overrides, invariant=False)
