@@ -12,13 +12,15 @@ learned size with truncated drift,
 
 at the cost of one energy-and-score evaluation per layer and sample (stochastic normalising flows,
 Wu, Köhler & Noé, arXiv 2002.06707, use such layers with weights). They set the stiff coordinates,
-bond lengths in a cluster, right to a precision that a network reaches only slowly. The score inside
-is treated as a constant by autograd: its Jacobian :math:`1 - \epsilon \nabla^2 u` is near enough to
-the identity, and no target has to provide second derivatives.
+bond lengths in a cluster, right to a precision that a network reaches only slowly. Gradients pass
+through the score with the target's Hessian, taken as a central difference of scores, so no target
+has to provide second derivatives. (Treating the score as a constant is not enough: where
+:math:`\epsilon \nabla^2 u > 1` the layer reverses a displacement, and the network is driven away.)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,6 +33,13 @@ from ..mcmc.mala import drift
 from ..space import Space
 from ..target import COORDINATE_LIMIT, Target
 from .body import BodyConfig, EGNNConfig, Frozen, build_body
+
+
+#: Coordinates are clamped to this before the energy sees them.
+_REACH = 0.5 * COORDINATE_LIMIT
+
+#: Length of the difference that stands for the Hessian, in units of a Langevin kick.
+_DIFFERENCE = 0.02
 
 
 class GeneratorConfig(Frozen):
@@ -53,6 +62,29 @@ class Latent(NamedTuple):
     """Gaussian features per particle, then signs shared by all particles, ``(b, n, f)``."""
     kicks: Tensor
     """Standard normal noise of the Langevin layers, ``(b, layers, n, d)``."""
+
+
+class _Score(torch.autograd.Function):
+    """Score of a target; backward is the product with the Hessian, by central differences."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, target: Target, length: float) -> Tensor:
+        # A network early in training may throw particles far out; the energy refuses such rows.
+        x = x.clamp(-_REACH, _REACH)
+        ctx.save_for_backward(x)
+        ctx.target, ctx.length = target, length
+        return target.energy_and_score(x)[1]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        # The longest displacement of a particle sets the scale of the difference, row by row.
+        size = grad.norm(dim=-1).amax(-1)[:, None, None].clamp(min=1e-30)
+        move = (ctx.length / size) * grad
+        _, forward = ctx.target.energy_and_score(x + move)
+        _, backward = ctx.target.energy_and_score(x - move)
+        return (forward - backward) * (size / (2 * ctx.length)), None, None
 
 
 class Generator(nn.Module):
@@ -114,9 +146,8 @@ class Generator(nn.Module):
     def _langevin(self, x: Tensor, kick: Tensor, step: Tensor) -> Tensor:
         if self.target is None:
             raise InputError("a generator with Langevin layers needs its target's energy")
-        # A network early in training may throw particles far out; the energy refuses such rows.
-        inside = x.detach().clamp(-COORDINATE_LIMIT, COORDINATE_LIMIT)
-        _, score = self.target.energy_and_score(inside)
+        length = _DIFFERENCE * math.sqrt(2.0 * self.config.langevin_step)
+        score: Tensor = _Score.apply(x, self.target, length)  # type: ignore[no-untyped-call]
         move = self.space.project(drift(score, step))
         return x + move + torch.sqrt(2.0 * step) * kick
 
