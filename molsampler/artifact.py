@@ -693,7 +693,14 @@ class SampleStream:
         return result
 
     def _provenance(self) -> dict[str, Any]:
+        training = self.sampler.card.training
+        spent = (
+            {}
+            if training is None
+            else {"training_energy_evaluations": training.cost.energy_evaluations}
+        )
         return {
+            **spent,
             "system": self.sampler.card.system,
             "artifact_hash": self.sampler.hash,
             "weights_sha256": self.sampler.card.weights_sha256,

@@ -1,9 +1,11 @@
 r"""One-step generator: latent noise in, a configuration out, in one pass.
 
 :math:`y = s z + G_\theta(s z, w)`, with :math:`z` standard normal on the space, :math:`w` extra latent
-features per particle (Gaussian) and per configuration (random signs, shared by all particles). The
-signs matter for targets with separated modes: a continuous map of one Gaussian has to draw bridges
-between them, a map that also reads discrete bits does not.
+features: Gaussians and random signs per particle, and signs per configuration, shared by all
+particles. The signs matter for targets with separated modes: a continuous map of one Gaussian has to
+draw bridges between them, a map that also reads discrete bits does not. Shared signs can choose
+between shapes; signs per particle can also choose which particle goes where, for modes that are
+copies of each other under permutation.
 
 ``langevin_layers`` last layers use the physics itself: each is an unadjusted Langevin step of
 learned size with truncated drift,
@@ -49,6 +51,7 @@ class GeneratorConfig(Frozen):
     latent_scale: float = Field(1.0, gt=0)
     noise_features: int = Field(4, ge=0)
     sign_features: int = Field(0, ge=0)
+    particle_signs: int = Field(0, ge=0)
     langevin_layers: int = Field(0, ge=0)
     langevin_step: float = Field(1e-3, gt=0)
 
@@ -59,7 +62,7 @@ class Latent(NamedTuple):
     position: Tensor
     """Standard normal on the space, ``(b, n, d)``."""
     features: Tensor
-    """Gaussian features per particle, then signs shared by all particles, ``(b, n, f)``."""
+    """Gaussians per particle, signs shared by all particles, signs per particle, ``(b, n, f)``."""
     kicks: Tensor
     """Standard normal noise of the Langevin layers, ``(b, layers, n, d)``."""
 
@@ -104,7 +107,7 @@ class Generator(nn.Module):
         if config.langevin_layers and target is None:
             raise InputError("a generator with Langevin layers needs its target's energy")
         self.config, self.space, self.target = config, space, target
-        features = config.noise_features + config.sign_features
+        features = config.noise_features + config.sign_features + config.particle_signs
         # A body without any features still needs one input to embed.
         self.features = max(features, 1)
         self.body = build_body(config.body, space, self.features)
@@ -127,7 +130,9 @@ class Generator(nn.Module):
         if config.sign_features:
             signs = randn(n, 1, config.sign_features).sign()
             parts.append(signs.expand(-1, particles, -1))
-        if not config.noise_features and not config.sign_features:
+        if config.particle_signs:
+            parts.append(randn(n, particles, config.particle_signs).sign())
+        if not sum(part.shape[-1] for part in parts):
             parts = [torch.ones(n, particles, 1, dtype=like.dtype, device=like.device)]
         kicks = self.space.randn(n, config.langevin_layers, generator=generator, like=like)
         return Latent(position, torch.cat(parts, dim=-1), kicks)

@@ -46,7 +46,9 @@ def _generator_gap(body, system: str, motion: str) -> float:
     target = get_system(system)
     n, d = target.shape
     torch.manual_seed(0)
-    config = GeneratorConfig(body=body, noise_features=3, sign_features=2, langevin_layers=2)
+    config = GeneratorConfig(
+        body=body, noise_features=3, sign_features=2, particle_signs=2, langevin_layers=2
+    )
     net = build_generator(config, target.space, target)
     latent = net.draw_latent(16, generator=torch.Generator().manual_seed(0))
     move = _motions(d, n)[motion]

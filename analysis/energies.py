@@ -1,0 +1,180 @@
+r"""Distances between distributions of one number: histograms, total variation, 1-D Wasserstein.
+
+Energies are reduced, ``u = U/kT``, so every energy distance here is in units of kT.
+
+* Total variation on bins, :math:`\tfrac12\sum_b |p_b - q_b|` over ``BINS`` equal bins spanning the
+  reference's range. Sample mass outside that range is missing from :math:`p` and counts in full as
+  one more bin where :math:`q = 0`.
+* 2-Wasserstein distance in one dimension,
+  :math:`W_2^2 = \int_0^1 (F_a^{-1}(s) - F_b^{-1}(s))^2\,ds`, exact for any two sample sizes.
+* The trimmed distance drops samples outside the reference's range widened by half its width **on
+  each side**, that is outside :math:`[lo - w/2, hi + w/2]` with :math:`w = hi - lo`. One sample on
+  a steep wall otherwise outweighs everything else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from molsampler.errors import InputError, NonFiniteError
+
+Array = NDArray[np.float64]
+
+#: Bins of the total variation distances.
+BINS = 200
+
+#: The trimmed range is widened by this share of its width on each side.
+TRIM_MARGIN = 0.5
+
+
+@dataclass(frozen=True)
+class Binned:
+    """A total variation distance on bins and the sample share outside the reference's range."""
+
+    value: float
+    outside: float
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """A trimmed Wasserstein distance and the sample share that was left out."""
+
+    value: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Densities of samples and reference on common bins, for plots.
+
+    Attributes
+    ----------
+    edges : bin edges ``(b + 1,)``
+    samples, reference : probability densities ``(b,)``; shares outside the edges are missing
+    outside : share of the samples outside the edges
+    """
+
+    edges: Array
+    samples: Array
+    reference: Array
+    outside: float
+
+
+def _values(values: Any, name: str) -> Array:
+    """Flat float64 copy; infinities are allowed (coincident particles), NaN and emptiness are not."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().numpy()
+    array = np.asarray(values, dtype=np.float64).ravel()
+    if array.size == 0:
+        raise InputError(f"{name} must hold at least one number, got none")
+    if np.isnan(array).any():
+        raise NonFiniteError(
+            f"{name} holds {int(np.isnan(array).sum())} NaN of {array.size} values"
+        )
+    return array
+
+
+def _reference(values: Any) -> Array:
+    array = _values(values, "reference")
+    if not np.isfinite(array).all():
+        raise NonFiniteError(
+            f"reference holds {int((~np.isfinite(array)).sum())} infinite of {array.size} values; "
+            "a reference must be finite"
+        )
+    return array
+
+
+def _shares(values: Array, edges: Array) -> Array:
+    return np.histogram(values[np.isfinite(values)], edges)[0] / values.size
+
+
+def total_variation(samples: Any, reference: Any, *, bins: int = BINS) -> Binned:
+    r"""Total variation distance :math:`\tfrac12\sum_b|p_b-q_b|` on bins of the reference's range.
+
+    Parameters
+    ----------
+    samples, reference : numbers of any shape, flattened; samples may be infinite
+
+    Returns
+    -------
+    The distance in [0, 1], where mass outside the range counts as missing, and that mass.
+
+    Raises
+    ------
+    InputError
+        A set is empty, holds NaN, the reference is not finite, or ``bins`` is not positive.
+    """
+    a, b = _values(samples, "samples"), _reference(reference)
+    if bins < 1:
+        raise InputError(f"bins must be a positive integer, got {bins!r}")
+    edges = np.histogram_bin_edges(b, bins)
+    p, q = _shares(a, edges), _shares(b, edges)
+    # Counted from the values, not as 1 - sum(p), whose rounding would show as a distance.
+    outside = float(np.mean((a < edges[0]) | (a > edges[-1])))
+    return Binned(min(1.0, 0.5 * (float(np.abs(p - q).sum()) + outside)), outside)
+
+
+def wasserstein2_1d(a: Any, b: Any) -> float:
+    r"""Exact 1-D 2-Wasserstein distance :math:`(\int_0^1 (F_a^{-1}-F_b^{-1})^2)^{1/2}`.
+
+    Sets of different size are handled by cutting [0, 1] at every multiple of 1/N and 1/M. Infinite
+    values give an infinite distance.
+
+    Raises
+    ------
+    InputError
+        A set is empty or holds NaN.
+    """
+    u, v = np.sort(_values(a, "a")), np.sort(_values(b, "b"))
+    if not (np.isfinite(u).all() and np.isfinite(v).all()):
+        return float("inf")
+    if u.size == v.size:
+        return float(np.sqrt(np.mean((u - v) ** 2)))
+    # Integer arithmetic on the common denominator keeps the cuts exact.
+    cuts = np.unique(
+        np.concatenate((np.arange(u.size + 1) * v.size, np.arange(v.size + 1) * u.size))
+    )
+    left, length = cuts[:-1], np.diff(cuts) / (u.size * v.size)
+    return float(np.sqrt(np.sum(length * (u[left // v.size] - v[left // u.size]) ** 2)))
+
+
+def trimmed_wasserstein2(samples: Any, reference: Any, *, margin: float = TRIM_MARGIN) -> Trimmed:
+    """1-D 2-Wasserstein distance of the samples within the reference's range widened by ``margin``.
+
+    The range is widened by ``margin`` times its width on each side. If nothing is left, the
+    distance is infinite.
+
+    Raises
+    ------
+    InputError
+        A set is empty or holds NaN, the reference is not finite, or ``margin`` is negative.
+    """
+    a, b = _values(samples, "samples"), _reference(reference)
+    if not margin >= 0:
+        raise InputError(f"margin must be a number >= 0, got {margin!r}")
+    low, high = float(b.min()), float(b.max())
+    reach = margin * (high - low)
+    kept = a[(a >= low - reach) & (a <= high + reach)]
+    if kept.size == 0:
+        return Trimmed(float("inf"), 1.0)
+    return Trimmed(wasserstein2_1d(kept, b), 1.0 - kept.size / a.size)
+
+
+def histogram(samples: Any, reference: Any, *, bins: int = 60, tail: float = 0.001) -> Histogram:
+    """Densities of both sets on common bins for a plot.
+
+    The bins span the central ``1 - 2 * tail`` of the reference, widened by a quarter of that width
+    on each side, so that a shifted sample set stays in view and one outlier does not set the scale.
+    """
+    a, b = _values(samples, "samples"), _reference(reference)
+    low, high = (float(v) for v in np.quantile(b, [tail, 1 - tail]))
+    reach = 0.25 * (high - low) or 0.5
+    edges = np.linspace(low - reach, high + reach, bins + 1)
+    width = np.diff(edges)
+    outside = float(np.mean((a < edges[0]) | (a > edges[-1])))
+    return Histogram(edges, _shares(a, edges) / width, _shares(b, edges) / width, outside)
