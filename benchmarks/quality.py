@@ -1,7 +1,8 @@
 """Quality table: how far samples are from a reference, every value beside its floor.
 
 For each system one table with a line per sample set: shipped samples, raw and refined, peer samples
-from a folder, and plain Monte Carlo at equal energy evaluations and at equal seconds. Run with one
+from a folder, and plain Monte Carlo at equal energy evaluations, at equal seconds, and at the energy
+evaluations that the training took. Run with one
 thread per library on a quiet machine where the seconds matter.
 
     python benchmarks/quality.py --peers DATA [--systems dw4 lj13] [--markdown] [--json FILE]
@@ -130,11 +131,14 @@ def run_system(name: str, options: argparse.Namespace) -> dict[str, Comparison] 
     )
     # One second at least, so that a fast sampler does not turn the line into bare random starts.
     limit = max([1.0, *seconds.values()])
-    for label, budget, ceiling in (
+    lines: list[tuple[str, int, float | None]] = [
         ("Monte Carlo, equal evaluations", round(refining * chains), None),
         ("Monte Carlo, equal seconds", 10**12, limit),
-        (f"Monte Carlo, {options.long:g} s", 10**12, options.long),
-    ):
+    ]
+    if ours is not None and "training_energy_evaluations" in ours[0].metadata:
+        training = int(ours[0].metadata["training_energy_evaluations"])
+        lines.append(("Monte Carlo, the training's evaluations", training, options.longest))
+    for label, budget, ceiling in lines:
         log(f"{name}: {label}")
         found = equal_budget_monte_carlo(
             system,
@@ -189,9 +193,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--transport-repeats", type=int, default=3)
-    parser.add_argument("--refine", type=int, default=100, help="MALA steps of the refined lines")
+    parser.add_argument("--refine", type=int, default=20, help="MALA steps of the refined lines")
     parser.add_argument(
-        "--long", type=float, default=30.0, help="seconds of the long Monte Carlo line"
+        "--longest", type=float, default=120.0, help="seconds a Monte Carlo line may take"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--markdown", action="store_true", help="print Markdown tables")

@@ -52,8 +52,7 @@ class Denoiser(nn.Module):
 
     def output_scale(self, s: Tensor) -> Tensor:
         """c_out of relative noise ``s``, the scale of the denoiser's uncertainty."""
-        scale: Tensor = s * self.data_scale / torch.sqrt(s**2 + self.data_scale**2)
-        return scale
+        return s * self.data_scale * torch.rsqrt(s.square() + self.data_scale.square())
 
     def forward(self, y: Tensor, s: Tensor) -> Tensor:
         """Estimate of E[x_0 | y], shape ``(b, n, d)``, at relative noise ``s`` ``(b,)``."""

@@ -84,10 +84,13 @@ class _Score(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         # The longest displacement of a particle sets the scale of the difference, row by row.
         size = grad.norm(dim=-1).amax(-1)[:, None, None].clamp(min=1e-30)
-        move = (ctx.length / size) * grad
+        # A gradient that is not finite is passed on as such, for the trainer to refuse the step.
+        usable = torch.isfinite(size)
+        move = torch.where(usable, (ctx.length / size) * grad, 0.0)
         _, forward = ctx.target.energy_and_score(x + move)
         _, backward = ctx.target.energy_and_score(x - move)
-        return (forward - backward) * (size / (2 * ctx.length)), None, None
+        product = (forward - backward) * (size / (2 * ctx.length))
+        return torch.where(usable, product, torch.nan), None, None
 
 
 class Generator(nn.Module):

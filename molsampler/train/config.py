@@ -93,7 +93,7 @@ class TrainConfig(Frozen):
     ema: float = Field(0.998, ge=0, lt=1)
     data_scale: float | None = Field(None, gt=0)
     evaluate_every: int = Field(250, ge=1)
-    evaluate_samples: int = Field(2000, ge=10)
+    evaluate_samples: int = Field(4000, ge=10)
     evaluate_steps: int = Field(20, ge=1)
     checkpoint_every: int = Field(100, ge=1)
     log_every: int = Field(10, ge=1)

@@ -62,7 +62,7 @@ class TrainResult:
     signal: int | None = None
 
 
-class _StopRequested(Exception):
+class StopRequestedError(Exception):
     """Raised between transitions of the equilibration when the run has to end."""
 
 
@@ -107,12 +107,12 @@ def train(
 
         def report(stage: str, share: float) -> None:
             if received or out_of_time():
-                raise _StopRequested
+                raise StopRequestedError
             say(Progress(stage, int(100 * share), 100, 0.0, 0, {}))
 
         try:
             state = _open(folder, config, target, place, report)
-        except _StopRequested:
+        except StopRequestedError:
             # Equilibration takes minutes at most and is deterministic: it starts again on resume.
             return TrainResult(
                 "interrupted" if received else "out of time",
@@ -166,7 +166,7 @@ def train(
             trainer.total,
             state.evaluations,
             state.seconds,
-            state.best,
+            state.best_drift,
             state.skipped,
             received[0] if status == "interrupted" else None,
         )
@@ -207,6 +207,7 @@ def _record(folder: RunFolder, trainer: loop.Trainer, values: dict[str, float]) 
         values = {
             **values,
             "drift": result.drift,
+            "drift_error": result.drift_error,
             "median_energy": result.median_energy,
             "refined_median_energy": result.refined_median_energy,
             "acceptance": result.acceptance,
@@ -255,7 +256,7 @@ def _export(
         quality=[
             {
                 "metric": "refinement drift (energy-W2, kT)",
-                "value": state.best,
+                "value": state.best_drift,
                 "n": config.evaluate_samples,
                 "steps": config.evaluate_steps,
                 "iteration": state.best_iteration,

@@ -55,7 +55,8 @@ class TrainState:
 
     ``score`` estimates the diffused model's score; ``teacher`` (with its average) the diffused
     target's, and is None where fresh posterior chains are used instead. ``selected`` is the
-    averaged generator that the data-free criterion ranks best so far.
+    averaged generator that the data-free criterion ranks best so far: ``best`` is the least value of
+    the criterion, ``best_drift`` that of the selected one, which may tie with it and be later.
     """
 
     data_scale: float
@@ -77,6 +78,7 @@ class TrainState:
     skipped: int = 0
     bad_in_a_row: int = 0
     best: float = float("inf")
+    best_drift: float = float("inf")
     best_iteration: int = -1
     log_bytes: int = 0
     recent: dict[str, float] = field(default_factory=dict)
@@ -90,6 +92,7 @@ class TrainState:
         "skipped",
         "bad_in_a_row",
         "best",
+        "best_drift",
         "best_iteration",
         "log_bytes",
     )
