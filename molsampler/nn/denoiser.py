@@ -66,7 +66,8 @@ class Denoiser(nn.Module):
         # the position of a wall does not move with the noise.
         inputs = y / total.sqrt() if self.scale_input else y
         output = self.body(inputs, features) * self.output_scale(column)
-        return self.space.project(self.data_scale**2 / total * y + output)
+        denoised: Tensor = self.data_scale**2 / total * y + output
+        return self.space.project(denoised)
 
     def score(self, x_t: Tensor, scales: Scales) -> Tensor:
         """Score of the diffused density at ``x_t`` ``(b, n, d)``."""
