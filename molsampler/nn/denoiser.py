@@ -66,8 +66,8 @@ class Denoiser(nn.Module):
         # the position of a wall does not move with the noise.
         inputs = y / total.sqrt() if self.scale_input else y
         output = self.body(inputs, features) * self.output_scale(column)
-        denoised: Tensor = self.data_scale**2 / total * y + output
-        return self.space.project(denoised)
+        denoised: Tensor = self.space.project(self.data_scale**2 / total * y + output)
+        return denoised
 
     def score(self, x_t: Tensor, scales: Scales) -> Tensor:
         """Score of the diffused density at ``x_t`` ``(b, n, d)``."""

@@ -1,0 +1,46 @@
+"""The tree of commands. Heavy libraries are imported by the commands, not here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from .compare import compare
+from .demo import demo
+from .doctor import doctor
+from .export import export
+from .info import info
+from .reference import reference
+from .sample import sample
+from .systems import systems
+from .train import train
+
+app = typer.Typer(
+    name="molsampler",
+    help="One-step neural samplers for Boltzmann distributions.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"molsampler {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+for command in (systems, sample, train, reference, compare, export, info, demo, doctor):
+    app.command()(command)

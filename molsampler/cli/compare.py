@@ -1,0 +1,120 @@
+"""``molsampler compare``: how far samples are from a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import Overwrite
+from .terminal import note, print_json, print_table, progress
+
+if TYPE_CHECKING:
+    from ..analysis import Comparison
+    from ..samples import Samples
+    from ..target import System
+
+
+def compare(
+    samples: Annotated[Path, typer.Argument(metavar="SAMPLES", help="Samples to judge.")],
+    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="Samples to trust.")],
+    system: Annotated[
+        str | None, typer.Option("--system", help="By default the one that the files name.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Report (.html).")] = None,
+    metrics: Annotated[
+        Path | None, typer.Option("--json", help="Metrics as JSON; - is standard output.")
+    ] = None,
+    number: Annotated[
+        int, typer.Option("-n", "--number", min=20, help="Configurations per draw.")
+    ] = 2000,
+    monte_carlo: Annotated[
+        bool, typer.Option(help="Add plain Monte Carlo at the same cost to the table.")
+    ] = True,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draws.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare samples with a reference: every metric with its standard error and its floor."""
+    from ..analysis import write_json, write_report
+    from ..export import load
+    from ..files import check_output
+    from ..samples import resolve_system
+
+    to_stdout = metrics is not None and str(metrics) == "-"
+    for path in (output, None if to_stdout else metrics):
+        if path is not None:
+            check_output(path, overwrite=overwrite)
+    target = resolve_system(system) if system is not None else None
+    judged, trusted = load(samples, system=target), load(reference, system=target)
+    target = target or judged.system()
+    comparison = run(judged, trusted, target, number=number, monte_carlo=monte_carlo, seed=seed)
+    if output is not None:
+        write_report(comparison, output, overwrite=overwrite)
+        note(f"wrote {output}")
+    if to_stdout:
+        print_json(comparison.to_dict())
+        return
+    if metrics is not None:
+        write_json(comparison, metrics, overwrite=overwrite)
+        note(f"wrote {metrics}")
+    print_comparison(comparison)
+
+
+def run(
+    samples: Samples,
+    reference: Samples,
+    system: System,
+    *,
+    number: int,
+    monte_carlo: bool,
+    seed: int,
+) -> Comparison:
+    """A comparison, with progress on standard error."""
+    from ..analysis import compare
+
+    with progress(f"comparing samples of {system.name}", None) as update:
+        return compare(
+            samples,
+            reference,
+            system,
+            n=number,
+            monte_carlo=monte_carlo,
+            seed=seed,
+            progress=lambda message: update(0, message),
+        )
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Metrics as rows, sample sets as columns, the floors last; a star marks what fails its gate."""
+    from ..analysis.comparison import GATE_SIGMAS, format_value
+
+    columns: Mapping[str, Comparison] = {
+        comparison.label: comparison,
+        **{f"({i})": baseline for i, baseline in enumerate(comparison.baselines, 1)},
+    }
+    reference = comparison.reference
+    rows = [
+        [
+            "median energy (kT)",
+            *(format_value(c.samples.median, c.samples.median_se) for c in columns.values()),
+            format_value(reference.median, reference.median_se),
+            "",
+        ]
+    ]
+    for metric in comparison.metrics:
+        cells = []
+        for each in columns.values():
+            found = each.metric(metric.key)
+            cells.append(format_value(found.value, found.se) + ("" if found.passed() else " *"))
+        name = f"{metric.name} ({metric.unit})" if metric.unit else metric.name
+        floor = format_value(metric.floor, metric.floor_se)
+        rows.append([name, *cells, floor, f"{metric.n} x {metric.repeats}"])
+    title = f"{comparison.system}: value ± standard error"
+    print_table(["metric", *columns, "reference / floor", "N x repeats"], rows, title=title)
+    for mark, each in list(columns.items())[1:]:
+        print(f"{mark} {each.label}")
+    print(f"* more than {GATE_SIGMAS:g} standard errors above the floor")
+    for remark in comparison.remarks:
+        print(remark)

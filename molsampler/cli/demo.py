@@ -1,0 +1,173 @@
+"""``molsampler demo``: the whole tour on two systems, from shipped weights to trajectories."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import compare as comparing
+from . import reference as referring
+from .options import Device, Overwrite, Seed
+from .terminal import duration, note, progress
+
+if TYPE_CHECKING:
+    from ..analysis import Comparison
+    from ..samples import Samples
+    from ..target import System
+
+SYSTEMS = ("dw4", "lj13")
+#: Samples drawn.
+SAMPLES = 5_000
+#: Reference samples, and configurations per draw of the metrics: what two cores compare in a minute.
+REFERENCE = 3_000
+DRAW = 1_000
+GEOMETRIC_DRAW = 150
+#: MALA steps that show what refinement repairs.
+REFINE = 100
+#: Frames in the trajectories; the .npz files hold all samples.
+FRAMES = 500
+#: The .pdb comes first: its first model is the topology of the others.
+TRAJECTORIES = (".pdb", ".xtc", ".dcd", ".h5")
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>molsampler demo</title>
+<style>
+body {{ font: 16px/1.55 system-ui, sans-serif; color: #1d2125; max-width: 46em; margin: 0 auto;
+  padding: 40px 28px; }}
+h1 {{ font-size: 1.65rem; }} h2 {{ font-size: 1.13rem; margin-top: 2em; }} a {{ color: #1f6f9f; }}
+</style>
+</head>
+<body>
+<h1>molsampler demo</h1>
+<p>Samples of shipped one-step samplers against a fresh OpenMM run, before and after {refine} steps of
+refinement on the exact energy. In every table a value means something only against its floor, the
+same metric between two independent halves of the reference.</p>
+{sections}
+</body>
+</html>
+"""
+
+SECTION = """<h2>{name}</h2>
+<p>{headline}</p>
+<p>After refinement: {refined}</p>
+<p><a href="{report}">Numbers, plots and provenance</a></p>
+"""
+
+
+def demo(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for the results, made if missing.")
+    ] = Path("molsampler-demo"),
+    seed: Seed = 0,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Samples from shipped weights, a fresh OpenMM run, a report and trajectories.
+
+    Takes under three minutes on two cores.
+    """
+    from ..errors import OutputExistsError
+    from ..files import write_bytes
+
+    started = time.monotonic()
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise OutputExistsError(f"--output {output} is not a folder")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise OutputExistsError(
+            f"--output {output} is not empty; name another folder with -o or pass --overwrite"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    sections = []
+    for name in SYSTEMS:
+        sections.append(_tour(name, output, seed=seed, device=device))
+        print()
+    page = PAGE.format(refine=REFINE, sections="\n".join(sections))
+    write_bytes(output / "report.html", page.encode())
+
+    print(f"done in {duration(time.monotonic() - started)}; open")
+    print(f"  {output / 'report.html'}  in a browser: how far the samples are from the reference")
+    for name in SYSTEMS:
+        stem = output / name
+        print(f"  {stem}.pdb  in any molecular viewer: {FRAMES} samples of {name}")
+        print(
+            f"  {stem}.xtc .dcd .h5  the same, for MDAnalysis, MDTraj, VMD (topology: {name}.pdb)"
+        )
+        print(f"  {stem}.npz  all {SAMPLES:,} samples with energies, lossless")
+
+
+def _tour(name: str, folder: Path, *, seed: int, device: str | None) -> str:
+    """Sample, refine, run the reference, compare and write; return a section of the page."""
+    from ..analysis import headline, write_report
+    from ..artifact import Sampler
+    from ..export import save
+
+    sampler = Sampler.load(name)
+    system = sampler.system
+    with progress(f"sampling {name}", None):
+        samples = sampler.sample(SAMPLES, seed=seed, device=device)
+    with progress(f"refining {name}, {REFINE} steps", None):
+        refined = sampler.sample(SAMPLES, seed=seed, refine=REFINE, device=device)
+    reference = referring.run(system, REFERENCE, method=referring.Method.openmm, seed=seed)
+    note(f"reference {name}: {referring.describe(reference.metadata['convergence'])}")
+
+    for stem, saved in (
+        (name, samples),
+        (f"{name}-refined", refined),
+        (f"{name}-reference", reference),
+    ):
+        save(saved, folder / f"{stem}.npz", overwrite=True)
+    for suffix in TRAJECTORIES:
+        save(samples[:FRAMES], folder / f"{name}{suffix}", overwrite=True)
+
+    comparison = _compare(samples, refined, reference, system, seed=seed)
+    report = folder / f"{name}-report.html"
+    write_report(comparison, report, overwrite=True)
+    comparing.print_comparison(comparison)
+    return SECTION.format(
+        name=escape(name),
+        headline=escape(headline(comparison)),
+        refined=escape(headline(comparison.baselines[0])),
+        report=escape(report.name),
+    )
+
+
+def _compare(
+    samples: Samples, refined: Samples, reference: Samples, system: System, *, seed: int
+) -> Comparison:
+    """The samples as they are, with two more lines: refined, and Monte Carlo at the cost of those."""
+    from ..analysis import compare_many, equal_budget_monte_carlo
+
+    one_step, after = "one step", f"refined by {REFINE} MALA steps"
+    with progress(f"comparing {system.name}", None) as update:
+        update(0, "Monte Carlo")
+        monte_carlo = equal_budget_monte_carlo(
+            system,
+            len(refined),
+            energy_evaluations=refined.metadata["energy_evaluations"],
+            seed=seed,
+            spread=float(reference.positions.std()),
+        )
+        results = compare_many(
+            {
+                one_step: samples,
+                after: refined,
+                "Monte Carlo from scratch, as many energy evaluations as (1)": monte_carlo,
+            },
+            reference,
+            system,
+            n=DRAW,
+            geometric_n=GEOMETRIC_DRAW,
+            seed=seed,
+            progress=lambda message: update(0, message),
+        )
+    own = results.pop(one_step)
+    return replace(own, baselines=tuple(results.values()))

@@ -1,0 +1,61 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+System = Annotated[
+    str,
+    typer.Argument(metavar="SYSTEM", help="A registered system; `molsampler systems` lists them."),
+]
+Count = Annotated[int, typer.Option("-n", "--number", min=1, help="Number of samples.")]
+Output = Annotated[
+    Path,
+    typer.Option(
+        "-o", "--output", help="File to write; its suffix (.npz .h5 .dcd .xtc .pdb) is the format."
+    ),
+]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, help="Seed; the same seed gives the same samples.")
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda or cuda:1; by default CUDA where present.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
+Json = Annotated[bool, typer.Option("--json", help="Write the result as JSON to standard output.")]
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in ``90``, ``90s``, ``30m``, ``2h`` or ``1h30m``; anything else is wrong usage."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*(min|[smhd]?)", text)
+    written = re.sub(r"\s", "", text)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if not parts or "".join(number + unit for number, unit in parts) != written or seconds <= 0:
+        raise typer.BadParameter(f"{text!r} is not a duration such as 90s, 30m, 2h or 1h30m")
+    return seconds
+
+
+def check_samples_output(path: Path, *, overwrite: bool) -> None:
+    """Refuse an output that could not be written, before any work is done for it.
+
+    Raises
+    ------
+    InputError, OutputExistsError, StorageError
+        The suffix is no format, the file exists, or its folder does not.
+    """
+    from ..errors import InputError, nearest
+    from ..export import FORMATS
+    from ..files import check_output
+
+    if path.suffix not in FORMATS:
+        raise InputError(
+            f"--output must end in one of {', '.join(FORMATS)}, got {path.name!r}"
+            f"{nearest(path.suffix, list(FORMATS))}"
+        )
+    check_output(path, overwrite=overwrite)

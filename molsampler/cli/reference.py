@@ -1,0 +1,76 @@
+"""``molsampler reference``: molecular dynamics or Monte Carlo to compare with."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import Count, Json, Output, Overwrite, Seed, System, check_samples_output
+from .summary import energy_line, energy_summary
+from .terminal import print_json, progress
+
+if TYPE_CHECKING:
+    from ..samples import Samples
+    from ..target import System as PhysicalSystem
+
+
+class Method(StrEnum):
+    """How reference samples are drawn."""
+
+    openmm = "openmm"
+    mcmc = "mcmc"
+
+
+def reference(
+    system: System,
+    number: Count,
+    output: Output,
+    method: Annotated[
+        Method, typer.Option("--method", help="OpenMM dynamics, or Monte Carlo.")
+    ] = Method.openmm,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Draw reference samples by long runs, with R-hat and effective sample size.
+
+    A run that has not converged says so in a warning; its samples are written all the same.
+    """
+    check_samples_output(output, overwrite=overwrite)
+    from ..export import save
+    from ..systems import get_system
+
+    target = get_system(system)
+    samples = run(target, number, method=method, seed=seed)
+    save(samples, output, overwrite=overwrite, system=target)
+    energies = energy_summary(samples)
+    if json:
+        print_json({"file": output, "n": number, "energies": energies, **samples.metadata})
+        return
+    print(f"wrote {output}: {number:,} reference samples of {target.name} by {method.value}")
+    print(energy_line(energies))
+    print(describe(samples.metadata["convergence"]))
+
+
+def run(target: PhysicalSystem, number: int, *, method: Method, seed: int) -> Samples:
+    """Reference samples, with progress on standard error."""
+    from ..systems.reference import sample_reference
+
+    with progress(f"reference {target.name}", number) as update:
+        return sample_reference(
+            target,
+            number,
+            method=method.value,
+            seed=seed,
+            progress=lambda done, _, message: update(done, message),
+        )
+
+
+def describe(convergence: dict[str, Any]) -> str:
+    """R-hat, effective sample size and the verdict in one line."""
+    verdict = "converged" if convergence["converged"] else "NOT CONVERGED"
+    r_hat = convergence["r_hat"]
+    shown = r_hat if isinstance(r_hat, str) else f"{r_hat:.4f}"
+    return f"{verdict}: R-hat {shown}, effective sample size {convergence['ess']:,.0f}"

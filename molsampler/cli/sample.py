@@ -1,0 +1,76 @@
+"""``molsampler sample``: draw from a trained sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import Count, Device, Json, Output, Overwrite, Seed, check_samples_output
+from .summary import energy_line
+from .terminal import print_json, progress
+
+if TYPE_CHECKING:
+    from ..samples import Samples
+
+
+def sample(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SYSTEM|ARTIFACT",
+            help="A system whose sampler ships, or a folder with a trained sampler.",
+        ),
+    ],
+    number: Count,
+    output: Output,
+    seed: Seed = 0,
+    refine: Annotated[
+        int, typer.Option("--refine", min=0, help="MALA steps on the exact target afterwards.")
+    ] = 0,
+    device: Device = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Does not change the samples.")
+    ] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Draw independent samples from a trained sampler and write them to a file."""
+    check_samples_output(output, overwrite=overwrite)
+    from ..artifact import Sampler
+    from ..export import save_blocks
+    from ..export.trajectory import EnergyStatistics
+
+    sampler = Sampler.load(source)
+    stream = sampler.stream(number, seed=seed, refine=refine, device=device, batch_size=batch_size)
+    statistics = EnergyStatistics()
+    with progress(f"sampling {sampler.system.name}", number) as update:
+
+        def blocks() -> Iterator[Samples]:
+            for block in stream.blocks():
+                yield block
+                statistics.add(block.energies)
+                update(statistics.count)
+
+        save_blocks(
+            blocks(),
+            output,
+            count=number,
+            system=sampler.system,
+            metadata=stream.metadata,
+            overwrite=overwrite,
+        )
+    energies, metadata = statistics.summary().model_dump(), stream.metadata()
+    if json:
+        print_json({"file": output, "n": number, "energies": energies, **metadata})
+        return
+    print(f"wrote {output}: {number:,} samples of {sampler.system.name}")
+    print(energy_line(energies))
+    if refine:
+        drift = metadata.get("drift")
+        print(
+            f"refinement: {refine} MALA steps, acceptance {metadata['acceptance']:.3f}, "
+            f"step size {metadata['step_size']:.3g}, energy-W2 to the unrefined samples "
+            + ("undefined" if drift is None else f"{drift:.3f} kT")
+        )
