@@ -1,0 +1,476 @@
+r"""Reference samples of a system from OpenMM dynamics or Monte Carlo, with a verdict on convergence.
+
+Both methods run many replicas from dispersed starts and are read by the same rules:
+
+1. *Burn-in.* The run doubles until, over its second half, R-hat between replicas is at most
+   ``BURN_IN_R_HAT`` for every observable; the first half is then discarded. Starts of three kinds
+   (contracted, medium, expanded) make the disagreement of slow runs visible.
+2. *Thinning.* Frames are kept at intervals of the largest statistical inefficiency of any observable.
+3. *Exchange.* Where plain replicas do not agree within a share of the allowed steps, the modes do not
+   mix, and replica exchange takes over; its hottest temperature is the lowest one of a doubling
+   sequence at which it (Monte Carlo) or a plain run at that temperature (OpenMM) converges.
+
+Observables are the energy and, for invariant systems, the radius of gyration and order statistics of
+the pair distances; for others, the coordinates.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from molsampler import convergence
+from molsampler.errors import InputError, UnknownNameError, nearest
+from molsampler.target import System
+
+if TYPE_CHECKING:
+    from molsampler.samples import Samples
+
+__all__ = ["REFERENCE_SETS", "load_reference", "reference_path", "sample_reference"]
+
+logger = logging.getLogger(__name__)
+
+#: Systems whose reference samples ship with the package.
+REFERENCE_SETS = ("dw4", "lj13")
+
+#: Replicas that run beside each other unless told otherwise. Burn-in costs each of them ten
+#: decorrelation times, which favours few; a batch of 256 Monte Carlo chains costs little more than 64.
+REPLICAS = {"openmm": 64, "mcmc": 256}
+
+#: R-hat at which burn-in ends. Over a window of w decorrelation times, agreeing chains show about
+#: sqrt(1 + 2 / w), so this asks for ten of them; the samples themselves face the stricter limit.
+BURN_IN_R_HAT = 1.1
+
+#: Runs of OpenMM's replica exchange, each with a whole ladder.
+EXCHANGE_RUNS = 8
+
+#: Frames after which the first look at convergence is taken; the second half of them is examined.
+FIRST_LOOK = 128
+
+#: Frames read before their observables are computed together.
+FRAME_BLOCK = 32
+
+#: Statistical inefficiency in frames above which every second frame is dropped: a finer record of
+#: slow observables costs time and tells no more.
+FINEST_RECORD = 16
+
+#: Coordinates that are watched one by one in systems without symmetry.
+MOST_COORDINATES = 64
+
+#: Temperatures, in units of the target's, that a ladder may reach.
+HOTTEST = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+
+Progress = Callable[[int, int, str], None]
+
+
+class Engine(Protocol):
+    """Replicas that can be advanced and read."""
+
+    replicas: int
+    steps: int
+    stride: int
+
+    def advance(self, steps: int) -> None: ...
+    def retune(self) -> None: ...
+    def read(self) -> Tensor: ...
+    def describe(self) -> dict[str, Any]: ...
+
+
+def reference_path(system_name: str) -> Path:
+    """Path of a shipped reference set.
+
+    Raises
+    ------
+    UnknownNameError
+        None ships for this system.
+    """
+    if system_name not in REFERENCE_SETS:
+        raise UnknownNameError(
+            f"no reference set ships for {system_name!r}{nearest(str(system_name), REFERENCE_SETS)} "
+            f"(known: {', '.join(REFERENCE_SETS)}); make one with sample_reference"
+        )
+    return Path(__file__).parent / "data" / f"reference_{system_name}.npz"
+
+
+def load_reference(system_name: str) -> Samples:
+    """Shipped reference samples of a system; ``metadata`` tells how they were made.
+
+    Raises
+    ------
+    UnknownNameError
+        None ships for this system.
+    FileFormatError
+        The file is damaged.
+    """
+    from molsampler import export
+
+    return export.load(reference_path(system_name))
+
+
+def sample_reference(
+    system: System | str,
+    n: int,
+    *,
+    method: Literal["openmm", "mcmc"] = "openmm",
+    seed: int = 0,
+    replicas: int | None = None,
+    exchange: bool | Literal["auto"] = "auto",
+    max_steps: int = 1_000_000,
+    progress: Progress | None = None,
+) -> Samples:
+    r"""``n`` decorrelated samples of :math:`\exp(-u)` and what is known of their convergence.
+
+    Parameters
+    ----------
+    system : a system or the name of one
+    n : number of samples
+    method : ``openmm``, Langevin dynamics of the OpenMM twin; ``mcmc``, Metropolis-adjusted Langevin
+        Monte Carlo of the exact energy
+    seed : starts, velocities and noise all follow from it; same seed and versions, same samples
+    replicas : independent trajectories or chains
+    exchange : replica exchange (OpenMM) or parallel tempering (Monte Carlo) always, never, or where
+        plain replicas disagree
+    max_steps : steps per replica after which the search for convergence ends; the samples are then
+        returned with a warning in the log and in the metadata
+    progress : called as ``progress(samples done, n, message)``
+
+    Returns
+    -------
+    Samples
+        Rows are ordered by draw, then by replica. ``metadata["convergence"]`` has the keys ``r_hat``
+        and ``ess`` (worst over observables; ``ess`` of the returned samples),
+        ``statistical_inefficiency`` (in steps), ``converged`` and ``warnings``. ``metadata["run"]``
+        has steps, thinning and the engine's settings.
+
+    Raises
+    ------
+    InputError
+        An argument is unusable, or the system has no OpenMM twin and ``method`` is ``openmm``.
+    """
+    from molsampler import __version__
+    from molsampler.samples import Samples, resolve_system
+
+    system = resolve_system(system)
+    if method not in REPLICAS:
+        raise InputError(f"method must be 'openmm' or 'mcmc', got {method!r}")
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise InputError(f"n must be a positive number of samples, got {n!r}")
+    replicas = REPLICAS[method] if replicas is None else replicas
+    if isinstance(replicas, bool) or not isinstance(replicas, int) or replicas < 2:
+        raise InputError(f"replicas must be at least 2, for R-hat compares them, got {replicas!r}")
+    if exchange not in (True, False, "auto"):
+        raise InputError(f"exchange must be True, False or 'auto', got {exchange!r}")
+    if max_steps < 1000:
+        raise InputError(f"max_steps must be at least 1000, got {max_steps}")
+    if method == "openmm":
+        _require_twin(system)
+    report: Progress = progress if progress is not None else lambda done, total, message: None
+
+    started = time.monotonic()
+    plan = _Plan(system, n, replicas, max_steps, torch.Generator().manual_seed(seed), report)
+    run = (_openmm if method == "openmm" else _mcmc)(plan, exchange)
+
+    positions, verdict = run.select(n)
+    for text in verdict.warnings:
+        logger.warning("reference of %s by %s: %s", system.name, method, text)
+    report(n, n, "done")
+    return Samples.of(
+        system,
+        positions,
+        method=method,
+        source="reference",
+        seed=seed,
+        version=__version__,
+        temperature="reduced: energies in kT",
+        convergence={
+            "r_hat": _finite(verdict.r_hat),
+            "ess": verdict.ess,
+            "statistical_inefficiency": verdict.statistical_inefficiency,
+            "converged": verdict.converged,
+            "warnings": verdict.warnings,
+        },
+        run={
+            "replicas": run.engine.replicas,
+            "steps_per_replica": run.engine.steps,
+            "burn_in_steps": run.burn_in_steps,
+            "thinning_steps": run.thinning * run.engine.stride,
+            "seconds": round(time.monotonic() - started, 2),
+            **run.engine.describe(),
+        },
+    )
+
+
+def _finite(value: float) -> float | str:
+    # JSON has no infinity.
+    return value if math.isfinite(value) else "inf"
+
+
+def _require_twin(system: System) -> None:
+    if type(system).openmm_twin is System.openmm_twin:
+        raise InputError(
+            f"system {system.name!r} has no OpenMM twin; use method='mcmc' (--method mcmc)"
+        )
+
+
+# Observables
+
+
+def observables(system: System, x: Tensor) -> dict[str, Tensor]:
+    """Named observables ``(b,)`` in float64 of positions ``(b, n, d)``, by which convergence is judged."""
+    x = x.double()
+    watched = {"energy": system.energy(x)}
+    n, d = system.shape
+    if not system.invariant or n < 2:
+        flat = x.flatten(1)
+        for k in range(min(n * d, MOST_COORDINATES)):
+            watched[f"coordinate {k}"] = flat[:, k]
+        return watched
+    centred = x - x.mean(-2, keepdim=True)
+    watched["radius of gyration"] = centred.square().sum(-1).mean(-1).sqrt()
+    i, j = torch.triu_indices(n, n, 1)
+    distance = (x[:, i] - x[:, j]).norm(dim=-1)
+    ordered = distance.sort(-1).values
+    ranks = sorted({round(q * (ordered.shape[1] - 1)) for q in (0.0, 0.25, 0.5, 0.75, 1.0)})
+    for rank in ranks:
+        watched[f"pair distance of rank {rank + 1}"] = ordered[:, rank]
+    if not system.exchangeable:
+        for k in range(min(distance.shape[1], MOST_COORDINATES)):
+            watched[f"distance {int(i[k])}-{int(j[k])}"] = distance[:, k]
+    return watched
+
+
+# Starts
+
+
+def dispersed_starts(system: System, count: int, *, generator: torch.Generator) -> Tensor:
+    """Gaussian starts ``(count, n, d)`` of three widths in turn, around the width of lowest energy."""
+    like = torch.zeros((), dtype=torch.float64)
+    draws = system.space.randn(64, generator=generator, like=like)
+    scales = torch.logspace(-1, 2, 31, dtype=torch.float64)
+    medians = torch.stack([system.energy(scale * draws).median() for scale in scales])
+    best = float(scales[medians.argmin()])
+    width = best * torch.tensor([0.7, 1.0, 1.5], dtype=torch.float64)[torch.arange(count) % 3]
+    return width[:, None, None] * system.space.randn(count, generator=generator, like=like)
+
+
+# Collection
+
+
+class _Plan(NamedTuple):
+    """What a run has to deliver and may spend."""
+
+    system: System
+    n: int
+    replicas: int
+    max_steps: int
+    generator: torch.Generator
+    report: Progress
+
+
+class _Run:
+    """Frames of an engine, with burn-in and thinning decided from the observables."""
+
+    def __init__(self, plan: _Plan, engine: Engine):
+        self.plan, self.engine = plan, engine
+        self.frames: list[Tensor] = []
+        self.traces: dict[str, list[Tensor]] = {}
+        self.burn_in = 0
+        self.burn_in_steps = 0
+        self.thinning = 1
+        self.equilibrated = False
+
+    def _extend(self, count: int, message: str, done: int) -> None:
+        """Run until ``count`` frames exist."""
+        told = time.monotonic()
+        while len(self.frames) < count:
+            block = []
+            # Observables of many frames at once cost little more than those of one.
+            for _ in range(min(FRAME_BLOCK, count - len(self.frames))):
+                self.engine.advance(self.engine.stride)
+                block.append(self.engine.read())
+                if time.monotonic() - told > 0.2:
+                    told = time.monotonic()
+                    self.plan.report(done, self.plan.n, message)
+            x = torch.stack(block)
+            self.frames.extend(x.to(torch.float32))
+            for name, value in observables(self.plan.system, x.flatten(0, 1)).items():
+                self.traces.setdefault(name, []).extend(value.reshape(x.shape[:2]))
+
+    def _coarsen(self) -> None:
+        """Drop every second frame and look half as often from now on."""
+        self.frames = self.frames[1::2]
+        self.traces = {name: values[1::2] for name, values in self.traces.items()}
+        self.burn_in //= 2
+        self.thinning = max(1, self.thinning // 2)
+        self.engine.stride *= 2
+
+    def _window(self, start: int, stride: int = 1) -> dict[str, np.ndarray[Any, Any]]:
+        """Traces ``(replica, draw)`` from frame ``start`` on, at most every ``stride``-th, to the last."""
+        window = {}
+        for name, values in self.traces.items():
+            trace = torch.stack(values[start:], 1)
+            trace = trace[:, (trace.shape[1] - 1) % stride :: stride]
+            # A start of infinite energy may survive into a run that did not equilibrate.
+            window[name] = trace.nan_to_num(posinf=1e30).numpy()
+        return window
+
+    def _judge(
+        self, start: int, *, r_hat_limit: float = convergence.R_HAT_LIMIT
+    ) -> convergence.Convergence:
+        # How many samples there are is the caller's wish; only disagreement counts here.
+        return convergence.assess(self._window(start), r_hat_limit=r_hat_limit, ess_limit=0.0)
+
+    def equilibrate(self, max_steps: int) -> bool:
+        """Double the run until its second half agrees between replicas; whether it came to that."""
+        begun = self.engine.steps
+        length = FIRST_LOOK
+        message = "equilibrating"
+        while True:
+            self._extend(length, message, 0)
+            verdict = self._judge(length // 2, r_hat_limit=BURN_IN_R_HAT)
+            message = f"equilibrating, R-hat {verdict.r_hat:.2f}"
+            self.equilibrated = verdict.converged
+            if verdict.converged or 2 * (self.engine.steps - begun) > max_steps:
+                break
+            while verdict.statistical_inefficiency > FINEST_RECORD and length >= 2 * FIRST_LOOK:
+                self._coarsen()
+                length //= 2
+                verdict = self._judge(length // 2)
+            # Frames up to here will be discarded, so the step size may follow the chains to them.
+            self.engine.retune()
+            length *= 2
+        self.burn_in = length // 2
+        self.burn_in_steps = self.engine.steps - self.burn_in * self.engine.stride
+        return self.equilibrated
+
+    def collect(self) -> None:
+        """Run on until ``n`` samples spaced by the statistical inefficiency exist."""
+        draws = math.ceil(self.plan.n / self.engine.replicas)
+        while True:
+            verdict = self._judge(self.burn_in)
+            self.thinning = math.ceil(verdict.statistical_inefficiency)
+            if self.engine.steps > self.plan.max_steps:
+                # Out of budget: what was recorded is spread evenly over the draws.
+                self.thinning = max(
+                    1, min(self.thinning, (len(self.frames) - self.burn_in) // draws)
+                )
+            needed = self.burn_in + (draws - 1) * self.thinning + 1
+            have = len(self.frames)
+            if have >= needed:
+                return
+            # A longer record refines the inefficiency, so the goal is approached in parts.
+            goal = min(needed, max(have + 1, self.burn_in + 2 * (have - self.burn_in)))
+            done = (have - self.burn_in) // self.thinning * self.engine.replicas
+            self._extend(goal, f"sampling, R-hat {verdict.r_hat:.3f}", min(done, self.plan.n))
+            if self.thinning > FINEST_RECORD:
+                self._coarsen()
+
+    def select(self, n: int) -> tuple[Tensor, convergence.Convergence]:
+        """The last ``n`` decorrelated samples ``(n, N, D)``, and the verdict on them."""
+        replicas = self.engine.replicas
+        draws = math.ceil(n / replicas)
+        last = len(self.frames) - 1
+        index = [last - k * self.thinning for k in reversed(range(draws))]
+        positions = torch.stack([self.frames[k] for k in index])
+        whole = self._judge(self.burn_in)
+        warnings = list(whole.warnings)
+        if not self.equilibrated and not warnings:
+            warnings.append("the replicas disagreed when the search for convergence ended")
+        if self.thinning < math.ceil(whole.statistical_inefficiency):
+            warnings.append(
+                f"samples are correlated: they are {self.thinning * self.engine.stride} steps apart, "
+                f"the statistical inefficiency is "
+                f"{whole.statistical_inefficiency * self.engine.stride:.0f} steps"
+            )
+        ess = whole.ess
+        if draws >= 8:
+            ess = convergence.assess(self._window(index[0], self.thinning)).ess
+        verdict = convergence.Convergence(
+            whole.r_hat,
+            min(float(n), ess),
+            whole.statistical_inefficiency * self.engine.stride,
+            not warnings,
+            warnings,
+        )
+        surplus = replicas * draws - n
+        if draws == 1:
+            # Fewer samples than replicas: all kinds of starts are represented.
+            chosen = torch.linspace(0, replicas - 1, n).round().long()
+            return positions[0, chosen], verdict
+        return positions.flatten(0, 1)[surplus:], verdict
+
+
+def _rungs(system: System, hottest: float) -> int:
+    """Rungs of a ladder on which neighbours overlap: energies fluctuate by about sqrt(dof / 2) kT."""
+    return 2 + math.ceil(math.log(hottest) * math.sqrt(system.space.dof / 2))
+
+
+def _openmm(plan: _Plan, exchange: bool | str) -> _Run:
+    from .reference_md import LangevinReplicas, ReplicaExchange
+
+    starts = dispersed_starts(plan.system, plan.replicas, generator=plan.generator)
+    plan.report(0, plan.n, "minimising the starts")
+    plain = LangevinReplicas(plan.system, starts, generator=plan.generator)
+    if exchange is not True:
+        run = _Run(plan, plain)
+        share = 1.0 if exchange is False else 0.5
+        if run.equilibrate(int(share * plan.max_steps)) or exchange is False:
+            run.collect()
+            return run
+        logger.info("plain replicas of %s disagree: replica exchange", plan.system.name)
+
+    hottest = HOTTEST[0]
+    for hottest in HOTTEST:
+        plan.report(0, plan.n, f"trying {hottest:g} times the temperature")
+        hot = LangevinReplicas(plan.system, starts, generator=plan.generator, temperature=hottest)
+        if _Run(plan, hot).equilibrate(plan.max_steps // 20):
+            break
+    run = _Run(
+        plan,
+        ReplicaExchange(
+            plain,
+            plain.read()[
+                torch.linspace(0, plan.replicas - 1, min(EXCHANGE_RUNS, plan.replicas)).long()
+            ],
+            hottest=hottest,
+            rungs=_rungs(plan.system, hottest),
+            generator=plan.generator,
+        ),
+    )
+    run.equilibrate(plan.max_steps)
+    run.collect()
+    return run
+
+
+def _mcmc(plan: _Plan, exchange: bool | str) -> _Run:
+    from .reference_mcmc import MalaChains, TemperedChains
+
+    starts = dispersed_starts(plan.system, plan.replicas, generator=plan.generator)
+    if exchange is not True:
+        run = _Run(plan, MalaChains(plan.system, starts, generator=plan.generator))
+        share = 1.0 if exchange is False else 0.2
+        if run.equilibrate(int(share * plan.max_steps)) or exchange is False:
+            run.collect()
+            return run
+        logger.info("plain chains of %s disagree: parallel tempering", plan.system.name)
+    for hottest in HOTTEST[1::2]:
+        engine = TemperedChains(
+            plan.system,
+            starts,
+            hottest=hottest,
+            rungs=_rungs(plan.system, hottest),
+            generator=plan.generator,
+        )
+        run = _Run(plan, engine)
+        if run.equilibrate(plan.max_steps // (1 if hottest == HOTTEST[-1] else 10)):
+            break
+    run.collect()
+    return run
