@@ -72,5 +72,5 @@ class Denoiser(nn.Module):
     def score(self, x_t: Tensor, scales: Scales) -> Tensor:
         """Score of the diffused density at ``x_t`` ``(b, n, d)``."""
         alpha, sigma = scales.alpha[:, None, None], scales.sigma[:, None, None]
-        denoised = self(x_t / alpha, scales.sigma / scales.alpha)
+        denoised: Tensor = self(x_t / alpha, scales.sigma / scales.alpha)
         return (alpha * denoised - x_t) / sigma**2
