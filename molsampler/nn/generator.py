@@ -36,7 +36,6 @@ from ..space import Space
 from ..target import COORDINATE_LIMIT, Target
 from .body import BodyConfig, EGNNConfig, Frozen, build_body
 
-
 #: Coordinates are clamped to this before the energy sees them.
 _REACH = 0.5 * COORDINATE_LIMIT
 
