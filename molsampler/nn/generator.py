@@ -39,6 +39,9 @@ from .body import BodyConfig, EGNNConfig, Frozen, build_body
 #: Coordinates are clamped to this before the energy sees them.
 _REACH = 0.5 * COORDINATE_LIMIT
 
+#: Components of the score are clamped to this.
+_STEEPEST = 1e12
+
 #: Length of the difference that stands for the Hessian, in units of a Langevin kick.
 _DIFFERENCE = 0.02
 
@@ -70,17 +73,17 @@ class _Score(torch.autograd.Function):
     """Score of a target; backward is the product with the Hessian, by central differences."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, target: Target, length: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, target: Target, length: float, steepest: Tensor) -> Tensor:
         # A network early in training may throw particles far out; the energy refuses such rows.
         x = x.clamp(-_REACH, _REACH)
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(x, steepest)
         ctx.target, ctx.length = target, length
         return target.energy_and_score(x)[1]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        x, steepest = ctx.saved_tensors
         # The longest displacement of a particle sets the scale of the difference, row by row.
         size = grad.norm(dim=-1).amax(-1)[:, None, None].clamp(min=1e-30)
         # A gradient that is not finite is passed on as such, for the trainer to refuse the step.
@@ -89,7 +92,10 @@ class _Score(torch.autograd.Function):
         _, forward = ctx.target.energy_and_score(x + move)
         _, backward = ctx.target.energy_and_score(x - move)
         product = (forward - backward) * (size / (2 * ctx.length))
-        return torch.where(usable, product, torch.nan), None, None
+        # Rows in collision: their curvature says nothing about the truncated move they make.
+        longest = product.norm(dim=-1).amax(-1)[:, None, None]
+        product = torch.where(longest <= steepest * size, product, 0.0)
+        return torch.where(usable, product, torch.nan), None, None, None
 
 
 class Generator(nn.Module):
@@ -154,7 +160,15 @@ class Generator(nn.Module):
         if self.target is None:
             raise InputError("a generator with Langevin layers needs its target's energy")
         length = _DIFFERENCE * math.sqrt(2.0 * self.config.langevin_step)
-        score: Tensor = _Score.apply(x, self.target, length)  # type: ignore[no-untyped-call]
+        # Curvature beyond twice the stability limit of the step, epsilon H = 2.
+        steepest = 4.0 / step.detach()
+        score: Tensor = _Score.apply(x, self.target, length, steepest)  # type: ignore[no-untyped-call]
+        # Squares of larger scores overflow float32; the drift is truncated long before.
+        score = score.clamp(-_STEEPEST, _STEEPEST)
+        with torch.no_grad():
+            whole = step * score
+            truncated = (drift(score, step) - whole).abs().amax(-1, keepdim=True) > 0
+        score = torch.where(truncated, score.detach(), score)
         move = self.space.project(drift(score, step))
         return x + move + torch.sqrt(2.0 * step) * kick
 
