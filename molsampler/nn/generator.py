@@ -16,8 +16,9 @@ at the cost of one energy-and-score evaluation per layer and sample (stochastic 
 Wu, Köhler & Noé, arXiv 2002.06707, use such layers with weights). They set the stiff coordinates,
 bond lengths in a cluster, right to a precision that a network reaches only slowly. Gradients pass
 through the score with the target's Hessian, taken as a central difference of scores, so no target
-has to provide second derivatives. (Treating the score as a constant is not enough: where
-:math:`\epsilon \nabla^2 u > 1` the layer reverses a displacement, and the network is driven away.)
+has to provide second derivatives. ``langevin_hessian=False`` treats the score as a constant instead.
+That is cheaper and steadier for steep walls, but only right while :math:`\epsilon \nabla^2 u` stays
+below one: beyond, the layer reverses a displacement, and the network is driven away.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class GeneratorConfig(Frozen):
     particle_signs: int = Field(0, ge=0)
     langevin_layers: int = Field(0, ge=0)
     langevin_step: float = Field(1e-3, gt=0)
+    langevin_hessian: bool = True
 
 
 class Latent(NamedTuple):
@@ -162,7 +164,8 @@ class Generator(nn.Module):
         length = _DIFFERENCE * math.sqrt(2.0 * self.config.langevin_step)
         # Curvature beyond twice the stability limit of the step, epsilon H = 2.
         steepest = 4.0 / step.detach()
-        score: Tensor = _Score.apply(x, self.target, length, steepest)  # type: ignore[no-untyped-call]
+        seen = x if self.config.langevin_hessian else x.detach()
+        score: Tensor = _Score.apply(seen, self.target, length, steepest)  # type: ignore[no-untyped-call]
         # Squares of larger scores overflow float32; the drift is truncated long before.
         score = score.clamp(-_STEEPEST, _STEEPEST)
         with torch.no_grad():
