@@ -2,13 +2,17 @@ r"""Reference samples of a system from OpenMM dynamics or Monte Carlo, with a ve
 
 Both methods run many replicas from dispersed starts and are read by the same rules:
 
-1. *Burn-in.* The run doubles until, over its second half, R-hat between replicas is at most
-   ``BURN_IN_R_HAT`` for every observable; the first half is then discarded. Starts of three kinds
-   (contracted, medium, expanded) make the disagreement of slow runs visible.
+1. *Burn-in.* The run doubles until its second half agrees between replicas (R-hat at most
+   ``BURN_IN_R_HAT`` for every observable) and stands still (its two halves, averaged over all
+   replicas, differ by at most ``DRIFT_LIMIT`` standard errors); the first half is then discarded.
+   Starts of three kinds (contracted, medium, expanded) make the disagreement of slow runs visible.
+   With exchange, means of the observables over the rungs of the ladder are watched too: exchanges
+   leave them alone, so they show the slow relaxation that swaps hide from a single rung.
 2. *Thinning.* Frames are kept at intervals of the largest statistical inefficiency of any observable.
-3. *Exchange.* Where plain replicas do not agree within a share of the allowed steps, the modes do not
-   mix, and replica exchange takes over; its hottest temperature is the lowest one of a doubling
-   sequence at which it (Monte Carlo) or a plain run at that temperature (OpenMM) converges.
+3. *Exchange.* Where doubling the run of plain replicas hardly lowers R-hat, or they do not agree
+   within a share of the allowed steps, the modes do not mix, and replica exchange takes over. Its
+   hottest temperature is the lowest of a doubling sequence at which the exchange itself (Monte
+   Carlo) or a plain run at that temperature (OpenMM) converges.
 
 Observables are the energy and, for invariant systems, the radius of gyration and order statistics of
 the pair distances; for others, the coordinates.
@@ -45,9 +49,22 @@ REFERENCE_SETS = ("dw4", "lj13")
 #: decorrelation times, which favours few; a batch of 256 Monte Carlo chains costs little more than 64.
 REPLICAS = {"openmm": 64, "mcmc": 256}
 
+#: Chains of parallel tempering unless told otherwise; each brings a ladder of replicas.
+TEMPERED_CHAINS = 64
+
 #: R-hat at which burn-in ends. Over a window of w decorrelation times, agreeing chains show about
 #: sqrt(1 + 2 / w), so this asks for ten of them; the samples themselves face the stricter limit.
 BURN_IN_R_HAT = 1.1
+
+#: Largest drift between the halves of a burnt-in window, in standard errors over replicas. A window is
+#: judged on some ten to forty observables, so four is passed by nearly every stationary run.
+DRIFT_LIMIT = 4.0
+
+#: Plain replicas are stuck if two doublings of the run leave more than this share of R-hat - 1.
+STUCK = 0.8
+
+#: Name of the trace that averages an observable over the rungs of a ladder.
+LADDER_MEAN = "ladder mean of "
 
 #: Runs of OpenMM's replica exchange, each with a whole ladder.
 EXCHANGE_RUNS = 8
@@ -80,7 +97,9 @@ class Engine(Protocol):
 
     def advance(self, steps: int) -> None: ...
     def retune(self) -> None: ...
-    def read(self) -> Tensor: ...
+    def read(self) -> Tensor:
+        """Positions ``(rung, replica, n, d)``, the target's temperature first."""
+
     def describe(self) -> dict[str, Any]: ...
 
 
@@ -300,9 +319,12 @@ class _Run:
                     told = time.monotonic()
                     self.plan.report(done, self.plan.n, message)
             x = torch.stack(block)
-            self.frames.extend(x.to(torch.float32))
-            for name, value in observables(self.plan.system, x.flatten(0, 1)).items():
-                self.traces.setdefault(name, []).extend(value.reshape(x.shape[:2]))
+            self.frames.extend(x[:, 0].to(torch.float32))
+            for name, value in observables(self.plan.system, x.flatten(0, 2)).items():
+                rungs = value.reshape(x.shape[:3])
+                self.traces.setdefault(name, []).extend(rungs[:, 0])
+                if x.shape[1] > 1:
+                    self.traces.setdefault(LADDER_MEAN + name, []).extend(rungs.mean(1))
 
     def _coarsen(self) -> None:
         """Drop every second frame and look half as often from now on."""
@@ -312,10 +334,14 @@ class _Run:
         self.thinning = max(1, self.thinning // 2)
         self.engine.stride *= 2
 
-    def _window(self, start: int, stride: int = 1) -> dict[str, np.ndarray[Any, Any]]:
+    def _window(
+        self, start: int, stride: int = 1, *, ladder: bool = False
+    ) -> dict[str, np.ndarray[Any, Any]]:
         """Traces ``(replica, draw)`` from frame ``start`` on, at most every ``stride``-th, to the last."""
         window = {}
         for name, values in self.traces.items():
+            if name.startswith(LADDER_MEAN) and not ladder:
+                continue
             trace = torch.stack(values[start:], 1)
             trace = trace[:, (trace.shape[1] - 1) % stride :: stride]
             # A start of infinite energy may survive into a run that did not equilibrate.
@@ -323,22 +349,42 @@ class _Run:
         return window
 
     def _judge(
-        self, start: int, *, r_hat_limit: float = convergence.R_HAT_LIMIT
+        self, start: int, *, r_hat_limit: float = convergence.R_HAT_LIMIT, ladder: bool = True
     ) -> convergence.Convergence:
-        # How many samples there are is the caller's wish; only disagreement counts here.
-        return convergence.assess(self._window(start), r_hat_limit=r_hat_limit, ess_limit=0.0)
+        window = self._window(start, ladder=ladder)
+        # How many samples there are is the caller's wish; only disagreement and drift count here.
+        verdict = convergence.assess(window, r_hat_limit=r_hat_limit, ess_limit=0.0)
+        warnings = list(verdict.warnings)
+        for name, trace in window.items():
+            z = convergence.drift(trace)
+            if not abs(z) <= DRIFT_LIMIT:
+                warnings.append(
+                    f"{name} drifts: the halves of the run differ by {abs(z):.1f} standard errors"
+                )
+        return verdict._replace(converged=not warnings, warnings=warnings)
 
-    def equilibrate(self, max_steps: int) -> bool:
-        """Double the run until its second half agrees between replicas; whether it came to that."""
+    def equilibrate(self, max_steps: int, *, patient: bool = True) -> bool:
+        """Double the run until its second half is stationary; whether it came to that.
+
+        Impatient runs give up as soon as further doubling does not help.
+        """
         begun = self.engine.steps
         length = FIRST_LOOK
         message = "equilibrating"
+        excess: list[float] = []
         while True:
             self._extend(length, message, 0)
             verdict = self._judge(length // 2, r_hat_limit=BURN_IN_R_HAT)
             message = f"equilibrating, R-hat {verdict.r_hat:.2f}"
             self.equilibrated = verdict.converged
-            if verdict.converged or 2 * (self.engine.steps - begun) > max_steps:
+            excess.append(verdict.r_hat - 1.0)
+            # An infinite excess compares false with everything, as NaN does after division.
+            stuck = len(excess) > 3 and not excess[-1] <= STUCK * excess[-3]
+            if (
+                verdict.converged
+                or 2 * (self.engine.steps - begun) > max_steps
+                or (stuck and not patient and verdict.r_hat > BURN_IN_R_HAT)
+            ):
                 break
             while verdict.statistical_inefficiency > FINEST_RECORD and length >= 2 * FIRST_LOOK:
                 self._coarsen()
@@ -355,7 +401,7 @@ class _Run:
         """Run on until ``n`` samples spaced by the statistical inefficiency exist."""
         draws = math.ceil(self.plan.n / self.engine.replicas)
         while True:
-            verdict = self._judge(self.burn_in)
+            verdict = self._judge(self.burn_in, ladder=False)
             self.thinning = math.ceil(verdict.statistical_inefficiency)
             if self.engine.steps > self.plan.max_steps:
                 # Out of budget: what was recorded is spread evenly over the draws.
@@ -380,8 +426,8 @@ class _Run:
         last = len(self.frames) - 1
         index = [last - k * self.thinning for k in reversed(range(draws))]
         positions = torch.stack([self.frames[k] for k in index])
-        whole = self._judge(self.burn_in)
-        warnings = list(whole.warnings)
+        whole = self._judge(self.burn_in, ladder=False)
+        warnings = self._judge(self.burn_in).warnings
         if not self.equilibrated and not warnings:
             warnings.append("the replicas disagreed when the search for convergence ended")
         if self.thinning < math.ceil(whole.statistical_inefficiency):
@@ -421,8 +467,9 @@ def _openmm(plan: _Plan, exchange: bool | str) -> _Run:
     plain = LangevinReplicas(plan.system, starts, generator=plan.generator)
     if exchange is not True:
         run = _Run(plan, plain)
-        share = 1.0 if exchange is False else 0.5
-        if run.equilibrate(int(share * plan.max_steps)) or exchange is False:
+        patient = exchange is False
+        budget = plan.max_steps if patient else plan.max_steps // 2
+        if run.equilibrate(budget, patient=patient) or patient:
             run.collect()
             return run
         logger.info("plain replicas of %s disagree: replica exchange", plan.system.name)
@@ -437,7 +484,7 @@ def _openmm(plan: _Plan, exchange: bool | str) -> _Run:
         plan,
         ReplicaExchange(
             plain,
-            plain.read()[
+            plain.read()[0][
                 torch.linspace(0, plan.replicas - 1, min(EXCHANGE_RUNS, plan.replicas)).long()
             ],
             hottest=hottest,
@@ -456,21 +503,23 @@ def _mcmc(plan: _Plan, exchange: bool | str) -> _Run:
     starts = dispersed_starts(plan.system, plan.replicas, generator=plan.generator)
     if exchange is not True:
         run = _Run(plan, MalaChains(plan.system, starts, generator=plan.generator))
-        share = 1.0 if exchange is False else 0.2
-        if run.equilibrate(int(share * plan.max_steps)) or exchange is False:
+        patient = exchange is False
+        budget = plan.max_steps if patient else plan.max_steps // 5
+        if run.equilibrate(budget, patient=patient) or patient:
             run.collect()
             return run
         logger.info("plain chains of %s disagree: parallel tempering", plan.system.name)
     for hottest in HOTTEST[1::2]:
         engine = TemperedChains(
             plan.system,
-            starts,
+            starts[: min(plan.replicas, TEMPERED_CHAINS)],
             hottest=hottest,
             rungs=_rungs(plan.system, hottest),
             generator=plan.generator,
         )
         run = _Run(plan, engine)
-        if run.equilibrate(plan.max_steps // (1 if hottest == HOTTEST[-1] else 10)):
+        last = hottest == HOTTEST[-1]
+        if run.equilibrate(plan.max_steps // (1 if last else 10), patient=last):
             break
     run.collect()
     return run

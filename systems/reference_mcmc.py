@@ -49,8 +49,8 @@ class MalaChains:
         self.steps += steps
 
     def read(self) -> Tensor:
-        """Positions ``(chain, n, d)`` in float64."""
-        return self.state.position
+        """Positions ``(1, chain, n, d)`` in float64."""
+        return self.state.position[None]
 
     def describe(self) -> dict[str, Any]:
         """What was run, for the provenance of the samples."""
@@ -119,8 +119,8 @@ class TemperedChains:
         self.steps += steps
 
     def read(self) -> Tensor:
-        """Positions ``(chain, n, d)`` of the coldest rung in float64."""
-        return self.state.position[0]
+        """Positions ``(rung, chain, n, d)`` in float64, the coldest rung first."""
+        return self.state.position
 
     def describe(self) -> dict[str, Any]:
         """What was run, for the provenance of the samples."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -167,8 +168,8 @@ class LangevinReplicas:
             # The first round is cautious: thermal walls are stiffer than minima.
             self._prepare(minimised, omega, step_over_period, generator)
             self.advance(int(20 / step_over_period))
-            omega = highest_frequency(system, self.read())
-        self._prepare(self.read(), omega, step_over_period, generator)
+            omega = highest_frequency(system, self.read()[0])
+        self._prepare(self.read()[0], omega, step_over_period, generator)
         self.steps = 0
 
     def _context(self, integrator: openmm.Integrator, x: Tensor) -> openmm.Context:
@@ -221,8 +222,8 @@ class LangevinReplicas:
         """Nothing to tune: the time step is fixed by the stiffness."""
 
     def read(self) -> Tensor:
-        """Mean-free positions ``(replica, n, d)`` in float64."""
-        return self._positions(self.context)
+        """Mean-free positions ``(1, replica, n, d)`` in float64."""
+        return self._positions(self.context)[None]
 
     def _positions(self, context: openmm.Context) -> Tensor:
         array = context.getState(positions=True).getPositions(asNumpy=True)._value
@@ -312,13 +313,18 @@ class ReplicaExchange:
         """Nothing to tune: the ladder is fixed."""
 
     def read(self) -> Tensor:
-        """Mean-free positions ``(run, n, d)`` at the lowest temperature, in float64."""
-        frames = []
-        for sampler in self._samplers:
-            coldest = sampler.replicaConformation[sampler.replicaStateIndex.index(0)]
-            array = coldest.getPositions(asNumpy=True)._value
-            frames.append(torch.from_numpy(array)[:, : self.system.shape[1]])
-        return self.system.space.project(torch.stack(frames) / self.system.length_nm)
+        """Mean-free positions ``(rung, run, n, d)`` in float64, the coldest rung first."""
+        frames = [
+            [
+                sampler.replicaConformation[sampler.replicaStateIndex.index(k)]
+                .getPositions(asNumpy=True)
+                ._value[:, : self.system.shape[1]]
+                for sampler in self._samplers
+            ]
+            for k in range(self.rungs)
+        ]
+        x = torch.from_numpy(np.array(frames))
+        return self.system.space.project(x / self.system.length_nm)
 
     def describe(self) -> dict[str, Any]:
         """What was run, for the provenance of the samples."""

@@ -387,7 +387,7 @@ def test_cards_that_do_not_fit_are_refused(
         load(folder)
 
 
-@pytest.mark.parametrize("reference", ["../lj13", "/tmp/system.yaml", "", 13])
+@pytest.mark.parametrize("reference", ["../lj13", "/etc/system.yaml", "", 13])
 def test_card_must_not_send_its_reader_to_other_files(reference: Any, folder: Path) -> None:
     edit(folder, system=reference)
     with pytest.raises(FileFormatError, match="system"):
