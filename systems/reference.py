@@ -82,6 +82,9 @@ FINEST_RECORD = 16
 #: Coordinates that are watched one by one in systems without symmetry.
 MOST_COORDINATES = 64
 
+#: Observables that are named in the warnings; systems without symmetry watch one per coordinate.
+MOST_WARNINGS = 5
+
 #: Temperatures, in units of the target's, that a ladder may reach.
 HOTTEST = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
@@ -427,7 +430,12 @@ class _Run:
         index = [last - k * self.thinning for k in reversed(range(draws))]
         positions = torch.stack([self.frames[k] for k in index])
         whole = self._judge(self.burn_in, ladder=False)
-        warnings = self._judge(self.burn_in).warnings
+        # Ladder means vouch for the burn-in alone, so its limit is theirs.
+        hidden = self._judge(self.burn_in, r_hat_limit=BURN_IN_R_HAT).warnings
+        warnings = whole.warnings + [text for text in hidden if LADDER_MEAN in text]
+        if len(warnings) > MOST_WARNINGS:
+            more = len(warnings) - MOST_WARNINGS
+            warnings = [*warnings[:MOST_WARNINGS], f"{more} further observables fail likewise"]
         if not self.equilibrated and not warnings:
             warnings.append("the replicas disagreed when the search for convergence ended")
         if self.thinning < math.ceil(whole.statistical_inefficiency):

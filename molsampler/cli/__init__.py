@@ -13,6 +13,10 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
+# Read by the OpenMP runtime when torch loads. Spinning threads make small networks many times slower
+# as soon as another process wants a core.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from ..errors import MolsamplerError
 from .app import app
 from .terminal import logging_to_stderr
