@@ -25,7 +25,6 @@ from molsampler import Samples, export
 from molsampler.systems import get_system
 from molsampler.target import System
 
-
 Column = list[tuple[float, float]]
 """Means and standard errors of the statistics, in order."""
 
