@@ -14,7 +14,9 @@ learned size with truncated drift,
 
 at the cost of one energy-and-score evaluation per layer and sample (stochastic normalising flows,
 Wu, Köhler & Noé, arXiv 2002.06707, use such layers with weights). They set the stiff coordinates,
-bond lengths in a cluster, right to a precision that a network reaches only slowly. Gradients pass
+bond lengths in a cluster, right to a precision that a network reaches only slowly. Their sizes start
+on a geometric ladder, from steps long enough to leave a barrier to steps short enough to have little
+discretisation error. Gradients pass
 through the score with the target's Hessian, taken as a central difference of scores, so no target
 has to provide second derivatives. ``langevin_hessian=False`` treats the score as a constant instead.
 That is cheaper and steadier for steep walls, but only right while :math:`\epsilon \nabla^2 u` stays
@@ -35,7 +37,7 @@ from ..errors import InputError
 from ..mcmc.mala import drift
 from ..space import Space
 from ..target import COORDINATE_LIMIT, Target
-from .body import BodyConfig, EGNNConfig, Frozen, build_body
+from .body import BodyConfig, EGNNConfig, Frozen, MLPConfig, build_body
 
 #: Coordinates are clamped to this before the energy sees them.
 _REACH = 0.5 * COORDINATE_LIMIT
@@ -57,6 +59,7 @@ class GeneratorConfig(Frozen):
     particle_signs: int = Field(0, ge=0)
     langevin_layers: int = Field(0, ge=0)
     langevin_step: float = Field(1e-3, gt=0)
+    langevin_last_step: float | None = Field(None, gt=0)
     langevin_hessian: bool = True
 
 
@@ -121,8 +124,11 @@ class Generator(nn.Module):
         # A body without any features still needs one input to embed.
         self.features = max(features, 1)
         self.body = build_body(config.body, space, self.features)
+        # A perceptron needs inputs of unit scale; an EGNN reads distances in their own unit.
+        self.unit = config.latent_scale if isinstance(config.body, MLPConfig) else 1.0
+        last = config.langevin_last_step or config.langevin_step
         self.log_step = nn.Parameter(
-            torch.full((config.langevin_layers,), config.langevin_step).log()
+            torch.linspace(math.log(config.langevin_step), math.log(last), config.langevin_layers)
         )
 
     def draw_latent(
@@ -153,7 +159,7 @@ class Generator(nn.Module):
         """Configurations ``(b, n, d)`` from latents; ``body`` may be a compiled form of the own body."""
         z = self.config.latent_scale * latent.position
         body = self.body if body is None else body
-        x = self.space.project(z + body(z, latent.features))
+        x = self.space.project(z + self.unit * body(z / self.unit, latent.features))
         for layer in range(self.config.langevin_layers):
             x = self._langevin(x, latent.kicks[:, layer], self.log_step[layer].exp())
         return x

@@ -89,6 +89,7 @@ class TrainConfig(Frozen):
     generator_lr: float = Field(1e-3, gt=0)
     score_lr: float = Field(1e-3, gt=0)
     final_lr: float = Field(0.02, ge=0, le=1)
+    score_final_lr: float | None = Field(None, ge=0, le=1)
     max_grad_norm: float = Field(10.0, gt=0)
     ema: float = Field(0.998, ge=0, lt=1)
     data_scale: float | None = Field(None, gt=0)
