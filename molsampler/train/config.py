@@ -88,6 +88,7 @@ class TrainConfig(Frozen):
     score_steps: int = Field(5, ge=1)
     generator_lr: float = Field(1e-3, gt=0)
     score_lr: float = Field(1e-3, gt=0)
+    decay_start: float = Field(0.5, ge=0, lt=1)
     final_lr: float = Field(0.02, ge=0, le=1)
     score_final_lr: float | None = Field(None, ge=0, le=1)
     max_grad_norm: float = Field(10.0, gt=0)

@@ -355,7 +355,7 @@ class Trainer:
         return norm
 
     def _rate_factor(self, name: str) -> float:
-        """Linear warm-up over 100 iterations, flat to half of the run, then a cosine to the final rate.
+        """Linear warm-up over 100 iterations, flat to ``decay_start``, then a cosine to the final rate.
 
         The score network may keep a higher rate: it follows a generator that never stands still.
         """
@@ -364,7 +364,8 @@ class Trainer:
         if name == "generator":
             rise = min(1.0, (iteration - self.warmup + 1) / 100)
         done = max(0.0, iteration - self.warmup) / self.config.iterations
-        fall = 0.5 + 0.5 * math.cos(math.pi * max(0.0, 2 * done - 1))
+        flat = self.config.decay_start
+        fall = 0.5 + 0.5 * math.cos(math.pi * max(0.0, (done - flat) / (1 - flat)))
         final = self.config.final_lr
         if name == "score" and self.config.score_final_lr is not None:
             final = self.config.score_final_lr

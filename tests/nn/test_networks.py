@@ -8,6 +8,7 @@ from molsampler.nn.body import build_body
 from molsampler.nn.mlp import LocalBasis
 from molsampler.space import Euclidean, MeanFree
 from molsampler.systems import get_system
+from molsampler.train.replay import Gaussian
 
 TOLERANCE = 1e-5
 BODIES = {
@@ -219,3 +220,23 @@ def test_langevin_steps_start_on_a_geometric_ladder():
     config = GeneratorConfig(langevin_layers=3, langevin_step=0.04, langevin_last_step=0.01)
     steps = build_generator(config, target.space, target).log_step.exp()
     assert steps.tolist() == pytest.approx([0.04, 0.02, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("scheme", "excess"), [("leimkuhler-matthews", 1.0), ("euler", 1 / (1 - 0.8 / 2))]
+)
+def test_variance_of_langevin_layers_in_a_harmonic_well(scheme, excess):
+    """Exact with averaged noise; inflated by 1 / (1 - step / 2) with independent noise."""
+    n, step = 40_000, 0.8
+    target = Gaussian(Euclidean(1, 2), 1.0)
+    config = GeneratorConfig(
+        body=MLPConfig(width=4, layers=1),
+        langevin_layers=12,
+        langevin_step=step,
+        langevin_scheme=scheme,
+    )
+    net = build_generator(config, target.space, target)
+    x = net(net.draw_latent(n, generator=torch.Generator().manual_seed(0))).detach()
+    error = excess * (2 / (2 * n)) ** 0.5
+    # The truncation of rare long drifts adds less than half a per cent.
+    assert float(x.var()) == pytest.approx(excess, abs=5 * error + 0.005)
