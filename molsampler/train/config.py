@@ -85,6 +85,7 @@ class TrainConfig(Frozen):
     )
     weighting: Literal["uniform", "inverse-alpha", "sigma", "denoiser"] = "denoiser"
     clip: float = Field(2.0, gt=0)
+    noise_annealing: float = Field(0.0, ge=0, le=1)
     score_steps: int = Field(5, ge=1)
     generator_lr: float = Field(1e-3, gt=0)
     score_lr: float = Field(1e-3, gt=0)

@@ -27,6 +27,9 @@ from .state import TrainState, build_schedule, build_state
 #: Chains of the pilot run that finds the data scale where there is no replay to read it from.
 _PILOT = 256
 
+#: Lowest time at the start of noise annealing; for the fast preset a noise of about the data scale.
+_ANNEALING_START = 0.75
+
 #: Parts of the samples whose spread is the error of the selection criterion.
 _PARTS = 5
 
@@ -208,7 +211,7 @@ class Trainer:
         x = self._generate(latent)
         score_loss = [self._score_step(x.detach()) for _ in range(config.score_steps)]
 
-        t = self.schedule.times(len(x), generator=state.rng, like=x)
+        t = self._annealed_times(x)
         diffused = diffuse(x, self.schedule(t), self.space, generator=state.rng)
         x_t, scales = diffused.x_t.detach(), diffused.scales
         with torch.no_grad():
@@ -238,6 +241,20 @@ class Trainer:
     def _generate(self, latent: Latent) -> Tensor:
         # The compiled body stands in for the module's own during the call.
         return self.state.generator.forward(latent, body=self.body)
+
+    def _annealed_times(self, x: Tensor) -> Tensor:
+        """Times of the generator's and its score's steps, early in training the noisy ones only.
+
+        At high noise the modes of the target are one. The floor falls as training goes, and they
+        part while the generator can still move weight between them.
+        """
+        t = self.schedule.times(len(x), generator=self.state.rng, like=x)
+        share = self.config.noise_annealing
+        if not share:
+            return t
+        done = (self.state.iteration - self.warmup) / (share * self.config.iterations)
+        floor = _ANNEALING_START * max(0.0, 1.0 - done)
+        return floor + (1.0 - floor) * t
 
     def _target_score(self, x_t: Tensor, scales: Scales, t: Tensor) -> Tensor:
         state = self.state
@@ -278,7 +295,7 @@ class Trainer:
     def _score_step(self, x: Tensor) -> float:
         """Denoising score matching of the model's score on generator samples."""
         state = self.state
-        t = self.schedule.times(len(x), generator=state.rng, like=x)
+        t = self._annealed_times(x)
         x_t, scales = diffuse(x, self.schedule(t), self.space, generator=state.rng)
         s = scales.sigma / scales.alpha
         denoised = self.score(x_t / scales.alpha[:, None, None], s)
