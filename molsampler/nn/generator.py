@@ -18,9 +18,9 @@ bond lengths in a cluster, right to a precision that a network reaches only slow
 Leimkuhler-Matthews scheme (arXiv 1203.5428) each layer takes the mean of two successive
 :math:`\xi`; in a harmonic well that removes the excess variance :math:`\epsilon \nabla^2 u / 2` of
 independent noise at any stable :math:`\epsilon`. The step sizes start on a geometric ladder, from
-steps long enough to leave a barrier to steps short enough to have little discretisation error; ``langevin_fixed`` keeps
-them there. Averaged noise does not punish long steps, so that learned ones may grow until the layers
-are unstable.
+steps long enough to leave a barrier to steps short enough to have little discretisation error;
+``langevin_fixed`` keeps them there. Averaged noise does not punish long steps, so that learned ones
+may grow until the layers are unstable.
 
 Gradients pass through the score with the target's Hessian, taken as a central difference of scores,
 so no target has to provide second derivatives. ``langevin_hessian=False`` treats the score as a
