@@ -304,3 +304,32 @@ def _spread(state):
     with torch.no_grad():
         x = state.ema(state.ema.draw_latent(8000, generator=torch.Generator().manual_seed(9)))
     return x[:, 0].std(0)
+
+
+def test_noise_annealing_starts_high_and_ends_with_every_level(system):
+    config = _config("replay", "noise_annealing=0.5", "iterations=100")
+    state = loop.start(config, system, device=torch.device("cpu"), report=lambda stage, share: None)
+    trainer = loop.Trainer(config, system, state)
+    probe = torch.zeros(2000, *system.shape)
+    lowest = []
+    for done in (0, 25, 50, 99):
+        state.iteration = trainer.warmup + done
+        lowest.append(float(trainer._annealed_times(probe).min()))
+    assert lowest[0] >= 0.75
+    assert 0.375 <= lowest[1] < 0.4
+    assert max(lowest[2:]) < 0.01
+
+
+def test_rates_fall_after_the_flat_part_and_the_score_may_keep_its_own(system):
+    config = _config(
+        "replay", "iterations=1000", "decay_start=0.4", "final_lr=0.1", "score_final_lr=0.5"
+    )
+    state = loop.start(config, system, device=torch.device("cpu"), report=lambda stage, share: None)
+    trainer = loop.Trainer(config, system, state)
+    rates = {}
+    for done in (400, 700, 1000):
+        state.iteration = trainer.warmup + done
+        rates[done] = [trainer._rate_factor(name) for name in ("generator", "score", "teacher")]
+    assert rates[400] == pytest.approx([1.0, 1.0, 1.0])
+    assert rates[700] == pytest.approx([0.55, 0.75, 0.55])
+    assert rates[1000] == pytest.approx([0.1, 0.5, 0.1])
