@@ -137,7 +137,8 @@ class Generator(nn.Module):
         self.unit = config.latent_scale if isinstance(config.body, MLPConfig) else 1.0
         last = config.langevin_last_step or config.langevin_step
         self.log_step = nn.Parameter(
-            torch.linspace(math.log(config.langevin_step), math.log(last), config.langevin_layers)
+            torch.linspace(math.log(config.langevin_step), math.log(last), config.langevin_layers),
+            requires_grad=not config.langevin_fixed,
         )
 
     def draw_latent(

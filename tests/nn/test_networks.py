@@ -240,3 +240,12 @@ def test_variance_of_langevin_layers_in_a_harmonic_well(scheme, excess):
     error = excess * (2 / (2 * n)) ** 0.5
     # The truncation of rare long drifts adds less than half a per cent.
     assert float(x.var()) == pytest.approx(excess, abs=5 * error + 0.005)
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_fixed_langevin_steps_take_no_gradient(fixed):
+    target = get_system("dw4")
+    config = GeneratorConfig(langevin_layers=2, langevin_step=0.01, langevin_fixed=fixed)
+    net = build_generator(config, target.space, target)
+    net(net.draw_latent(8, generator=torch.Generator().manual_seed(0))).square().sum().backward()
+    assert (net.log_step.grad is None) == fixed
