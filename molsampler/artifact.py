@@ -321,7 +321,7 @@ def save(
         shape=system.shape,
         architecture=dict(architecture),
         units=dict(units or _units(system)),
-        temperature=temperature,
+        temperature=system.temperature if temperature is None else temperature,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         training=training,
         quality=[dict(row) for row in quality],

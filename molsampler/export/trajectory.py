@@ -416,4 +416,9 @@ def agreed_system(path: Path, given: System | str | None, recorded: Any) -> Syst
     name = recorded.get("name") if isinstance(recorded, dict) else recorded
     if name is not None and name != resolved.name:
         raise InputError(f"{path} holds samples of {name!r}, system= says {resolved.name!r}")
+    if isinstance(recorded, dict) and "sha256" in recorded and recorded != resolved.record():
+        raise InputError(
+            f"{path} holds samples of another definition or temperature of {resolved.name!r} than "
+            "system= gives"
+        )
     return resolved
