@@ -21,8 +21,11 @@ from .openmm_context import Array, ContextEvaluator, EvaluationError
 
 #: Spacings in nm of the lattices on which symmetries are probed.
 _SPACINGS = (0.15, 0.4, 1.0)
-#: Change of the energy, relative to its rounding error by a crude bound, that breaks a symmetry.
+#: Change of the energy, relative to its rounding error by a crude bound, that may break a symmetry.
 _TOLERANCE = 1e4
+#: Change in kJ/mol below which none is broken: 5e-4 kT at 300 K. Torsion phases in Amber's files are
+#: pi to six digits, which makes mirror images differ by less than that.
+_RESOLUTION = 1e-3
 #: Below this time in s per evaluation the Reference platform is used without looking further.
 _FAST_ENOUGH = 1e-3
 #: What another platform must gain to be preferred to the double precision of Reference.
@@ -77,7 +80,8 @@ def symmetry(evaluator: ContextEvaluator, positions: Array, *, exchange: bool) -
         # Rounding of a coordinate changes the energy by the force on it times that rounding.
         scale = np.abs(u) + (np.abs(f).sum((1, 2)) * np.abs(moved).max((1, 2))) + 1.0
         change = np.abs(_evaluate(evaluator, moved)[0] - u)
-        return bool((change <= _TOLERANCE * np.finfo(np.float64).eps * scale).all())
+        allowed = np.maximum(_TOLERANCE * np.finfo(np.float64).eps * scale, _RESOLUTION)
+        return bool((change <= allowed).all())
 
     shift = np.array([0.37, -0.81, 0.59])
     rotation, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))
