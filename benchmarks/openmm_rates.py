@@ -6,9 +6,9 @@
 The bare loop sets the positions of one context, asks for its energy and forces and reads both, row
 after row. Every measurement is taken next to one of the bare loop on the same rows, and the median
 of the ratios is printed: other load on the machine then weighs on both. In this process (workers 0)
-processor time is measured, with workers elapsed time, which only an idle machine makes meaningful. ``overhead`` is the time per
-row beyond the bare loop's, in per cent of it; with several workers, of the bare loop's divided by
-their number.
+processor time is measured, with workers elapsed time, which only an idle machine makes meaningful.
+``overhead`` is the time per row beyond the bare loop's, in per cent of it; with several workers, of
+the bare loop's divided by their number.
 """
 
 from __future__ import annotations

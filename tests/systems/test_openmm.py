@@ -144,7 +144,7 @@ def test_openmmtools_systems_are_what_openmm_says(name: str, options) -> None:
 def test_periodic_test_systems_are_refused_with_the_reason() -> None:
     testsystems = pytest.importorskip("openmmtools.testsystems")
     test = testsystems.LennardJonesFluid(nparticles=64)
-    with pytest.raises(InputError, match="periodic.*normalised"):
+    with pytest.raises(InputError, match=r"periodic.*normalised"):
         OpenMMSystem(test.system, test.topology, 300)
 
 
@@ -431,6 +431,11 @@ def test_results_are_bitwise_the_same_with_any_number_of_workers(alanine, pooled
     assert torch.equal(pooled.energy(x), u)
 
 
+def evaluate_often(system: OpenMMSystem, x: torch.Tensor) -> None:
+    for _ in range(100):
+        system.energy(x)
+
+
 def test_a_killed_worker_is_an_error_that_names_its_exit_code(pooled) -> None:
     x = near(pooled, 3000)
     pooled.energy(x[:1])
@@ -439,8 +444,7 @@ def test_a_killed_worker_is_an_error_that_names_its_exit_code(pooled) -> None:
     killer.start()
     began = time.monotonic()
     with pytest.raises(SimulationError, match="exit code -9, SIGKILL") as caught:
-        for _ in range(100):
-            pooled.energy(x)
+        evaluate_often(pooled, x)
     killer.join()
     assert time.monotonic() - began < 20.0
     assert str(victims[0]) in str(caught.value)
@@ -458,8 +462,7 @@ def test_a_worker_that_hangs_is_killed_within_the_time_out(pooled) -> None:
     os.kill(victims[1], signal.SIGSTOP)
     began = time.monotonic()
     with pytest.raises(SimulationError, match=r"within 1 s.*exit code -9"):
-        for _ in range(5):
-            pooled.energy(x)
+        evaluate_often(pooled, x)
     assert time.monotonic() - began < 5.0
     assert not any(alive(pid) for pid in victims)
 
