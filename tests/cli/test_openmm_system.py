@@ -25,6 +25,8 @@ TINY = {
     "denoiser.layers": 1,
     "target_score.size": 32,
     "target_score.equilibration": 10,
+    "target_score.anneal_moves": 1,
+    "target_score.warmup": 2,
     "target_score.start_scale": 0.1,
 }
 
