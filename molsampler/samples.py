@@ -79,6 +79,21 @@ def reference_to(system: System) -> str | dict[str, Any]:
     return system.record()
 
 
+def check_recorded(reference: Any, system: System, *, source: Any) -> None:
+    """Refuse a system whose hash is not the one that a file records, where it records one.
+
+    Raises
+    ------
+    InputError
+        ``source`` is of another definition or temperature of the system.
+    """
+    if isinstance(reference, dict) and "sha256" in reference and reference != system.record():
+        raise InputError(
+            f"{source} is of another definition or temperature of {reference.get('name')!r} than "
+            f"system= ({system.name!r}) gives"
+        )
+
+
 def reduced_energies(system: System, positions: Tensor) -> Tensor:
     """Reduced energies ``(n,)`` in float64 of positions ``(n, N, D)`` of any floating dtype."""
     with torch.no_grad():

@@ -19,7 +19,8 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import NoReturn, cast
 
@@ -63,6 +64,21 @@ class _Worker:
             else f"evaluating rows {self.rows[0]} to {self.rows[1] - 1}"
         )
         return f"OpenMM worker {self.index} (process {self.process.pid}), {task},"
+
+
+@contextmanager
+def _shared_file(size: int) -> Iterator[int]:
+    """Descriptor of a nameless file of ``size`` bytes, in memory where the system can."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("molsampler")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    try:
+        os.ftruncate(descriptor, size)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _stop(workers: list[_Worker]) -> None:
@@ -118,14 +134,13 @@ class WorkerPool:
             "capacity": self.capacity,
             "particles": particles,
         }
-        with tempfile.TemporaryFile() as memory, tempfile.NamedTemporaryFile("w") as file:
-            memory.truncate(size)
-            shared = mmap.mmap(memory.fileno(), size)
+        with _shared_file(size) as memory, tempfile.NamedTemporaryFile("w") as file:
+            shared = mmap.mmap(memory, size)
             json.dump(specification, file)
             file.flush()
             try:
                 for index in range(workers):
-                    self._workers.append(_Worker(index, memory.fileno(), file.name))
+                    self._workers.append(_Worker(index, memory, file.name))
                 pending = list(self._workers)
                 while pending:
                     for worker in self._answered(pending, _START_SECONDS):
