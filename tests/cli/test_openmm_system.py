@@ -70,6 +70,9 @@ def test_a_system_file_goes_through_every_command(run, tmp_path: Path) -> None:
     outcome = run("export", samples, tmp_path / "hot.npz", "--system", hot)
     assert outcome.code == 1
     assert "temperature" in outcome.err
+    outcome = run("sample", artifact, "-n", 50, "-o", tmp_path / "hot.npz", "--system", hot)
+    assert outcome.code == 1
+    assert "temperature" in outcome.err
 
     converted = tmp_path / "converted.h5"
     outcome = run("export", samples, converted, "--system", yaml)

@@ -74,8 +74,10 @@ def test_torsions_follow_the_exact_distribution(molecule) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"method": "openmm", "exchange": True}, {"method": "mcmc"}],
-    ids=["exchange", "mcmc"],
+    [
+        pytest.param({"method": "openmm", "exchange": True}, id="exchange"),
+        pytest.param({"method": "mcmc"}, id="mcmc", marks=pytest.mark.slow),
+    ],
 )
 def test_exchange_and_monte_carlo_agree_with_the_mean_energy(molecule, options) -> None:
     samples = sample_reference(molecule, 400, replicas=8, max_steps=4000, seed=2, **options)
