@@ -81,8 +81,11 @@ def _shared_file(size: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _stop(workers: list[_Worker]) -> None:
+def _stop(workers: list[_Worker], owner: int) -> None:
     """Kill and reap; safe to call again."""
+    if os.getpid() != owner:
+        # The copy of the pool in a forked child: the workers are still its parent's.
+        return
     for worker in workers:
         worker.process.kill()
     for worker in workers:
@@ -125,7 +128,7 @@ class WorkerPool:
         self.owner = os.getpid()
         self._seconds_per_row: float | None = None
         self._workers: list[_Worker] = []
-        self._finalizer = weakref.finalize(self, _stop, self._workers)
+        self._finalizer = weakref.finalize(self, _stop, self._workers, self.owner)
         size = openmm_context.shared_size(self.capacity, particles)
         specification = {
             "system": system_xml,

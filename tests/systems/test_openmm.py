@@ -490,6 +490,21 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     assert not any(alive(pid) for pid in workers)
 
 
+def test_a_forked_child_leaves_its_parents_workers_alone(pooled) -> None:
+    x = near(pooled, 3)
+    before = pooled.energy(x)
+    workers = pooled._pool.processes
+    child = os.fork()
+    if child == 0:
+        # Only what a child may do: drop the inherited pool.
+        pooled._pool = None
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert all(alive(pid) for pid in workers)
+    assert torch.equal(pooled.energy(x), before)
+    assert pooled._pool.processes == workers
+
+
 def test_a_worker_that_cannot_start_says_why() -> None:
     system = OpenMMSystem(*chain(), 300, platform="CPU", workers=1)
     system.properties = {"Nonsense": "1"}
