@@ -43,7 +43,7 @@ from .errors import (
 )
 from .files import fsync_folder, read_limited, sha256, write_bytes
 from .nn.generator import build_generator
-from .samples import Samples, recorded_system, reduced_energies, reference_to
+from .samples import Samples, check_recorded, recorded_system, reduced_energies, reference_to
 from .target import COORDINATE_LIMIT, System
 
 if TYPE_CHECKING:
@@ -321,7 +321,7 @@ def save(
         shape=system.shape,
         architecture=dict(architecture),
         units=dict(units or _units(system)),
-        temperature=temperature,
+        temperature=system.temperature if temperature is None else temperature,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         training=training,
         quality=[dict(row) for row in quality],
@@ -467,12 +467,15 @@ class Sampler:
             The weights do not have the SHA-256 of the card.
         FileFormatError
             The folder holds a pickle or a link, or card and weights are malformed or do not fit.
+        InputError
+            The card is of an OpenMM system, and ``system`` is missing or another one.
         """
         path = _locate(name_or_path)
         _check_folder(path)
         card, digest = read_card(path / CARD)
         if system is None:
             system = recorded_system(card.system)
+        check_recorded(card.system, system, source=path)
         if tuple(card.shape) != tuple(system.shape):
             raise FileFormatError(
                 f"{path / CARD} says shape {tuple(card.shape)}, system {system.name!r} has "

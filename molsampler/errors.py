@@ -61,6 +61,10 @@ class RunLockedError(MolsamplerError, RuntimeError):
     """Another live process holds the run folder."""
 
 
+class SimulationError(MolsamplerError, RuntimeError):
+    """The simulation library refused a configuration, or a process that runs it died or hung."""
+
+
 class ResourceError(MolsamplerError, RuntimeError):
     """A device is absent or a request would not fit in memory; the message holds the estimate."""
 

@@ -52,10 +52,17 @@ def recorded_system(reference: Any) -> System:
         others.
     UnknownNameError
         No system has that name; whoever has the system can pass it.
+    InputError
+        It is an OpenMM system, of which files hold the name and a hash only.
     """
     if isinstance(reference, dict):
         from .systems.pair_potential import from_mapping
 
+        if reference.get("kind") == "openmm":
+            raise InputError(
+                f"the file is of the OpenMM system {reference.get('name')!r}, which is defined "
+                "elsewhere; pass system= (--system FILE.yaml)"
+            )
         return from_mapping(dict(reference), source="the recorded system")
     if not isinstance(reference, str) or not re.fullmatch(r"[A-Za-z0-9_+-]{1,100}", reference):
         raise FileFormatError(
@@ -68,21 +75,23 @@ def recorded_system(reference: Any) -> System:
 
 
 def reference_to(system: System) -> str | dict[str, Any]:
-    """What files record of a system: the formula of a user's pair potential, else the name."""
-    from .systems import PairPotential
+    """What files record of a system; see :meth:`molsampler.target.System.record`."""
+    return system.record()
 
-    # Subclasses are the registered families, which their names describe.
-    if type(system) is not PairPotential:
-        return system.name
-    particles, dimensions = system.shape
-    return {
-        "name": system.name,
-        "expression": system.expression,
-        "particles": particles,
-        "dimensions": dimensions,
-        "parameters": dict(system.parameters),
-        "length_nm": system.length_nm,
-    }
+
+def check_recorded(reference: Any, system: System, *, source: Any) -> None:
+    """Refuse a system whose hash is not the one that a file records, where it records one.
+
+    Raises
+    ------
+    InputError
+        ``source`` is of another definition or temperature of the system.
+    """
+    if isinstance(reference, dict) and "sha256" in reference and reference != system.record():
+        raise InputError(
+            f"{source} is of another definition or temperature of {reference.get('name')!r} than "
+            f"system= ({system.name!r}) gives"
+        )
 
 
 def reduced_energies(system: System, positions: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .errors import InputError, NonFiniteError, ShapeError
 from .space import Space
+from .units import TWIN_TEMPERATURE
 
 if TYPE_CHECKING:
     import mdtraj
@@ -122,6 +123,7 @@ class System:
     name : registered name, or the name a user gave
     space : the space of configurations
     length_nm : nanometres per unit of length, used when writing trajectories
+    temperature : kelvin at which energies are reduced, None for a system that is born reduced
     invariant : whether the energy is unchanged by rotation, reflection and translation
     exchangeable : whether the energy is unchanged by permuting the particles
     description : one line for listings
@@ -130,6 +132,7 @@ class System:
     name: str
     space: Space
     length_nm: float = 1.0
+    temperature: float | None = None
     invariant: bool = False
     exchangeable: bool = False
     description: str = ""
@@ -181,9 +184,22 @@ class System:
         """The same system in OpenMM, as ``(openmm.System, openmm.app.Topology)``.
 
         Lengths are ``length_nm`` nanometres per unit and energies are ``u * kT`` at
-        ``molsampler.units.TWIN_TEMPERATURE``.
+        :attr:`twin_temperature`.
         """
         raise InputError(f"system {self.name!r} has no OpenMM twin")
+
+    @property
+    def twin_temperature(self) -> float:
+        """Temperature of the twin in kelvin: the system's, or one chosen for reduced systems."""
+        return TWIN_TEMPERATURE if self.temperature is None else self.temperature
+
+    def record(self) -> str | dict[str, Any]:
+        """What files record of the system: a registered name, or a mapping that can be written as JSON."""
+        return self.name
+
+    def starts(self, count: int, *, generator: torch.Generator | None) -> Tensor | None:
+        """Configurations ``(count, n, d)`` in float64 where chains may start, None if none are known."""
+        return None
 
     def _batched_energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
         batch = x.shape[:-2]

@@ -1,4 +1,4 @@
-"""Physical systems: analytic pair potentials and synthetic densities, found by name.
+"""Physical systems: analytic pair potentials, synthetic densities and any OpenMM system.
 
 The source folder is ``systems/``; the import name is ``molsampler.systems``.
 """
@@ -21,23 +21,28 @@ if TYPE_CHECKING:
     from .lennard_jones import LennardJones
     from .many_well import ManyWell
     from .mixture import GaussianMixture
+    from .openmm import AlanineDipeptide, OpenMMSystem
     from .pair_potential import PairPotential
 
 __all__ = [
+    "AlanineDipeptide",
     "DoubleWell",
     "GaussianMixture",
     "LennardJones",
     "ManyWell",
+    "OpenMMSystem",
     "PairPotential",
     "get_system",
     "list_systems",
 ]
 
 _LAZY = {
+    "AlanineDipeptide": ".openmm",
     "DoubleWell": ".double_well",
     "GaussianMixture": ".mixture",
     "LennardJones": ".lennard_jones",
     "ManyWell": ".many_well",
+    "OpenMMSystem": ".openmm",
     "PairPotential": ".pair_potential",
 }
 

@@ -124,6 +124,21 @@ class PairPotential(System):
         provided = {"n": self.shape[0]}
         self.function = Expression(self.expression).bind(self.parameters, provided=provided)
 
+    def record(self) -> str | dict[str, Any]:
+        """The formula, as :func:`from_mapping` reads it; the name of a registered family's member."""
+        # Subclasses are the registered families, which their names describe.
+        if type(self) is not PairPotential:
+            return self.name
+        particles, dimensions = self.shape
+        return {
+            "name": self.name,
+            "expression": self.expression,
+            "particles": particles,
+            "dimensions": dimensions,
+            "parameters": dict(self.parameters),
+            "length_nm": self.length_nm,
+        }
+
     def topology(self) -> mdtraj.Topology:
         """MDTraj topology: one chain of argon atoms, each its own residue ``AR``.
 

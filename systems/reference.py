@@ -15,7 +15,10 @@ Both methods run many replicas from dispersed starts and are read by the same ru
    Carlo) or a plain run at that temperature (OpenMM) converges.
 
 Observables are the energy and, for invariant systems, the radius of gyration and order statistics of
-the pair distances; for others, the coordinates.
+the pair distances; for others, the coordinates. Molecules are watched by their torsions as well.
+
+A run given a folder for its checkpoint records its frames there and, stopped at any moment, goes on
+from them when it is called again; see :mod:`molsampler.systems.reference_journal`.
 """
 
 from __future__ import annotations
@@ -23,9 +26,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -35,10 +40,20 @@ from molsampler import convergence
 from molsampler.errors import InputError, UnknownNameError, nearest
 from molsampler.target import System
 
+from .molecular_graph import neighbours, rotatable_bonds
+from .reference_journal import Block, Journal, Record
+from .reference_md import bonds_of
+
 if TYPE_CHECKING:
     from molsampler.samples import Samples
 
-__all__ = ["REFERENCE_SETS", "load_reference", "reference_path", "sample_reference"]
+__all__ = [
+    "REFERENCE_SETS",
+    "load_reference",
+    "reference_path",
+    "replica_index",
+    "sample_reference",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +100,8 @@ MOST_COORDINATES = 64
 #: Observables that are named in the warnings; systems without symmetry watch one per coordinate.
 MOST_WARNINGS = 5
 
-#: Temperatures, in units of the target's, that a ladder may reach.
+#: Temperatures, in units of the target's, that a ladder may reach; molecules only the first two, as
+#: beyond some 1200 K they would change handedness.
 HOTTEST = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 Progress = Callable[[int, int, str], None]
@@ -103,6 +119,8 @@ class Engine(Protocol):
     def read(self) -> Tensor:
         """Positions ``(rung, replica, n, d)``, the target's temperature first."""
 
+    def save(self) -> dict[str, Tensor]: ...
+    def load(self, state: Mapping[str, Tensor]) -> None: ...
     def describe(self) -> dict[str, Any]: ...
 
 
@@ -146,6 +164,7 @@ def sample_reference(
     replicas: int | None = None,
     exchange: bool | Literal["auto"] = "auto",
     max_steps: int = 1_000_000,
+    checkpoint: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Samples:
     r"""``n`` decorrelated samples of :math:`\exp(-u)` and what is known of their convergence.
@@ -162,6 +181,7 @@ def sample_reference(
         plain replicas disagree
     max_steps : steps per replica after which the search for convergence ends; the samples are then
         returned with a warning in the log and in the metadata
+    checkpoint : folder that the run is recorded in; the same call continues one that was stopped
     progress : called as ``progress(samples done, n, message)``
 
     Returns
@@ -170,12 +190,16 @@ def sample_reference(
         Rows are ordered by draw, then by replica. ``metadata["convergence"]`` has the keys ``r_hat``
         and ``ess`` (worst over observables; ``ess`` of the returned samples),
         ``statistical_inefficiency`` (in steps), ``converged`` and ``warnings``. ``metadata["run"]``
-        has steps, thinning and the engine's settings.
+        has steps, thinning and the engine's settings; :func:`replica_index` tells the replica of
+        each row.
 
     Raises
     ------
     InputError
-        An argument is unusable, or the system has no OpenMM twin and ``method`` is ``openmm``.
+        An argument is unusable, the system has no OpenMM twin and ``method`` is ``openmm``, or the
+        checkpoint is of a run with other settings.
+    OutputExistsError, RunLockedError
+        ``checkpoint`` is a folder of another kind, or in use.
     """
     from molsampler import __version__
     from molsampler.samples import Samples, resolve_system
@@ -197,8 +221,20 @@ def sample_reference(
     report: Progress = progress if progress is not None else lambda done, total, message: None
 
     started = time.monotonic()
-    plan = _Plan(system, n, replicas, max_steps, torch.Generator().manual_seed(seed), report)
-    run = (_openmm if method == "openmm" else _mcmc)(plan, exchange)
+    settings = {
+        "system": system.record(),
+        "n": n,
+        "method": method,
+        "seed": seed,
+        "replicas": replicas,
+        "exchange": exchange,
+        "max_steps": max_steps,
+        "version": __version__,
+    }
+    with nullcontext() if checkpoint is None else Journal(checkpoint, settings) as journal:
+        generator = torch.Generator().manual_seed(seed)
+        plan = _Plan(system, n, replicas, max_steps, generator, report, journal)
+        run = (_openmm if method == "openmm" else _mcmc)(plan, exchange)
 
     positions, verdict = run.select(n)
     for text in verdict.warnings:
@@ -211,7 +247,9 @@ def sample_reference(
         source="reference",
         seed=seed,
         version=__version__,
-        temperature="reduced: energies in kT",
+        temperature=(
+            "reduced: energies in kT" if system.temperature is None else f"{system.temperature:g} K"
+        ),
         convergence={
             "r_hat": _finite(verdict.r_hat),
             "ess": verdict.ess,
@@ -221,6 +259,7 @@ def sample_reference(
         },
         run={
             "replicas": run.engine.replicas,
+            "first_replica": -n % run.engine.replicas if n > run.engine.replicas else 0,
             "steps_per_replica": run.engine.steps,
             "burn_in_steps": run.burn_in_steps,
             "thinning_steps": run.thinning * run.engine.stride,
@@ -228,6 +267,25 @@ def sample_reference(
             **run.engine.describe(),
         },
     )
+
+
+def replica_index(samples: Samples) -> Tensor:
+    """Replica of each row of a reference set, ``(n,)`` integers.
+
+    Replicas are independent, so their means give standard errors without a correlation time.
+
+    Raises
+    ------
+    InputError
+        The metadata does not tell.
+    """
+    run = samples.metadata.get("run")
+    if not isinstance(run, dict) or "replicas" not in run:
+        raise InputError("these samples are not of a reference run: metadata holds no 'run'")
+    # Rows are ordered by draw, then by replica, and end with the last replica.
+    replicas, n = int(run["replicas"]), len(samples)
+    first = int(run.get("first_replica", -n % replicas if n > replicas else 0))
+    return (first + torch.arange(n)) % replicas
 
 
 def _finite(value: float) -> float | str:
@@ -255,6 +313,11 @@ def observables(system: System, x: Tensor) -> dict[str, Tensor]:
         for k in range(min(n * d, MOST_COORDINATES)):
             watched[f"coordinate {k}"] = flat[:, k]
         return watched
+    torsions = _watched_torsions(system)
+    for i, j, k, last in torsions:
+        angle = _dihedral(x[:, i], x[:, j], x[:, k], x[:, last])
+        watched[f"cosine of torsion {i}-{j}-{k}-{last}"] = angle.cos()
+        watched[f"sine of torsion {i}-{j}-{k}-{last}"] = angle.sin()
     centred = x - x.mean(-2, keepdim=True)
     watched["radius of gyration"] = centred.square().sum(-1).mean(-1).sqrt()
     i, j = torch.triu_indices(n, n, 1)
@@ -263,17 +326,50 @@ def observables(system: System, x: Tensor) -> dict[str, Tensor]:
     ranks = sorted({round(q * (ordered.shape[1] - 1)) for q in (0.0, 0.25, 0.5, 0.75, 1.0)})
     for rank in ranks:
         watched[f"pair distance of rank {rank + 1}"] = ordered[:, rank]
-    if not system.exchangeable:
+    if not system.exchangeable and not torsions:
         for k in range(min(distance.shape[1], MOST_COORDINATES)):
             watched[f"distance {int(i[k])}-{int(j[k])}"] = distance[:, k]
     return watched
+
+
+def _watched_torsions(system: System) -> list[tuple[int, int, int, int]]:
+    """Torsions of rotatable bonds, without those of symmetric rotors such as methyl groups."""
+    n, bonds = system.shape[0], bonds_of(system)
+    if not bonds:
+        return []
+    types = getattr(system, "atom_types", range(n))
+    partners = neighbours(n, bonds)
+
+    def symmetric(end: int, other: int) -> bool:
+        kinds = [types[atom] for atom in partners[end] if atom != other]
+        return len(kinds) > 1 and len(set(kinds)) == 1
+
+    return [
+        torsion
+        for torsion, _ in rotatable_bonds(n, bonds)
+        if not symmetric(torsion[1], torsion[2]) and not symmetric(torsion[2], torsion[1])
+    ]
+
+
+def _dihedral(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """Dihedral angle in radians of points ``(b, 3)``."""
+    first, axis, last = b - a, c - b, d - c
+    left, right = torch.linalg.cross(first, axis), torch.linalg.cross(axis, last)
+    up = (torch.linalg.cross(left, right) * axis).sum(-1) / axis.norm(dim=-1)
+    return torch.atan2(up, (left * right).sum(-1))
 
 
 # Starts
 
 
 def dispersed_starts(system: System, count: int, *, generator: torch.Generator) -> Tensor:
-    """Gaussian starts ``(count, n, d)`` of three widths in turn, around the width of lowest energy."""
+    """Starts ``(count, n, d)``: the system's own where it knows some, else Gaussians.
+
+    Gaussians have three widths in turn, around the width of lowest energy.
+    """
+    own = system.starts(count, generator=generator)
+    if own is not None:
+        return own
     like = torch.zeros((), dtype=torch.float64)
     draws = system.space.randn(64, generator=generator, like=like)
     scales = torch.logspace(-1, 2, 31, dtype=torch.float64)
@@ -295,13 +391,20 @@ class _Plan(NamedTuple):
     max_steps: int
     generator: torch.Generator
     report: Progress
+    journal: Journal | None = None
 
 
 class _Run:
     """Frames of an engine, with burn-in and thinning decided from the observables."""
 
-    def __init__(self, plan: _Plan, engine: Engine):
-        self.plan, self.engine = plan, engine
+    def __init__(self, plan: _Plan, make: Callable[[], Engine]):
+        self.plan = plan
+        self.engine: Engine
+        self._record: Record | None = None
+        if plan.journal is None:
+            self.engine = make()
+        else:
+            self.engine, self._record = plan.journal.engine(make, plan.generator)
         self.frames: list[Tensor] = []
         self.traces: dict[str, list[Tensor]] = {}
         self.burn_in = 0
@@ -313,21 +416,44 @@ class _Run:
         """Run until ``count`` frames exist."""
         told = time.monotonic()
         while len(self.frames) < count:
-            block = []
-            # Observables of many frames at once cost little more than those of one.
-            for _ in range(min(FRAME_BLOCK, count - len(self.frames))):
-                self.engine.advance(self.engine.stride)
-                block.append(self.engine.read())
-                if time.monotonic() - told > 0.2:
-                    told = time.monotonic()
-                    self.plan.report(done, self.plan.n, message)
-            x = torch.stack(block)
-            self.frames.extend(x[:, 0].to(torch.float32))
-            for name, value in observables(self.plan.system, x.flatten(0, 2)).items():
-                rungs = value.reshape(x.shape[:3])
-                self.traces.setdefault(name, []).extend(rungs[:, 0])
-                if x.shape[1] > 1:
-                    self.traces.setdefault(LADDER_MEAN + name, []).extend(rungs.mean(1))
+            if self._record is not None and self._record.replaying:
+                block = self._record.read()
+                self.engine.steps = block.steps
+            else:
+                frames = []
+                if self._record is not None:
+                    self._record.restore(self.engine)
+                # Observables of many frames at once cost little more than those of one.
+                for _ in range(min(FRAME_BLOCK, count - len(self.frames))):
+                    self.engine.advance(self.engine.stride)
+                    frames.append(self.engine.read())
+                    if time.monotonic() - told > 0.2:
+                        told = time.monotonic()
+                        self.plan.report(done, self.plan.n, message)
+                block = self._block(torch.stack(frames))
+                if self._record is not None:
+                    self._record.write(block, self.engine)
+            self.frames.extend(block.frames)
+            for name, value in block.traces.items():
+                self.traces.setdefault(name, []).extend(value)
+
+    def _block(self, x: Tensor) -> Block:
+        """Frames ``(block, rung, replica, n, d)`` with their observables."""
+        traces = {}
+        for name, value in observables(self.plan.system, x.flatten(0, 2)).items():
+            rungs = value.reshape(x.shape[:3])
+            traces[name] = rungs[:, 0]
+            if x.shape[1] > 1:
+                traces[LADDER_MEAN + name] = rungs.mean(1)
+        return Block(x[:, 0].to(torch.float32), traces, self.engine.steps)
+
+    def _retune(self) -> None:
+        # A stored block that follows was made after this was done.
+        if self._record is not None:
+            if self._record.replaying:
+                return
+            self._record.restore(self.engine)
+        self.engine.retune()
 
     def _coarsen(self) -> None:
         """Drop every second frame and look half as often from now on."""
@@ -394,7 +520,7 @@ class _Run:
                 length //= 2
                 verdict = self._judge(length // 2)
             # Frames up to here will be discarded, so the step size may follow the chains to them.
-            self.engine.retune()
+            self._retune()
             length *= 2
         self.burn_in = length // 2
         self.burn_in_steps = self.engine.steps - self.burn_in * self.engine.stride
@@ -421,6 +547,12 @@ class _Run:
             self._extend(goal, f"sampling, R-hat {verdict.r_hat:.3f}", min(done, self.plan.n))
             if self.thinning > FINEST_RECORD:
                 self._coarsen()
+
+    def resumed(self) -> Engine:
+        """The engine as it is after the last frame."""
+        if self._record is not None:
+            self._record.restore(self.engine)
+        return self.engine
 
     def select(self, n: int) -> tuple[Tensor, convergence.Convergence]:
         """The last ``n`` decorrelated samples ``(n, N, D)``, and the verdict on them."""
@@ -472,9 +604,14 @@ def _openmm(plan: _Plan, exchange: bool | str) -> _Run:
 
     starts = dispersed_starts(plan.system, plan.replicas, generator=plan.generator)
     plan.report(0, plan.n, "minimising the starts")
-    plain = LangevinReplicas(plan.system, starts, generator=plan.generator)
+
+    def replicas(temperature: float = 1.0) -> LangevinReplicas:
+        return LangevinReplicas(
+            plan.system, starts, generator=plan.generator, temperature=temperature
+        )
+
+    run = _Run(plan, replicas)
     if exchange is not True:
-        run = _Run(plan, plain)
         patient = exchange is False
         budget = plan.max_steps if patient else plan.max_steps // 2
         if run.equilibrate(budget, patient=patient) or patient:
@@ -482,19 +619,19 @@ def _openmm(plan: _Plan, exchange: bool | str) -> _Run:
             return run
         logger.info("plain replicas of %s disagree: replica exchange", plan.system.name)
 
+    plain = cast("LangevinReplicas", run.resumed())
     hottest = HOTTEST[0]
-    for hottest in HOTTEST:
+    for hottest in HOTTEST[:2] if bonds_of(plan.system) else HOTTEST:
         plan.report(0, plan.n, f"trying {hottest:g} times the temperature")
-        hot = LangevinReplicas(plan.system, starts, generator=plan.generator, temperature=hottest)
-        if _Run(plan, hot).equilibrate(plan.max_steps // 20):
+        hot = _Run(plan, partial(replicas, hottest))
+        if hot.equilibrate(plan.max_steps // 20):
             break
+    chosen = torch.linspace(0, plan.replicas - 1, min(EXCHANGE_RUNS, plan.replicas)).long()
     run = _Run(
         plan,
-        ReplicaExchange(
+        lambda: ReplicaExchange(
             plain,
-            plain.read()[0][
-                torch.linspace(0, plan.replicas - 1, min(EXCHANGE_RUNS, plan.replicas)).long()
-            ],
+            plain.read()[0][chosen],
             hottest=hottest,
             rungs=_rungs(plan.system, hottest),
             generator=plan.generator,
@@ -510,23 +647,25 @@ def _mcmc(plan: _Plan, exchange: bool | str) -> _Run:
 
     starts = dispersed_starts(plan.system, plan.replicas, generator=plan.generator)
     if exchange is not True:
-        run = _Run(plan, MalaChains(plan.system, starts, generator=plan.generator))
+        run = _Run(plan, lambda: MalaChains(plan.system, starts, generator=plan.generator))
         patient = exchange is False
         budget = plan.max_steps if patient else plan.max_steps // 5
         if run.equilibrate(budget, patient=patient) or patient:
             run.collect()
             return run
         logger.info("plain chains of %s disagree: parallel tempering", plan.system.name)
-    for hottest in HOTTEST[1::2]:
-        engine = TemperedChains(
+    ladder = HOTTEST[:2] if bonds_of(plan.system) else HOTTEST[1::2]
+    for hottest in ladder:
+        make = partial(
+            TemperedChains,
             plan.system,
             starts[: min(plan.replicas, TEMPERED_CHAINS)],
             hottest=hottest,
             rungs=_rungs(plan.system, hottest),
             generator=plan.generator,
         )
-        run = _Run(plan, engine)
-        last = hottest == HOTTEST[-1]
+        run = _Run(plan, make)
+        last = hottest == ladder[-1]
         if run.equilibrate(plan.max_steps // (1 if last else 10), patient=last):
             break
     run.collect()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,6 +48,20 @@ class MalaChains:
         self._accepted += float(info.acceptance.mean()) if steps else 0.0
         self._tried += 1
         self.steps += steps
+
+    def save(self) -> dict[str, Tensor]:
+        """Everything that :meth:`load` needs to continue."""
+        counters = [self.step_size, self.steps, self._accepted, self._tried]
+        return {
+            **self.state._asdict(),
+            "counters": torch.tensor(counters, dtype=torch.float64),
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what :meth:`save` gave."""
+        self.state = mala.State(*(state[name] for name in mala.State._fields))
+        step_size, steps, self._accepted, tried = state["counters"].tolist()
+        self.step_size, self.steps, self._tried = step_size, int(steps), int(tried)
 
     def read(self) -> Tensor:
         """Positions ``(1, chain, n, d)`` in float64."""
@@ -117,6 +132,23 @@ class TemperedChains:
         if steps:
             self._moves.append(info.move.acceptance.mean(1))
         self.steps += steps
+
+    def save(self) -> dict[str, Tensor]:
+        """Everything that :meth:`load` needs to continue."""
+        return {
+            **{name: torch.as_tensor(value) for name, value in self.state._asdict().items()},
+            "step_size": self.step_size,
+            "steps": torch.tensor(self.steps),
+            "moves": torch.stack(self._moves) if self._moves else torch.empty(0),
+            "exchanges": torch.stack(self._exchanges) if self._exchanges else torch.empty(0),
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what :meth:`save` gave."""
+        position, energy, score, beta = (state[k] for k in ("position", "energy", "score", "beta"))
+        self.state = tempering.State(position, energy, score, beta, int(state["sweep"]))
+        self.step_size, self.steps = state["step_size"], int(state["steps"])
+        self._moves, self._exchanges = list(state["moves"]), list(state["exchanges"])
 
     def read(self) -> Tensor:
         """Positions ``(rung, chain, n, d)`` in float64, the coldest rung first."""

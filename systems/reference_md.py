@@ -1,9 +1,13 @@
 r"""Reference dynamics in OpenMM: Langevin replicas of a system's twin, and replica exchange.
 
-Replicas of a small system are placed side by side in one ``openmm.System``. All-pairs bonds act only
+Replicas of a pair potential are placed side by side in one ``openmm.System``. All-pairs bonds act only
 within a replica, so replicas are independent wherever they are, and one context advances all of them
-without Python between steps. OpenMM's Reference platform is used: double precision, one thread,
-deterministic given the seed, and faster than the CPU platform on so few particles.
+without Python between steps. Replicas of other systems have a context each. OpenMM's Reference platform
+is used: double precision, one thread, deterministic given the seed, and faster than the CPU platform on
+so few particles.
+
+All particles get one mass. The distribution of configurations does not depend on masses; with equal
+ones the stiffness of the potential alone sets the time step, so hydrogens do not shorten it.
 
 Both integrators below split a step the same way ("middle" scheme, Zhang et al. 2019, J. Phys. Chem. A
 123, 6056, the one of ``LangevinMiddleIntegrator``),
@@ -19,6 +23,7 @@ second order in :math:`\omega\Delta t` remains, with :math:`\omega` the highest 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +32,7 @@ from torch import Tensor
 
 from molsampler.errors import InputError
 from molsampler.target import System
-from molsampler.units import GAS_CONSTANT, TWIN_TEMPERATURE, kT
+from molsampler.units import GAS_CONSTANT, TWIN_MASS, kT
 
 if TYPE_CHECKING:
     import openmm
@@ -37,6 +42,12 @@ STEP_OVER_PERIOD = 0.4
 
 #: Collision rate over the highest angular frequency: weak damping, so that slow motions stay fast.
 FRICTION_OVER_FREQUENCY = 0.1
+
+#: The same for molecules, whose bonds are far stiffer than the torsions that have to move.
+MOLECULE_FRICTION = 0.02
+
+#: Scores that :func:`highest_frequency` may ask for; it looks at fewer configurations if need be.
+HESSIAN_SCORES = 50_000
 
 #: Steps between two looks at the interpreter, so that an interrupt is seen at once.
 CHUNK = 100
@@ -91,8 +102,8 @@ def highest_frequency(system: System, x: Tensor) -> float:
     :math:`\omega^2` is the largest eigenvalue of the Hessian of u, by central differences of the
     score; the 90 % quantile over the batch is returned.
     """
-    x = x.double()
     size = x[0].numel()
+    x = x[:: max(1, math.ceil(2 * size * len(x) / HESSIAN_SCORES))].double()
     step = 1e-5
     shift = step * torch.eye(size, dtype=x.dtype).reshape(size, 1, *x.shape[1:])
     plus, minus = (system.energy_and_score(x + s)[1] for s in (shift, -shift))
@@ -141,7 +152,7 @@ class LangevinReplicas:
     Raises
     ------
     InputError
-        The system has no OpenMM twin, or one that :func:`replicate` does not take.
+        The system has no OpenMM twin.
     """
 
     def __init__(
@@ -154,13 +165,18 @@ class LangevinReplicas:
         step_over_period: float = STEP_OVER_PERIOD,
     ):
         self.system, self.replicas = system, len(starts)
-        twin, _ = system.openmm_twin()
-        self.mass = _common_mass(twin)
-        self.kelvin = temperature * TWIN_TEMPERATURE
-        self.merged = replicate(twin, self.replicas)
+        self.twin, self.topology = system.openmm_twin()
+        self.mass = TWIN_MASS
+        for i in range(self.twin.getNumParticles()):
+            self.twin.setParticleMass(i, self.mass)
+        self.kelvin = temperature * system.twin_temperature
+        # Systems of one context each, and how many replicas every context holds.
+        self._systems, self._held = [self.twin] * self.replicas, 1
+        if all(type(force).__name__ == "CustomBondForce" for force in self.twin.getForces()):
+            self._systems, self._held = [replicate(self.twin, self.replicas)], self.replicas
         self.steps, self.stride = 0, 10
         # Time in which a particle at thermal speed (at the twin's temperature) moves one unit of length.
-        self.tau = system.length_nm * math.sqrt(self.mass / kT(TWIN_TEMPERATURE))
+        self.tau = system.length_nm * math.sqrt(self.mass / kT(system.twin_temperature))
 
         minimised = self._minimised(starts)
         omega = highest_frequency(system, minimised)
@@ -172,63 +188,91 @@ class LangevinReplicas:
         self._prepare(self.read()[0], omega, step_over_period, generator)
         self.steps = 0
 
-    def _context(self, integrator: openmm.Integrator, x: Tensor) -> openmm.Context:
+    def _make_contexts(
+        self, x: Tensor, make_integrator: Callable[[], openmm.Integrator]
+    ) -> list[openmm.Context]:
+        """Contexts at positions ``(replica, n, d)``."""
         import openmm
 
-        context = openmm.Context(
-            self.merged, integrator, openmm.Platform.getPlatformByName("Reference")
-        )
-        flat = torch.zeros(self.replicas * self.system.shape[0], 3, dtype=torch.float64)
-        flat[:, : self.system.shape[1]] = x.flatten(0, 1).double() * self.system.length_nm
-        context.setPositions(flat.numpy())
-        return context
+        n, d = self.system.shape
+        place = torch.zeros(self.replicas, n, 3, dtype=torch.float64)
+        place[..., :d] = x.double() * self.system.length_nm
+        contexts = []
+        for each, start in zip(self._systems, torch.split(place, self._held), strict=True):
+            context = openmm.Context(
+                each, make_integrator(), openmm.Platform.getPlatformByName("Reference")
+            )
+            context.setPositions(start.flatten(0, 1).numpy())
+            contexts.append(context)
+        return contexts
 
     def _minimised(self, starts: Tensor) -> Tensor:
         import openmm
 
-        context = self._context(openmm.VerletIntegrator(0.001), starts)
-        openmm.LocalEnergyMinimizer.minimize(context, 10.0, 200)
-        return self._positions(context)
+        contexts = self._make_contexts(starts, lambda: openmm.VerletIntegrator(0.001))
+        for context in contexts:
+            openmm.LocalEnergyMinimizer.minimize(context, 10.0, 200)
+        return self._positions(contexts)
 
     def _prepare(
         self, x: Tensor, omega: float, step_over_period: float, generator: torch.Generator
     ) -> None:
+        n, d = self.system.shape
         frequency = omega / self.tau
         self.time_step = step_over_period / frequency
-        self.friction = FRICTION_OVER_FREQUENCY * frequency
-        self._integrator = integrator(
-            self.system.shape[1],
-            temperature=self.kelvin,
-            friction=self.friction,
-            time_step=self.time_step,
-            seed=_seed(generator),
+        damping = MOLECULE_FRICTION if bonds_of(self.system) else FRICTION_OVER_FREQUENCY
+        self.friction = damping * frequency
+        self.contexts = self._make_contexts(
+            x,
+            lambda: integrator(
+                d,
+                temperature=self.kelvin,
+                friction=self.friction,
+                time_step=self.time_step,
+                seed=_seed(generator),
+            ),
         )
-        self.context = self._context(self._integrator, x)
-        free = torch.zeros(self.replicas * self.system.shape[0], 3, dtype=torch.float64)
-        free[:, : self.system.shape[1]] = 1.0
-        if self.system.shape[1] < 3:
-            self._integrator.setPerDofVariableByName("free", free.numpy())
+        free = torch.zeros(self._held * n, 3, dtype=torch.float64)
+        free[:, :d] = 1.0
         speed = math.sqrt(kT(self.kelvin) / self.mass)
-        noise = torch.randn(free.shape, generator=generator, dtype=torch.float64)
-        self.context.setVelocities((speed * free * noise).numpy())
+        for context in self.contexts:
+            if d < 3:
+                context.getIntegrator().setPerDofVariableByName("free", free.numpy())
+            noise = torch.randn(free.shape, generator=generator, dtype=torch.float64)
+            context.setVelocities((speed * free * noise).numpy())
 
     def advance(self, steps: int) -> None:
         """Integrate ``steps`` time steps."""
         for done in range(0, steps, CHUNK):
-            self._integrator.step(min(CHUNK, steps - done))
+            for context in self.contexts:
+                context.getIntegrator().step(min(CHUNK, steps - done))
         self.steps += steps
 
     def retune(self) -> None:
         """Nothing to tune: the time step is fixed by the stiffness."""
 
     def read(self) -> Tensor:
-        """Mean-free positions ``(1, replica, n, d)`` in float64."""
-        return self._positions(self.context)[None]
+        """Positions on the system's space, ``(1, replica, n, d)`` in float64."""
+        return self._positions(self.contexts)[None]
 
-    def _positions(self, context: openmm.Context) -> Tensor:
-        array = context.getState(positions=True).getPositions(asNumpy=True)._value
-        x = torch.from_numpy(array).reshape(self.replicas, self.system.shape[0], 3)
-        return self.system.space.project(x[..., : self.system.shape[1]] / self.system.length_nm)
+    def _positions(self, contexts: list[openmm.Context]) -> Tensor:
+        n, d = self.system.shape
+        arrays = [c.getState(positions=True).getPositions(asNumpy=True)._value for c in contexts]
+        x = torch.from_numpy(np.array(arrays)).reshape(self.replicas, n, 3)
+        return self.system.space.project(x[..., :d] / self.system.length_nm)
+
+    def save(self) -> dict[str, Tensor]:
+        """Positions, velocities and the platform's random state, as :meth:`load` takes them."""
+        return {
+            "steps": torch.tensor(self.steps),
+            **{f"context {k}": _bytes(c.createCheckpoint()) for k, c in enumerate(self.contexts)},
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what :meth:`save` gave, on the same version of OpenMM."""
+        self.steps = int(state["steps"])
+        for k, context in enumerate(self.contexts):
+            context.loadCheckpoint(state[f"context {k}"].numpy().tobytes())
 
     def describe(self) -> dict[str, Any]:
         """What was run, for the provenance of the samples."""
@@ -270,28 +314,28 @@ class ReplicaExchange:
         self.system, self.replicas = plain.system, len(starts)
         self.plain, self.hottest, self.rungs = plain, hottest, rungs
         self.steps, self.stride = 0, self.steps_per_round
-        twin, topology = self.system.openmm_twin()
         n, d = self.system.shape
         # Hot rungs climb walls: frequencies there grow by about the square root of the temperature.
         time_step = plain.time_step / math.sqrt(hottest) ** 0.5
         self.time_step = time_step
         moves = integrator(
             d,
-            temperature=TWIN_TEMPERATURE,
+            temperature=self.system.twin_temperature,
             friction=plain.friction,
             time_step=time_step,
             seed=_seed(generator),
         )
         simulation = app.Simulation(
-            topology, twin, moves, openmm.Platform.getPlatformByName("Reference")
+            plain.topology, plain.twin, moves, openmm.Platform.getPlatformByName("Reference")
         )
+        self._simulation = simulation
         free = torch.zeros(n, 3, dtype=torch.float64)
         free[:, :d] = 1.0
         if d < 3:
             moves.setPerDofVariableByName("free", free.numpy())
-        temperatures = TWIN_TEMPERATURE * torch.logspace(0, 1, rungs, base=hottest)
+        temperatures = self.system.twin_temperature * torch.logspace(0, 1, rungs, base=hottest)
         states = [{"temperature": float(t) * unit.kelvin} for t in temperatures]
-        speed = math.sqrt(kT(TWIN_TEMPERATURE) / plain.mass)
+        speed = math.sqrt(kT(self.system.twin_temperature) / plain.mass)
         exchanger = _exchanger()
         self._samplers = []
         for x in starts.double():
@@ -311,6 +355,45 @@ class ReplicaExchange:
 
     def retune(self) -> None:
         """Nothing to tune: the ladder is fixed."""
+
+    def save(self) -> dict[str, Tensor]:
+        """Replicas, their rungs and the platform's random state, as :meth:`load` takes them."""
+        from openmm import XmlSerializer
+
+        state = {
+            "steps": torch.tensor(self.steps),
+            "random": _bytes(self._simulation.context.createCheckpoint()),
+        }
+        for k, sampler in enumerate(self._samplers):
+            state[f"sampler {k}"] = torch.tensor(
+                [
+                    *(sampler.currentIteration, sampler.tried, sampler.accepted),
+                    *sampler.replicaStateIndex,
+                    *sampler._previousReplicaStateIndex,
+                ]
+            )
+            for i, conformation in enumerate(sampler.replicaConformation):
+                text = XmlSerializer.serialize(conformation)
+                state[f"sampler {k} replica {i}"] = _bytes(text.encode())
+        return state
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what :meth:`save` gave, on the same version of OpenMM."""
+        from openmm import XmlSerializer
+
+        self.steps = int(state["steps"])
+        for k, sampler in enumerate(self._samplers):
+            iteration, tried, accepted, *rungs = state[f"sampler {k}"].tolist()
+            sampler.currentIteration, sampler.tried, sampler.accepted = iteration, tried, accepted
+            sampler.replicaStateIndex = rungs[: self.rungs]
+            sampler._previousReplicaStateIndex = rungs[self.rungs :]
+            sampler.replicaConformation = [
+                XmlSerializer.deserialize(
+                    state[f"sampler {k} replica {i}"].numpy().tobytes().decode()
+                )
+                for i in range(self.rungs)
+            ]
+        self._simulation.context.loadCheckpoint(state["random"].numpy().tobytes())
 
     def read(self) -> Tensor:
         """Mean-free positions ``(rung, run, n, d)`` in float64, the coldest rung first."""
@@ -333,9 +416,9 @@ class ReplicaExchange:
         return {
             **self.plain.describe(),
             "time_step_ps": self.time_step,
-            "temperature_kelvin": TWIN_TEMPERATURE,
+            "temperature_kelvin": self.system.twin_temperature,
             "replica_exchange": {
-                "hottest_kelvin": self.hottest * TWIN_TEMPERATURE,
+                "hottest_kelvin": self.hottest * self.system.twin_temperature,
                 "rungs": self.rungs,
                 "steps_per_round": self.steps_per_round,
                 "accepted_exchanges": accepted / max(tried, 1),
@@ -379,12 +462,10 @@ def _exchanger() -> Any:
     return Exchanger
 
 
-def _common_mass(twin: openmm.System) -> float:
-    from openmm import unit
+def bonds_of(system: System) -> Sequence[tuple[int, int]]:
+    """Bonds of a molecule, none for systems that do not say."""
+    return getattr(system, "bonds", ())
 
-    masses = {
-        twin.getParticleMass(i).value_in_unit(unit.dalton) for i in range(twin.getNumParticles())
-    }
-    if len(masses) != 1 or min(masses) <= 0:
-        raise InputError(f"a twin needs one positive mass for all particles, got {sorted(masses)}")
-    return float(masses.pop())
+
+def _bytes(content: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)

@@ -20,6 +20,7 @@ _SYSTEMS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "lj55": (".lennard_jones", "LennardJones", {"n": 55}),
     "mog40": (".mixture", "GaussianMixture", {}),
     "mw32": (".many_well", "ManyWell", {"n_pairs": 16}),
+    "alanine-dipeptide": (".openmm", "AlanineDipeptide", {}),
 }
 
 #: Families whose member is chosen by the particle count in its name: lj7, dw8, ...
@@ -45,7 +46,8 @@ def get_system(name: str | PathLike[str]) -> System:
 
     ``name`` is one of :func:`list_systems`; ``lj<N>`` or ``dw<N>`` for N particles; or a path that
     ends in ``.yaml`` or ``.yml``. A system file has a ``kind`` (``pair_potential`` if absent) and
-    the keys of that kind, see :func:`molsampler.systems.pair_potential.from_mapping`.
+    the keys of that kind, see :func:`molsampler.systems.pair_potential.from_mapping` and, for
+    ``kind: openmm``, :func:`molsampler.systems.openmm_file.from_mapping`.
 
     Raises
     ------
@@ -97,10 +99,13 @@ def _from_file(path: Path) -> System:
         raise FileFormatError(f"{path} is not plain YAML: {error}") from None
     if not isinstance(content, dict):
         raise FileFormatError(
-            f"{path} must hold a mapping such as 'expression: ...', got {type(content).__name__}"
+            f"{path} must hold a mapping such as 'kind: openmm', got {type(content).__name__}"
         )
     kind = content.pop("kind", "pair_potential")
-    readers = {"pair_potential": (".pair_potential", "from_mapping")}
+    readers = {
+        "pair_potential": (".pair_potential", "from_mapping"),
+        "openmm": (".openmm_file", "from_mapping"),
+    }
     if not isinstance(kind, str) or kind not in readers:
         raise UnknownNameError(
             f"{path}: kind {kind!r} is unknown{nearest(str(kind), tuple(readers))} "

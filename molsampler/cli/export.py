@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Overwrite
+from .options import OfSystem, Overwrite
 
 
 def export(
@@ -16,10 +16,11 @@ def export(
         Path,
         typer.Argument(metavar="OUT", help="The suffix (.npz .h5 .dcd .xtc .pdb) is the format."),
     ],
+    system: OfSystem = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Convert samples to another format."""
     from ..export import convert
 
-    convert(source, target, overwrite=overwrite)
+    convert(source, target, overwrite=overwrite, system=system)
     print(f"wrote {target}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Json
+from .options import Json, OfSystem
 from .terminal import plain, print_json
 
 
@@ -20,6 +20,7 @@ def info(
             help="Samples, a folder with a trained sampler, the name of a shipped one, or a run.",
         ),
     ],
+    system: OfSystem = None,
     json: Json = False,
 ) -> None:
     """Say what something is, what it was made from, and whether its hashes hold."""
@@ -27,11 +28,11 @@ def info(
 
     path = Path(source)
     if (path / "config.resolved.yaml").is_file():
-        result = _run(path)
+        result = _run(path, system)
     elif path.is_file():
         result = {"kind": "samples", **describe(path)}
     else:
-        result = _artifact(source)
+        result = _artifact(source, system)
     if json:
         print_json(result)
     else:
@@ -41,11 +42,12 @@ def info(
         raise typer.Exit(1)
 
 
-def _artifact(source: str) -> dict[str, Any]:
+def _artifact(source: str, system: str | None) -> dict[str, Any]:
     from ..artifact import Sampler
+    from ..samples import resolve_system
 
     # Loading checks the hash of the weights and raises where it does not hold.
-    sampler = Sampler.load(source)
+    sampler = Sampler.load(source, system=None if system is None else resolve_system(system))
     return {
         "kind": "sampler",
         "integrity": "weights match the card's SHA-256",
@@ -53,7 +55,7 @@ def _artifact(source: str) -> dict[str, Any]:
     }
 
 
-def _run(folder: Path) -> dict[str, Any]:
+def _run(folder: Path, system: str | None) -> dict[str, Any]:
     import yaml
 
     from ..errors import FileFormatError
@@ -82,7 +84,7 @@ def _run(folder: Path) -> dict[str, Any]:
         "config": config,
     }
     if (folder / "artifact").is_dir():
-        result["artifact"] = _artifact(str(folder / "artifact"))
+        result["artifact"] = _artifact(str(folder / "artifact"), system)
     return result
 
 

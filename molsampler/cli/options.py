@@ -10,7 +10,16 @@ import typer
 
 System = Annotated[
     str,
-    typer.Argument(metavar="SYSTEM", help="A registered system; `molsampler systems` lists them."),
+    typer.Argument(
+        metavar="SYSTEM",
+        help="A registered system (`molsampler systems` lists them) or the path of a .yaml file.",
+    ),
+]
+OfSystem = Annotated[
+    str | None,
+    typer.Option(
+        "--system", help="The system, where the input does not define it: a name or a .yaml file."
+    ),
 ]
 Count = Annotated[int, typer.Option("-n", "--number", min=1, help="Number of samples.")]
 Output = Annotated[

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,6 +24,21 @@ class Method(StrEnum):
     mcmc = "mcmc"
 
 
+class Exchange(StrEnum):
+    """When replica exchange (OpenMM) or parallel tempering (Monte Carlo) is used."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+_EXCHANGE: dict[Exchange, bool | Literal["auto"]] = {
+    Exchange.auto: "auto",
+    Exchange.always: True,
+    Exchange.never: False,
+}
+
+
 def reference(
     system: System,
     number: Count,
@@ -31,6 +47,25 @@ def reference(
         Method, typer.Option("--method", help="OpenMM dynamics, or Monte Carlo.")
     ] = Method.openmm,
     seed: Seed = 0,
+    replicas: Annotated[
+        int | None, typer.Option("--replicas", min=2, help="Independent trajectories or chains.")
+    ] = None,
+    exchange: Annotated[
+        Exchange,
+        typer.Option("--exchange", help="Replica exchange: where plain replicas disagree (auto)."),
+    ] = Exchange.auto,
+    max_steps: Annotated[
+        int,
+        typer.Option("--max-steps", min=1000, help="Steps per replica spent on convergence."),
+    ] = 1_000_000,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            metavar="DIR",
+            help="Record the run here; the same command continues one that was stopped.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -43,7 +78,16 @@ def reference(
     from ..systems import get_system
 
     target = get_system(system)
-    samples = run(target, number, method=method, seed=seed)
+    samples = run(
+        target,
+        number,
+        method=method,
+        seed=seed,
+        replicas=replicas,
+        exchange=_EXCHANGE[exchange],
+        max_steps=max_steps,
+        checkpoint=checkpoint,
+    )
     save(samples, output, overwrite=overwrite, system=target)
     energies = energy_summary(samples)
     if json:
@@ -54,7 +98,9 @@ def reference(
     print(describe(samples.metadata["convergence"]))
 
 
-def run(target: PhysicalSystem, number: int, *, method: Method, seed: int) -> Samples:
+def run(
+    target: PhysicalSystem, number: int, *, method: Method, seed: int, **options: Any
+) -> Samples:
     """Reference samples, with progress on standard error."""
     from ..systems.reference import sample_reference
 
@@ -64,6 +110,7 @@ def run(target: PhysicalSystem, number: int, *, method: Method, seed: int) -> Sa
             number,
             method=method.value,
             seed=seed,
+            **options,
             progress=lambda done, _, message: update(done, message),
         )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Count, Device, Json, Output, Overwrite, Seed, check_samples_output
+from .options import Count, Device, Json, OfSystem, Output, Overwrite, Seed, check_samples_output
 from .summary import energy_line
 from .terminal import print_json, progress
 
@@ -25,6 +25,7 @@ def sample(
     ],
     number: Count,
     output: Output,
+    system: OfSystem = None,
     seed: Seed = 0,
     refine: Annotated[
         int, typer.Option("--refine", min=0, help="MALA steps on the exact target afterwards.")
@@ -41,8 +42,9 @@ def sample(
     from ..artifact import Sampler
     from ..export import save_blocks
     from ..export.trajectory import EnergyStatistics
+    from ..samples import resolve_system
 
-    sampler = Sampler.load(source)
+    sampler = Sampler.load(source, system=None if system is None else resolve_system(system))
     stream = sampler.stream(number, seed=seed, refine=refine, device=device, batch_size=batch_size)
     statistics = EnergyStatistics()
     with progress(f"sampling {sampler.system.name}", number) as update:

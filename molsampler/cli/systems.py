@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from .options import Json
-from .terminal import print_json, print_table
+from .terminal import note, print_json, print_table
 
 
 def systems(json: Json = False) -> None:
     """List the systems, with shapes, units and whether a trained sampler ships."""
     from ..artifact import list_pretrained
+    from ..errors import MissingDependencyError
     from ..systems import get_system, list_systems
 
     shipped = set(list_pretrained())
     rows = []
     for name in list_systems():
-        system = get_system(name)
+        try:
+            system = get_system(name)
+        except MissingDependencyError as error:
+            note(f"{name}: {error}")
+            continue
         rows.append(
             {
                 "name": name,

@@ -408,7 +408,7 @@ def agreed_system(path: Path, given: System | str | None, recorded: Any) -> Syst
     InputError
         They name different systems.
     """
-    from ..samples import recorded_system, resolve_system
+    from ..samples import check_recorded, recorded_system, resolve_system
 
     if given is None:
         return None if recorded is None else recorded_system(recorded)
@@ -416,4 +416,5 @@ def agreed_system(path: Path, given: System | str | None, recorded: Any) -> Syst
     name = recorded.get("name") if isinstance(recorded, dict) else recorded
     if name is not None and name != resolved.name:
         raise InputError(f"{path} holds samples of {name!r}, system= says {resolved.name!r}")
+    check_recorded(recorded, resolved, source=path)
     return resolved

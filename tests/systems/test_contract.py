@@ -188,7 +188,9 @@ def test_coincident_particles_spoil_their_own_row_only(name: str) -> None:
             assert torch.count_nonzero(new_score[row]) == 0
         keep = [0, 2, 4]
         torch.testing.assert_close(new_energy[keep].double(), energy[keep], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(new_score[keep].double(), score[keep], rtol=1e-3, atol=1e-3)
+        # Stiff terms cancel in a component, so rounding of the positions shows against the largest.
+        slack = max(1e-3, 1e-6 * float(score.abs().max()))
+        torch.testing.assert_close(new_score[keep].double(), score[keep], rtol=1e-3, atol=slack)
         torch.testing.assert_close(alone, new_energy)
         z = positions.clone().requires_grad_()
         system.energy(z)[keep].sum().backward()

@@ -168,7 +168,7 @@ def test_planar_systems_stay_in_their_plane():
         system, dispersed_starts(system, 8, generator=generator(1)), generator=generator(2)
     )
     engine.advance(500)
-    x = engine.context.getState(positions=True, velocities=True)
+    x = engine.contexts[0].getState(positions=True, velocities=True)
     assert np.abs(x.getPositions(asNumpy=True)._value[:, 2]).max() == 0.0
     assert np.abs(x.getVelocities(asNumpy=True)._value[:, 2]).max() == 0.0
     assert np.abs(x.getVelocities(asNumpy=True)._value[:, :2]).min() > 0.0

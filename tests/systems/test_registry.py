@@ -14,7 +14,7 @@ from molsampler.systems import get_system, list_systems
 
 
 def test_registered_names() -> None:
-    assert list_systems() == ("dw4", "lj13", "lj55", "mog40", "mw32")
+    assert list_systems() == ("dw4", "lj13", "lj55", "mog40", "mw32", "alanine-dipeptide")
     for name in list_systems():
         assert get_system(name).name == name
 
