@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from ..particles import Particles
 from ..space import Space
 from .egnn import EGNN
 from .mlp import MLP
@@ -23,7 +24,7 @@ class Frozen(BaseModel):
 
 
 class EGNNConfig(Frozen):
-    """An :class:`~molsampler.nn.egnn.EGNN`."""
+    """An :class:`~molsampler.nn.egnn.EGNN`. ``particles`` is filled in from the target by training."""
 
     kind: Literal["egnn"] = "egnn"
     width: int = Field(64, ge=1)
@@ -34,6 +35,7 @@ class EGNNConfig(Frozen):
     attention: bool = False
     unordered: bool = False
     deep_head: bool = False
+    particles: Particles | None = None
 
 
 class MLPConfig(Frozen):
@@ -63,4 +65,5 @@ def build_body(config: EGNNConfig | MLPConfig, space: Space, features: int) -> n
     """Build the body that ``config`` describes, for ``features`` input features per particle."""
     if isinstance(config, MLPConfig):
         return _Flat(space.shape, features, config)
-    return EGNN(space.shape[0], features, **config.model_dump(exclude={"kind"}))
+    settings = config.model_dump(exclude={"kind", "particles"})
+    return EGNN(space.shape[0], features, **settings, particles=config.particles)
