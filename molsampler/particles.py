@@ -81,8 +81,9 @@ class Particles(BaseModel):
     def of(cls, target: Any) -> Particles | None:
         """What a target says of its particles in ``atom_types``, ``bonds`` and ``chiral_centres``.
 
-        None where it says nothing: its particles are identical. Centres are kept only where the target
-        says that it is ``invariant``, which includes reflections; otherwise its score knows handedness.
+        None where it says nothing, or one type and no bonds: its particles are identical. Centres are
+        kept only where the target says that it is ``invariant``, which includes reflections; otherwise
+        its score knows handedness.
 
         Raises
         ------

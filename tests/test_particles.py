@@ -23,6 +23,8 @@ def rotation(seed: int) -> Tensor:
 
 def test_identical_particles_have_no_description() -> None:
     assert Particles.of(get_system("lj13")) is None
+    assert Particles.of(Chain((7, 7, 7), ())) is None
+    assert Particles.of(Chain((7, 7, 8), ())) is not None
 
 
 def test_a_molecule_describes_itself() -> None:
