@@ -261,22 +261,25 @@ def _export(
                 "steps": config.evaluate_steps,
                 "iteration": state.best_iteration,
             },
-            *_handedness(config, state),
+            *_handedness(config, target, state),
         ],
         overwrite=True,
     )
 
 
-def _handedness(config: TrainConfig, state: TrainState) -> list[dict[str, Any]]:
+def _handedness(config: TrainConfig, target: System, state: TrainState) -> list[dict[str, Any]]:
     """Share of wrong-handed molecules that the selected generator makes, before they are inverted."""
     particles = state.selected.particles
     if particles is None or not particles.chiral_centres:
         return []
     like = torch.empty(0, device=state.mixture.moments.device)
     rng = torch.Generator(device=like.device).manual_seed(config.seed)
+    # The bare target: counted evaluations are those that a resumed run repeats to the last one.
+    counting, state.selected.target = state.selected.target, target
     with torch.no_grad():
         latent = state.selected.draw_latent(config.evaluate_samples, generator=rng, like=like)
         found = particles.right_handed(state.selected(latent))
+    state.selected.target = counting
     shares = [float((wrong > 0).double().mean()) for wrong in found[1:]]
     return [
         {
