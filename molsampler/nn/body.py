@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..particles import Particles
 from ..space import Space
 from .egnn import EGNN
@@ -44,6 +45,8 @@ class MLPConfig(Frozen):
     kind: Literal["mlp"] = "mlp"
     width: int = Field(128, ge=1)
     layers: int = Field(4, ge=1)
+    bumps: int = Field(0, ge=0)
+    bins: int = Field(0, ge=0)
 
 
 BodyConfig = Annotated[EGNNConfig | MLPConfig, Field(discriminator="kind")]
@@ -54,7 +57,7 @@ class _Flat(nn.Module):
 
     def __init__(self, shape: tuple[int, int], features: int, config: MLPConfig):
         super().__init__()
-        self.net = MLP(shape, shape[0] * features, width=config.width, layers=config.layers)
+        self.net = MLP(shape, shape[0] * features, **config.model_dump(exclude={"kind"}))
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
         displacement: Tensor = self.net(x, features.flatten(1))
@@ -62,8 +65,19 @@ class _Flat(nn.Module):
 
 
 def build_body(config: EGNNConfig | MLPConfig, space: Space, features: int) -> nn.Module:
-    """Build the body that ``config`` describes, for ``features`` input features per particle."""
+    """Build the body that ``config`` describes, for ``features`` input features per particle.
+
+    Raises
+    ------
+    InputError
+        An EGNN is asked for where there are no pairs of particles for it to read.
+    """
     if isinstance(config, MLPConfig):
         return _Flat(space.shape, features, config)
+    if space.shape[0] < 2:
+        raise InputError(
+            f"an EGNN moves particles along the lines between them and needs at least two, got a "
+            f"system of shape {space.shape}; use a body of kind 'mlp'"
+        )
     settings = config.model_dump(exclude={"kind", "particles"})
     return EGNN(space.shape[0], features, **settings, particles=config.particles)

@@ -363,14 +363,20 @@ class Trainer:
         return norm
 
     def _rate_factor(self, name: str) -> float:
-        """Linear warm-up over 100 iterations, flat to half of the run, then a cosine to ``final_lr``."""
+        """Linear warm-up over 100 iterations, flat to ``decay_start``, then a cosine to the final rate.
+
+        The score network may keep a higher rate: it follows a generator that never stands still.
+        """
         iteration = self.state.iteration
         rise = min(1.0, (iteration + 1) / 100)
         if name == "generator":
             rise = min(1.0, (iteration - self.warmup + 1) / 100)
         done = max(0.0, iteration - self.warmup) / self.config.iterations
-        fall = 0.5 + 0.5 * math.cos(math.pi * max(0.0, 2 * done - 1))
+        flat = self.config.decay_start
+        fall = 0.5 + 0.5 * math.cos(math.pi * max(0.0, (done - flat) / (1 - flat)))
         final = self.config.final_lr
+        if name == "score" and self.config.score_final_lr is not None:
+            final = self.config.score_final_lr
         return rise * (final + (1 - final) * fall)
 
 

@@ -38,6 +38,8 @@ def absolute_generator(
             "body": body,
             "latent_scale": relative.latent_scale * data_scale,
             "langevin_step": relative.langevin_step * data_scale**2,
+            "langevin_last_step": relative.langevin_last_step
+            and relative.langevin_last_step * data_scale**2,
         }
     ).model_dump()
 

@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from molsampler.nn import Denoiser, EGNNConfig, GeneratorConfig, Latent, MLPConfig, build_generator
-from molsampler.space import MeanFree
+from molsampler.nn.body import build_body
+from molsampler.nn.mlp import LocalBasis
+from molsampler.space import Euclidean, MeanFree
 from molsampler.systems import get_system
+from molsampler.train.replay import Gaussian
 
 TOLERANCE = 1e-5
 BODIES = {
@@ -171,3 +174,69 @@ def test_gradients_stay_bounded_through_colliding_particles():
             max(float(p.grad.abs().max()) for p in net.parameters() if p.grad is not None)
         )
     assert max(gradients) < 1e3
+
+
+def test_an_egnn_for_a_single_particle_is_refused():
+    with pytest.raises(ValueError, match="at least two"):
+        Denoiser(EGNNConfig(width=8, layers=1), Euclidean(1, 2), data_scale=1.0)
+
+
+def _largest_jump(body) -> float:
+    """Largest step of a random perceptron between neighbours of a fine line through latent space."""
+    torch.manual_seed(0)
+    net = build_body(body, Euclidean(1, 1), 1)
+    x = torch.linspace(-2, 2, 20_001)[:, None, None]
+    with torch.no_grad():
+        y = net(x, torch.ones(len(x), 1, 1))
+    return float(y.diff(dim=0).abs().max())
+
+
+def test_bins_make_a_perceptron_jump_and_bumps_do_not():
+    assert _largest_jump(MLPConfig(width=16, layers=1, bins=8)) > 0.05
+    assert _largest_jump(MLPConfig(width=16, layers=1, bumps=8)) < 0.005
+
+
+def test_bins_hold_equal_shares_of_a_standard_normal():
+    rng = torch.Generator().manual_seed(0)
+    n, bins = 200_000, 16
+    share = LocalBasis(0, bins)(torch.randn(n, 1, generator=rng)).mean(0)[0]
+    error = (1 / bins / n) ** 0.5
+    assert float((share - 1 / bins).abs().max()) < 6 * error
+
+
+def test_the_generator_of_a_perceptron_scales_with_its_latent():
+    """Inputs of the perceptron have unit scale, so a system in other units gets the same map."""
+    space, outputs = Euclidean(1, 2), []
+    for scale in (1.0, 40.0):
+        torch.manual_seed(0)
+        config = GeneratorConfig(body=MLPConfig(width=16, layers=1, bins=4), latent_scale=scale)
+        net = build_generator(config, space, None)
+        outputs.append(net(net.draw_latent(32, generator=torch.Generator().manual_seed(0))))
+    assert torch.allclose(40 * outputs[0], outputs[1], rtol=1e-5, atol=1e-4)
+
+
+def test_langevin_steps_start_on_a_geometric_ladder():
+    target = get_system("dw4")
+    config = GeneratorConfig(langevin_layers=3, langevin_step=0.04, langevin_last_step=0.01)
+    steps = build_generator(config, target.space, target).log_step.exp()
+    assert steps.tolist() == pytest.approx([0.04, 0.02, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("scheme", "excess"), [("leimkuhler-matthews", 1.0), ("euler", 1 / (1 - 0.8 / 2))]
+)
+def test_variance_of_langevin_layers_in_a_harmonic_well(scheme, excess):
+    """Exact with averaged noise; inflated by 1 / (1 - step / 2) with independent noise."""
+    n, step = 40_000, 0.8
+    target = Gaussian(Euclidean(1, 2), 1.0)
+    config = GeneratorConfig(
+        body=MLPConfig(width=4, layers=1),
+        langevin_layers=12,
+        langevin_step=step,
+        langevin_scheme=scheme,
+    )
+    net = build_generator(config, target.space, target)
+    x = net(net.draw_latent(n, generator=torch.Generator().manual_seed(0))).detach()
+    error = excess * (2 / (2 * n)) ** 0.5
+    # The truncation of rare long drifts adds less than half a per cent.
+    assert float(x.var()) == pytest.approx(excess, abs=5 * error + 0.005)
