@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .modes import HasModes, mode_weights
     from .refinement import equal_budget_monte_carlo, refinement_drift
     from .report import headline, write_json, write_report
+    from .torsions import MoleculeComparison, basin_weights, molecule_of
     from .transport import geometric_wasserstein2, wasserstein2
 
 _LAZY = {
@@ -42,6 +43,9 @@ _LAZY = {
     "headline": ".report",
     "write_json": ".report",
     "write_report": ".report",
+    "MoleculeComparison": ".torsions",
+    "basin_weights": ".torsions",
+    "molecule_of": ".torsions",
     "geometric_wasserstein2": ".transport",
     "wasserstein2": ".transport",
 }
@@ -50,6 +54,8 @@ __all__ = [
     "Comparison",
     "HasModes",
     "Metric",
+    "MoleculeComparison",
+    "basin_weights",
     "compare",
     "compare_many",
     "distance_total_variation",
@@ -58,6 +64,7 @@ __all__ = [
     "headline",
     "interatomic_distances",
     "mode_weights",
+    "molecule_of",
     "refinement_drift",
     "tabulate",
     "total_variation",

@@ -49,11 +49,12 @@ from molsampler.errors import InputError, NonFiniteError, ShapeError
 from molsampler.samples import Samples
 from molsampler.target import System
 
-from . import energies, modes, transport
+from . import energies, modes, torsions, transport
 from .distances import interatomic_distances
 from .energies import Histogram
 from .modes import HasModes, ModeComparison
 from .refinement import equal_budget_monte_carlo, refinement_drift
+from .torsions import Molecule, MoleculeComparison
 
 #: Standard errors above the floor at which a metric no longer passes.
 GATE_SIGMAS = 6.0
@@ -190,6 +191,7 @@ class Comparison:
     settings : n, repeats, seed and the like
     baselines : the same metrics for plain Monte Carlo, with what it cost in their provenance
     remarks : reductions and substitutions a reader must know of
+    molecule : torsions, bonds and handedness, or None where the topology has no bonds
     """
 
     label: str
@@ -203,6 +205,7 @@ class Comparison:
     settings: Mapping[str, Any]
     baselines: tuple[Comparison, ...] = ()
     remarks: tuple[str, ...] = ()
+    molecule: MoleculeComparison | None = None
 
     def metric(self, key: str) -> Metric:
         """The metric with identifier ``key``.
@@ -248,6 +251,7 @@ class Comparison:
             "settings": dict(self.settings),
             "baselines": [baseline.to_dict() for baseline in self.baselines],
             "remarks": list(self.remarks),
+            "molecule": None if self.molecule is None else self.molecule.to_dict(),
         }
         if self.modes is not None:
             m = self.modes
@@ -304,6 +308,9 @@ class _Pool:
             )
         positions = system.space.project(samples.positions.detach().cpu().double())
         return cls(positions, samples.energies.detach().cpu(), samples.weights, samples.metadata)
+
+    def side(self, molecule: Molecule) -> torsions.Side:
+        return torsions.Side(molecule, self.positions, self.weights, self.metadata)
 
     def draw(self, n: int, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Indices of n configurations out of ``rows``, by weight if there are weights."""
@@ -363,7 +370,12 @@ def _geometric_size(shape: tuple[int, int], exchangeable: bool) -> int:
 
 
 def _recipes(
-    system: System, n: int, repeats: int, transport_repeats: int, geometric_n: int | None
+    system: System,
+    molecule: Molecule | None,
+    n: int,
+    repeats: int,
+    transport_repeats: int,
+    geometric_n: int | None,
 ) -> list[_Recipe]:
     particles, dimension = system.shape
 
@@ -423,6 +435,8 @@ def _recipes(
             return modes.mode_distance(a, b), 0.0
 
         recipes.append(_Recipe("mode_tvd", "mode weights", "", n, repeats, mode_tvd))
+    if molecule is not None:
+        recipes += _torsion_recipes(molecule, n, repeats)
     if transport_repeats:
         note = "poses and labels of the reference decide it" if system.invariant else ""
         recipes.append(_Recipe("w2", "W2", "length", n, transport_repeats, w2, note=note))
@@ -441,6 +455,63 @@ def _recipes(
                 )
             )
     return recipes
+
+
+def _torsion_recipes(molecule: Molecule, n: int, repeats: int) -> list[_Recipe]:
+    def ramachandran(x: Tensor, _: Tensor, y: Tensor, __: Tensor) -> tuple[float, float]:
+        a, b = molecule.ramachandran(x), molecule.ramachandran(y)
+        return torsions.ramachandran_tvd(a, b), 0.0
+
+    def basins(x: Tensor, _: Tensor, y: Tensor, __: Tensor) -> tuple[float, float]:
+        a, b = molecule.ramachandran(x), molecule.ramachandran(y)
+        return torsions.basin_distance(a, b), 0.0
+
+    def torsion(x: Tensor, _: Tensor, y: Tensor, __: Tensor) -> tuple[float, float]:
+        a, b = (molecule.dihedrals(z, molecule.torsions) for z in (x, y))
+        return torsions.torsion_tvd(a, b), 0.0
+
+    recipes = []
+    if molecule.residues:
+        recipes += [
+            _Recipe("ramachandran_tvd", "Ramachandran TVD", "", n, repeats, ramachandran),
+            _Recipe("basin_tvd", "basin weights", "", n, repeats, basins),
+        ]
+    if len(molecule.torsions):
+        recipes.append(_Recipe("torsion_tvd", "torsion TVD", "", n, repeats, torsion))
+    return recipes
+
+
+def _molecule_metrics(samples: torsions.Side, reference: torsions.Side) -> list[Metric]:
+    """Shares of molecules that are wrong as such, over all configurations of both sides."""
+
+    def metric(key: str, name: str, share: torsions.Share, null_se: float, note: str) -> Metric:
+        return Metric(
+            key,
+            name,
+            share.value,
+            share.error(share.value),
+            share.floor,
+            math.sqrt(share.floor * (1 - share.floor) / share.reference_n),
+            null_se,
+            len(samples.x),
+            1,
+            1,
+            note=note,
+        )
+
+    share = torsions.broken_share(samples, reference)
+    count = round(share.value * len(samples.x))
+    note = f"{count:,} of {len(samples.x):,} molecules"
+    metrics = [
+        metric("broken_bonds", "broken molecules", share, share.null_error(unanimous=False), note)
+    ]
+    if samples.molecule.centres:
+        share = torsions.wrong_hand_share(samples, reference)
+        note = "" if share.floor else "no wrong hand in the reference, so none may occur"
+        metrics.append(
+            metric("wrong_hand", "wrong-handed", share, share.null_error(unanimous=True), note)
+        )
+    return metrics
 
 
 def _standard_error(values: list[float], overlap: float) -> float:
@@ -531,7 +602,8 @@ def compare_many(
             f"N reduced from {n} to {size}: the smallest set has an effective size of "
             f"{smallest:.0f}, and two independent halves are needed."
         )
-    recipes = _recipes(system, size, repeats, transport_repeats, geometric_n)
+    molecule = torsions.molecule_of(system)
+    recipes = _recipes(system, molecule, size, repeats, transport_repeats, geometric_n)
     floors: dict[str, list[float]] = {r.key: [] for r in recipes}
     values: dict[str, dict[str, list[float]]] = {
         label: {r.key: [] for r in recipes} for label in pools
@@ -567,6 +639,7 @@ def compare_many(
     drift_floor = _drifts(base, system, part, drift_steps, seed) if drift_steps else []
     base_summary = base.summary(torch.Generator().manual_seed(seed))
     base_modes = _mode_weights(base, system)
+    base_side = None if molecule is None else base.side(molecule)
     results = {}
     for label, pool in pools.items():
         metrics = []
@@ -593,6 +666,9 @@ def compare_many(
                     note,
                 )
             )
+        side = None if molecule is None else pool.side(molecule)
+        if side is not None and base_side is not None:
+            metrics += _molecule_metrics(side, base_side)
         if drift_steps:
             drift = _drifts(pool, system, part, drift_steps, seed)
             # The parts of a drift are disjoint, so their spread needs no overlap term.
@@ -648,6 +724,11 @@ def compare_many(
                 "seed": seed,
             },
             remarks=tuple(own_remarks),
+            molecule=(
+                torsions.compare_molecules(side, base_side)
+                if side is not None and base_side is not None
+                else None
+            ),
         )
     return results
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from molsampler.files import atomic_path, check_output
 
 from .comparison import GATE_SIGMAS, Comparison, Metric, format_value
+from .torsions import BASINS, BROKEN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +27,12 @@ REFERENCE_COLOUR = "#8a8f98"
 
 #: More modes than this are drawn without their names.
 NAMED_BARS = 20
+
+#: Free energy at which the colours of a Ramachandran plot end, kT.
+RAMACHANDRAN_DEPTH = 7.0
+
+#: Bonds listed, those with the largest deviation first.
+LISTED_BONDS = 8
 
 DEFINITIONS: dict[str, str] = {
     "tvd_energy": "Total variation distance between the reduced energies on 200 bins spanning the "
@@ -38,6 +45,16 @@ DEFINITIONS: dict[str, str] = {
     "half its width on each side.",
     "mode_tvd": "Total variation distance between mode weights; where modes are separate events, the "
     "mean over the events.",
+    "ramachandran_tvd": "Total variation distance between the (phi, psi) histograms of 24 x 24 bins, the "
+    "mean over residues.",
+    "basin_tvd": "Total variation distance between the weights of the Ramachandran basins beta, alpha-R "
+    "and alpha-L, the mean over residues.",
+    "torsion_tvd": "Total variation distance between the histograms of one torsion about each inner bond, "
+    "36 bins each, the mean over torsions.",
+    "broken_bonds": "Share of molecules with a bond more than 5 standard deviations of the reference from "
+    "its mean there. The floor is the share in one half of the reference by the other half's scale.",
+    "wrong_hand": "Share of molecules whose handedness is not the reference's, at the chiral centre where "
+    "it is largest. Where the reference has one hand only, a single wrong one fails.",
     "w2": "Exact 2-Wasserstein distance between raw coordinates. For systems without a preferred "
     "pose it mostly measures how poses and labels happen to be distributed.",
     "geo_w2": "2-Wasserstein distance whose ground cost is minimised over rotations, reflections and, "
@@ -177,6 +194,80 @@ def _modes_plot(comparison: Comparison) -> str | None:
     return _svg(figure)
 
 
+def _ramachandran_plot(comparison: Comparison) -> str | None:
+    """Free energies over (phi, psi), one row per residue, reference left and samples right."""
+    import numpy as np
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    residues = comparison.molecule.residues if comparison.molecule is not None else ()
+    if not residues:
+        return None
+    figure = Figure(figsize=(8.2, 3.6 * len(residues)), layout="constrained")
+    FigureCanvasSVG(figure)
+    grid = figure.subplots(len(residues), 2, squeeze=False, sharex=True, sharey=True)
+    for row, residue in zip(grid, residues, strict=True):
+        top = max(residue.reference.max(), residue.samples.max())
+        for axes, density, side in zip(
+            row, (residue.reference, residue.samples), ("reference", "samples"), strict=True
+        ):
+            with np.errstate(divide="ignore"):
+                energy = -np.log(density / top)
+            picture = axes.imshow(
+                np.ma.masked_invalid(energy).T,
+                origin="lower",
+                extent=(-180, 180, -180, 180),
+                vmin=0,
+                vmax=RAMACHANDRAN_DEPTH,
+                cmap="viridis_r",
+            )
+            axes.set_title(_plain(f"{residue.name}, {side}"), fontsize=10)
+            axes.set_xticks(range(-180, 181, 90))
+            axes.set_yticks(range(-180, 181, 90))
+            axes.set_xlabel("phi / degrees", fontsize=10)
+        row[0].set_ylabel("psi / degrees", fontsize=10)
+        figure.colorbar(picture, ax=list(row), label="free energy / kT", shrink=0.9)
+    return _svg(figure)
+
+
+def _basin_rows(comparison: Comparison) -> list[dict[str, str]]:
+    residues = comparison.molecule.residues if comparison.molecule is not None else ()
+    return [
+        {
+            "name": f"{residue.name} {basin}",
+            **{
+                f"{side}_{what}": _typeset(format_value(value[k], se[k]))
+                for side, b in (
+                    ("samples", residue.sample_basins),
+                    ("reference", residue.reference_basins),
+                )
+                for what, value, se in (
+                    ("weight", b.weights, b.se),
+                    ("free", b.free_energy, b.free_energy_se),
+                )
+            },
+        }
+        for residue in residues
+        for k, basin in enumerate(BASINS)
+    ]
+
+
+def _bond_rows(comparison: Comparison) -> list[dict[str, str]]:
+    """The bonds that stray furthest."""
+    bonds = comparison.molecule.bonds if comparison.molecule is not None else ()
+    worst = sorted(bonds, key=lambda bond: -bond.worst)[:LISTED_BONDS]
+    return [
+        {
+            "name": bond.name,
+            "samples": f"{bond.samples[0]:.4f} ± {bond.samples[1]:.4f}",
+            "reference": f"{bond.reference[0]:.4f} ± {bond.reference[1]:.4f}",
+            "shift": _typeset(f"{(bond.samples[0] - bond.reference[0]) / bond.reference[1]:+.2f}"),
+            "worst": f"{bond.worst:.1f}" if bond.worst < 1e4 else f"{bond.worst:.1e}",
+        }
+        for bond in worst
+    ]
+
+
 def _plain(text: str) -> str:
     """Text that matplotlib does not read as mathematics."""
     return text.replace("$", r"\$")
@@ -289,6 +380,10 @@ def render(comparison: Comparison) -> str:
         plots=plots,
         modes_plot=_modes_plot(comparison),
         mode_rows=_mode_rows(comparison),
+        ramachandran_plot=_ramachandran_plot(comparison),
+        basin_rows=_basin_rows(comparison),
+        bond_rows=_bond_rows(comparison),
+        broken=f"{BROKEN:g}",
         baselines=_baseline_table(comparison),
         provenance={side: _flat(data) for side, data in comparison.provenance.items()},
         settings=_flat(comparison.settings),

@@ -43,6 +43,7 @@ from .errors import (
 )
 from .files import fsync_folder, read_limited, sha256, write_bytes
 from .nn.generator import build_generator
+from .particles import Particles
 from .samples import Samples, check_recorded, recorded_system, reduced_energies, reference_to
 from .target import COORDINATE_LIMIT, System
 
@@ -516,7 +517,9 @@ class Sampler:
         number of MALA steps on the exact target, at a step size adapted on a pilot run and then
         frozen; the metadata then holds ``acceptance``, ``step_size`` and ``drift``, the energy-W2
         between the samples before and after. Samples of non-finite energy are kept, and counted as
-        ``nonfinite_energies``. ``device`` None is CUDA where there is one.
+        ``nonfinite_energies``. Molecules with chiral centres come out right-handed: wrong ones are
+        inverted as a whole, which is exact (see :mod:`molsampler.particles`), and ``handedness`` counts
+        them before and after. ``device`` None is CUDA where there is one.
 
         Raises
         ------
@@ -659,6 +662,7 @@ class SampleStream:
         self._before: list[Tensor] = []
         self._after: list[Tensor] = []
         self._measured = 0
+        self._wrong_before = self._wrong_after = self._handed = 0
 
     def blocks(self) -> Iterator[Samples]:
         """The samples, ``batch_size`` at a time; their metadata holds what is known beforehand."""
@@ -686,6 +690,12 @@ class SampleStream:
             seconds=round(self._seconds, 3),
             nonfinite_energies=self._nonfinite,
         )
+        if self._handed:
+            result["handedness"] = {
+                "molecules": self._handed,
+                "wrong_before_inversion": self._wrong_before,
+                "wrong_after_inversion": self._wrong_after,
+            }
         if self.refine and self._before:
             result.update(
                 acceptance=self._accepted / (self._blocks * self.block * self.refine),
@@ -717,8 +727,8 @@ class SampleStream:
     def _random(self, index: int) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(block_seed(self.seed, index))
 
-    def _draw(self, random: torch.Generator) -> Tensor:
-        """A whole block from the generator, float32."""
+    def _draw(self, random: torch.Generator, kept: int = 0) -> Tensor:
+        """A whole block from the generator, float32, of the right hand; the first ``kept`` are counted."""
         network = self._network
         latent = network.draw_latent(self.block, generator=random)  # type: ignore[operator]
         self._evaluations += self.block * int(getattr(network, "energy_evaluations", 0))
@@ -729,6 +739,12 @@ class SampleStream:
                 f"the generator of {self.sampler.path} gave unusable coordinates in "
                 f"{int(bad.sum())} of {self.block} samples (seed {self.seed})"
             )
+        particles = getattr(network, "particles", None)
+        if isinstance(particles, Particles) and particles.chiral_centres:
+            x, before, after = particles.right_handed(x)
+            self._handed += kept
+            self._wrong_before += int((before[:kept] > 0).sum())
+            self._wrong_after += int((after[:kept] > 0).sum())
         return x.float()
 
     def _energies(self, x: Tensor) -> Tensor:
@@ -743,7 +759,7 @@ class SampleStream:
                 if self.refine and self._step_size is None:
                     self._step_size = self._pilot()
                 random = self._random(index)
-                x = self._draw(random)
+                x = self._draw(random, kept)
                 if self.refine:
                     x = self._refined(x, random, kept)
                 energies = self._energies(x)[:kept]

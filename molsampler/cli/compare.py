@@ -116,5 +116,7 @@ def print_comparison(comparison: Comparison) -> None:
     for mark, each in list(columns.items())[1:]:
         print(f"{mark} {each.label}")
     print(f"* more than {GATE_SIGMAS:g} standard errors above the floor")
+    for line in comparison.molecule.lines() if comparison.molecule is not None else ():
+        print(line)
     for remark in comparison.remarks:
         print(remark)

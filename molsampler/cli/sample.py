@@ -69,6 +69,11 @@ def sample(
         return
     print(f"wrote {output}: {number:,} samples of {sampler.system.name}")
     print(energy_line(energies))
+    if handed := metadata.get("handedness"):
+        print(
+            f"handedness: {handed['wrong_before_inversion']:,} of {handed['molecules']:,} had a wrong "
+            f"centre, {handed['wrong_after_inversion']:,} after inversion"
+        )
     if refine:
         drift = metadata.get("drift")
         print(

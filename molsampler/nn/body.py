@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..particles import Particles
 from ..space import Space
 from .egnn import EGNN
 from .mlp import MLP
@@ -24,7 +25,7 @@ class Frozen(BaseModel):
 
 
 class EGNNConfig(Frozen):
-    """An :class:`~molsampler.nn.egnn.EGNN`."""
+    """An :class:`~molsampler.nn.egnn.EGNN`. ``particles`` is filled in from the target by training."""
 
     kind: Literal["egnn"] = "egnn"
     width: int = Field(64, ge=1)
@@ -35,6 +36,7 @@ class EGNNConfig(Frozen):
     attention: bool = False
     unordered: bool = False
     deep_head: bool = False
+    particles: Particles | None = None
 
 
 class MLPConfig(Frozen):
@@ -77,4 +79,5 @@ def build_body(config: EGNNConfig | MLPConfig, space: Space, features: int) -> n
             f"an EGNN moves particles along the lines between them and needs at least two, got a "
             f"system of shape {space.shape}; use a body of kind 'mlp'"
         )
-    return EGNN(space.shape[0], features, **config.model_dump(exclude={"kind"}))
+    settings = config.model_dump(exclude={"kind", "particles"})
+    return EGNN(space.shape[0], features, **settings, particles=config.particles)

@@ -14,16 +14,37 @@ messages become symmetric (:math:`m_{ij} = m_{ji}`), and each pair is computed o
 
 The displacement output is translation invariant and equivariant under rotation, reflection and
 permutation, by construction.
+
+**Molecules.** With :class:`~molsampler.particles.Particles` the first features carry an embedding of the
+particle's type, edges carry the distance on the bond graph (1, 2, 3 or more) and the deviation from a learned
+reference length, and each layer moves near pairs by learned springs,
+
+.. math:: x_i \leftarrow x_i + \sum_{j\ \mathrm{near}} k_c\,(\ell_c / d_{ij} - 1)\,(x_i - x_j),
+
+one step of the Jacobi iteration that solves bond constraints: lengths whose thermal width is a few
+percent are out of reach of smooth radial features alone. Length and stiffness belong to the class c of a
+pair, its two types and graph distance, so equivalence of atoms under the graph's automorphisms is kept
+and all other permutation symmetry is broken.
 """
 
 from __future__ import annotations
 
+import math
+from typing import cast
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..errors import InputError
+from ..particles import NEAR, Particles
+
 # Keeps d(distance)/dx finite for coincident particles without a visible change elsewhere.
 _EPSILON = 1e-8
+
+#: Sharpness of the features of relative deviations from reference lengths: 100 %, 25 % and 6 %.
+_SHARPNESS = (1.0, 4.0, 16.0)
 
 
 class EdgeFeatures(nn.Module):
@@ -52,6 +73,71 @@ class EdgeFeatures(nn.Module):
         if self.inverse:
             parts.append(1.0 / (distance + 0.2 * self.range / 3.0))
         return torch.cat(parts, dim=-1)
+
+
+class BondFeatures(nn.Module):
+    """What the bond graph says of each pair: features ``(*, size)`` of distances, and springs ``(*, 1)``.
+
+    Pairs are dense or unordered as in the network. ``length`` is the first guess of the reference lengths.
+    """
+
+    classes: Tensor
+    steps: Tensor
+    near: Tensor
+
+    def __init__(self, particles: Particles, *, unordered: bool, length: float):
+        super().__init__()
+        n = len(particles.types)
+        distance = particles.graph_distances()
+        # Class of a pair: its types and graph distance; the first class is that of all other pairs.
+        names: dict[tuple[int, ...], int] = {(): 0}
+        table = [[0] * n for _ in range(n)]
+        for i in range(n):
+            for j in range(n):
+                if 1 <= distance[i, j] <= NEAR:
+                    low, high = sorted((particles.types[i], particles.types[j]))
+                    key = (low, high, int(distance[i, j]))
+                    table[i][j] = names.setdefault(key, len(names))
+        # Columns: one, two, three bonds apart, further.
+        far = np.where((distance < 0) | (distance > NEAR), NEAR + 1, distance)
+        steps = (far[..., None] == np.arange(1, NEAR + 2)).astype(float)
+        kinds = np.array(table)
+        if unordered:
+            pairs = np.triu_indices(n, 1)
+            kinds, steps = kinds[pairs], steps[pairs]
+        self.register_buffer("classes", torch.tensor(kinds.tolist()), persistent=False)
+        self.register_buffer("steps", torch.tensor(steps.tolist()), persistent=False)
+        self.register_buffer("near", self.steps[..., :NEAR].sum(-1, keepdim=True), persistent=False)
+        self.log_length = nn.Parameter(torch.full((len(names),), math.log(length)))
+        self.spring = nn.Parameter(torch.zeros(len(names)))
+        self.size = NEAR + 1 + len(_SHARPNESS)
+
+    def length(self) -> Tensor:
+        """Reference length of every pair; of no meaning for pairs that are not near."""
+        return self.log_length.exp()[self.classes][..., None]
+
+    def forward(self, distance: Tensor) -> Tensor:
+        strain = distance / self.length() - 1.0
+        parts = [self.near * torch.tanh(sharpness * strain) for sharpness in _SHARPNESS]
+        return torch.cat([*parts, self.steps.expand(*distance.shape[:-1], -1)], dim=-1)
+
+    def pull(self, distance: Tensor) -> Tensor:
+        """Coefficient of ``x_i - x_j`` in the springs' displacement of i."""
+        return self.near * self.spring[self.classes][..., None] * (self.length() / distance - 1.0)
+
+    def settle(self, distance: Tensor, spring: float) -> None:
+        """Set reference lengths to the means of distances ``(b, *pairs, 1)``, and the springs of bonds
+        and angles (graph distance 1 and 2) to ``spring``."""
+        with torch.no_grad():
+            mean = distance.mean(0).flatten()
+            index = self.classes.flatten()
+            count = torch.zeros_like(self.log_length).index_add_(0, index, torch.ones_like(mean))
+            total = torch.zeros_like(self.log_length).index_add_(0, index, mean)
+            stiff = torch.zeros_like(self.spring).index_add_(
+                0, index, self.steps[..., :2].sum(-1).flatten()
+            )
+            self.log_length[1:] = (total / count.clamp(min=1.0))[1:].clamp(min=1e-6).log()
+            self.spring[1:] = spring * (stiff > 0)[1:].to(self.spring)
 
 
 class DensePairs:
@@ -106,6 +192,7 @@ class EGNNLayer(nn.Module):
         self,
         width: int,
         edge: EdgeFeatures,
+        bonds: BondFeatures | None,
         *,
         attention: bool,
         unordered: bool,
@@ -114,9 +201,11 @@ class EGNNLayer(nn.Module):
     ):
         super().__init__()
         self.edge = edge
+        self.bonds = bonds
         self.from_i = nn.Linear(width, width)
         self.from_j = None if unordered else nn.Linear(width, width, bias=False)
-        self.from_edge = nn.Linear(edge.size, width, bias=False)
+        size = edge.size + (0 if bonds is None else bonds.size)
+        self.from_edge = nn.Linear(size, width, bias=False)
         self.message = nn.Linear(width, width)
         self.attention = nn.Linear(width, 1) if attention else None
         self.hidden_head = nn.Linear(width, width) if deep_head else None
@@ -132,7 +221,10 @@ class EGNNLayer(nn.Module):
         distance = torch.sqrt(squared + _EPSILON)
         first = self.from_i(h)
         second = first if self.from_j is None else self.from_j(h)
-        message = pairs.combine(first, second) + self.from_edge(self.edge(squared, distance))
+        edge = self.edge(squared, distance)
+        if self.bonds is not None:
+            edge = torch.cat([edge, self.bonds(distance)], dim=-1)
+        message = pairs.combine(first, second) + self.from_edge(edge)
         message = functional.silu(self.message(functional.silu(message)))
         if self.attention is not None:
             message = message * torch.sigmoid(self.attention(message))
@@ -141,8 +233,28 @@ class EGNNLayer(nn.Module):
         )
         weight = self.head(coordinate) / (distance + 1.0)
         x = x + self.scale * pairs.sum_vectors(difference * weight)
+        if self.bonds is not None:
+            x = x + pairs.sum_vectors(difference * self.bonds.pull(distance))
         update = torch.cat([h, self.scale * pairs.sum_messages(message)], dim=-1)
         return h + self.node_out(functional.silu(self.node(update))), x
+
+
+class TypeEmbedding(nn.Module):
+    """A learned vector per particle type, ``(n, width)`` for all particles."""
+
+    index: Tensor
+
+    def __init__(self, types: tuple[int, ...], width: int):
+        super().__init__()
+        kinds = sorted(set(types))
+        self.register_buffer(
+            "index", torch.tensor([kinds.index(kind) for kind in types]), persistent=False
+        )
+        self.table = nn.Embedding(len(kinds), width)
+
+    def forward(self) -> Tensor:
+        vectors: Tensor = self.table(self.index)
+        return vectors
 
 
 class EGNN(nn.Module):
@@ -158,6 +270,12 @@ class EGNN(nn.Module):
     attention : gate every message by a learned scalar
     unordered : symmetric messages, each pair computed once
     deep_head : a hidden layer between message and coordinate weight, as in the original
+    particles : types and bonds that break the symmetry of identical particles; None keeps it
+
+    Raises
+    ------
+    InputError
+        ``particles`` describes another number of particles.
     """
 
     def __init__(
@@ -173,15 +291,28 @@ class EGNN(nn.Module):
         attention: bool,
         unordered: bool,
         deep_head: bool,
+        particles: Particles | None = None,
     ):
         super().__init__()
+        if particles is not None and len(particles.types) != n:
+            raise InputError(
+                f"particles must describe {n} particles, got {len(particles.types)} types"
+            )
         self.n, self.unordered = n, unordered
         self.embed = nn.Linear(features, width)
+        self.types = None if particles is None else TypeEmbedding(particles.types, width)
         edge = EdgeFeatures(rbf=rbf, rbf_range=rbf_range, inverse=inverse)
+
+        def bonds() -> BondFeatures | None:
+            if particles is None:
+                return None
+            return BondFeatures(particles, unordered=unordered, length=rbf_range / 3.0)
+
         self.layers = nn.ModuleList(
             EGNNLayer(
                 width,
                 edge,
+                bonds(),
                 attention=attention,
                 unordered=unordered,
                 deep_head=deep_head,
@@ -190,9 +321,23 @@ class EGNN(nn.Module):
             for _ in range(layers)
         )
 
+    def _pairs(self, x: Tensor) -> Pairs:
+        return UnorderedPairs(self.n, x) if self.unordered else DensePairs(self.n, x)
+
+    def settle(self, x: Tensor, *, spring: float) -> None:
+        """Start reference lengths at the mean geometry of configurations ``(b, n, d)``, and springs of
+        bonds and angles at ``spring``; nothing without particles."""
+        squared = self._pairs(x).difference(x).square().sum(-1, keepdim=True)
+        for layer in self.layers:
+            bonds = cast(EGNNLayer, layer).bonds
+            if bonds is not None:
+                bonds.settle(torch.sqrt(squared + _EPSILON), spring)
+
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
-        pairs: Pairs = UnorderedPairs(self.n, x) if self.unordered else DensePairs(self.n, x)
+        pairs = self._pairs(x)
         h, moved = self.embed(features), x
+        if self.types is not None:
+            h = h + self.types()
         for layer in self.layers:
             h, moved = layer(h, moved, pairs)
         return moved - x

@@ -27,6 +27,11 @@ so no target has to provide second derivatives. ``langevin_hessian=False`` treat
 constant instead. That is cheaper and steadier for steep walls, but only right while
 :math:`\epsilon \nabla^2 u` stays below one: beyond, the layer reverses a displacement, and the
 network is driven away.
+
+For a molecule the latent positions are those of a Gaussian chain on its bond graph
+(:meth:`molsampler.particles.Particles.latent_root`): bonded atoms start near each other, so the network has
+to set lengths and angles, not to fetch atoms from anywhere. The law stays symmetric under rotation,
+reflection and the exchange of equivalent atoms.
 """
 
 from __future__ import annotations
@@ -75,7 +80,7 @@ class Latent(NamedTuple):
     """Noise behind a batch of ``b`` samples."""
 
     position: Tensor
-    """Standard normal on the space, ``(b, n, d)``."""
+    """Standard normal on the space, or a Gaussian chain of unit mean variance, ``(b, n, d)``."""
     features: Tensor
     """Gaussians per particle, signs shared by all particles, signs per particle, ``(b, n, f)``."""
     kicks: Tensor
@@ -116,7 +121,8 @@ class Generator(nn.Module):
     """Map from latents to configurations ``(b, n, d)``.
 
     Equivariant under rotation, reflection and permutation with an EGNN body: transforming the
-    latent's positions and kicks transforms the output alike.
+    latent's positions and kicks transforms the output alike. With ``particles`` the permutations are those
+    of equivalent atoms.
 
     Raises
     ------
@@ -124,11 +130,20 @@ class Generator(nn.Module):
         Langevin layers are configured and ``target`` is None.
     """
 
+    root: Tensor | None
+
     def __init__(self, config: GeneratorConfig, space: Space, target: Target | None):
         super().__init__()
         if config.langevin_layers and target is None:
             raise InputError("a generator with Langevin layers needs its target's energy")
         self.config, self.space, self.target = config, space, target
+        self.particles = config.body.particles if isinstance(config.body, EGNNConfig) else None
+        root = None
+        if self.particles is not None and self.particles.bonds:
+            # The mean of all particles, which the chain leaves out, is passed on for spaces that have one.
+            mean = 1.0 / space.shape[0]
+            root = torch.tensor((self.particles.latent_root() + mean).tolist())
+        self.register_buffer("root", root, persistent=False)
         features = config.noise_features + config.sign_features + config.particle_signs
         # A body without any features still needs one input to embed.
         self.features = max(features, 1)
@@ -152,6 +167,8 @@ class Generator(nn.Module):
             return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
 
         position = self.space.randn(n, generator=generator, like=like)
+        if self.root is not None:
+            position = self.root.to(like) @ position
         parts = [randn(n, particles, config.noise_features)]
         if config.sign_features:
             signs = randn(n, 1, config.sign_features).sign()

@@ -17,6 +17,7 @@ from ..dikl import diffuse, dikl_loss, weight
 from ..errors import DivergenceError
 from ..mcmc import adapt, mala
 from ..nn.generator import Latent
+from ..particles import Particles
 from ..posterior import posterior_score, start_chains
 from ..schedule import Scales
 from ..target import CountingTarget, Target
@@ -55,7 +56,12 @@ def start(
             else ReplayConfig(size=_PILOT, equilibration=500)
         )
         population, step_size = replay.equilibrate(
-            plan, counting, generator=rng, like=like, report=report
+            plan,
+            counting,
+            generator=rng,
+            like=like,
+            report=report,
+            particles=Particles.of(target),
         )
         if scale is None:
             x = population.position
@@ -64,6 +70,8 @@ def start(
             # Two digits are enough, and survive a change of hardware.
             scale = float(f"{math.sqrt(float(rms)):.2g}")
     state = build_state(config, target, data_scale=scale, rng=rng, device=device)
+    if population is not None:
+        state.settle(population.position)
     if amortised:
         state.replay, state.replay_step = population, step_size
     state.evaluations = counting.evaluations

@@ -21,10 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..mcmc import adapt, mala, smc
+from ..particles import Particles
 from ..space import Space
 from ..target import Target
 from .config import ReplayConfig
@@ -42,6 +44,27 @@ class Gaussian:
     def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return 0.5 * (x / self.std).square().sum(dim=(-2, -1)), -x / self.std**2
 
+    def sample(self, n: int, *, generator: torch.Generator, like: Tensor) -> Tensor:
+        return self.std * self.space.randn(n, generator=generator, like=like)
+
+
+class GaussianChain(Gaussian):
+    """Gaussian chain on a molecule's bond graph, of the same mean variance: bonds start out short."""
+
+    def __init__(self, space: Space, std: float, particles: Particles):
+        super().__init__(space, std)
+        root = particles.latent_root() + 1.0 / space.shape[0]
+        self.root, self.precision = root, np.linalg.inv(root @ root)
+
+    def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        precision = torch.as_tensor(self.precision, dtype=x.dtype, device=x.device)
+        score = -(precision @ x) / self.std**2
+        return -0.5 * (x * score).sum(dim=(-2, -1)), score
+
+    def sample(self, n: int, *, generator: torch.Generator, like: Tensor) -> Tensor:
+        root = torch.as_tensor(self.root, dtype=like.dtype, device=like.device)
+        return root @ super().sample(n, generator=generator, like=like)
+
 
 def equilibrate(
     config: ReplayConfig,
@@ -50,14 +73,18 @@ def equilibrate(
     generator: torch.Generator,
     like: Tensor,
     report: Callable[[str, float], None],
+    particles: Particles | None = None,
 ) -> tuple[mala.State, float]:
     """A population at equilibrium and its MALA step size, from the energy alone.
 
+    With bonded ``particles`` the annealing starts from a Gaussian chain on their bond graph.
     ``report(stage, share)`` is called between transitions and may raise to interrupt.
     """
     space = target.space
     base = Gaussian(space, config.start_scale)
-    x = config.start_scale * space.randn(config.size, generator=generator, like=like)
+    if particles is not None and particles.bonds:
+        base = GaussianChain(space, config.start_scale, particles)
+    x = base.sample(config.size, generator=generator, like=like)
     report("annealing", 0.0)
     population = smc.run(
         x,

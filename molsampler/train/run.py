@@ -246,7 +246,7 @@ def _export(
         folder.artifact,
         state.selected,
         system=target,
-        architecture=absolute_generator(config, state.data_scale),
+        architecture=absolute_generator(config, state.data_scale, state.selected.particles),
         training=artifact.Training(
             config=config.model_dump(mode="json"),
             command=command or f"molsampler train {config.system} RUN_DIR",
@@ -260,10 +260,35 @@ def _export(
                 "n": config.evaluate_samples,
                 "steps": config.evaluate_steps,
                 "iteration": state.best_iteration,
-            }
+            },
+            *_handedness(config, target, state),
         ],
         overwrite=True,
     )
+
+
+def _handedness(config: TrainConfig, target: System, state: TrainState) -> list[dict[str, Any]]:
+    """Share of wrong-handed molecules that the selected generator makes, before they are inverted."""
+    particles = state.selected.particles
+    if particles is None or not particles.chiral_centres:
+        return []
+    like = torch.empty(0, device=state.mixture.moments.device)
+    rng = torch.Generator(device=like.device).manual_seed(config.seed)
+    # The bare target: counted evaluations are those that a resumed run repeats to the last one.
+    counting, state.selected.target = state.selected.target, target
+    with torch.no_grad():
+        latent = state.selected.draw_latent(config.evaluate_samples, generator=rng, like=like)
+        found = particles.right_handed(state.selected(latent))
+    state.selected.target = counting
+    shares = [float((wrong > 0).double().mean()) for wrong in found[1:]]
+    return [
+        {
+            "metric": "share of molecules with a wrong-handed centre, before inversion",
+            "value": shares[0],
+            "after inversion": shares[1],
+            "n": config.evaluate_samples,
+        }
+    ]
 
 
 def _device(device: str | torch.device | None) -> torch.device:

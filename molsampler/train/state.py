@@ -14,17 +14,25 @@ from ..errors import FileFormatError
 from ..mcmc import mala
 from ..nn.body import EGNNConfig
 from ..nn.denoiser import Denoiser
+from ..nn.egnn import EGNN
 from ..nn.generator import Generator, build_generator
+from ..particles import Particles
 from ..schedule import LinearBeta, LogUniformSigma
 from ..target import Target
 from .config import LinearBetaConfig, ReplayConfig, TrainConfig
 from .replay import IdentityMixture
 
+#: First stiffness of a generator's springs. Jacobi sweeps over bonds and angles diverge at two over the
+#: largest eigenvalue of the constraint graph, which is below ten for molecules of four-valent atoms.
+SPRING = 0.15
 
-def absolute_generator(config: TrainConfig, data_scale: float) -> dict[str, Any]:
-    """Generator configuration with lengths in the system's unit instead of data scales."""
+
+def absolute_generator(
+    config: TrainConfig, data_scale: float, particles: Particles | None
+) -> dict[str, Any]:
+    """Generator configuration with lengths in the system's unit instead of data scales, and particles."""
     relative = config.generator
-    body = absolute_body(relative.body, data_scale)
+    body = absolute_body(relative.body, data_scale, particles)
     return relative.model_copy(
         update={
             "body": body,
@@ -36,10 +44,15 @@ def absolute_generator(config: TrainConfig, data_scale: float) -> dict[str, Any]
     ).model_dump()
 
 
-def absolute_body(body: Any, data_scale: float) -> Any:
-    """Body configuration with its radial range in the system's unit."""
+def absolute_body(body: Any, data_scale: float, particles: Particles | None) -> Any:
+    """Body configuration with its radial range in the system's unit and the target's particles."""
     if isinstance(body, EGNNConfig):
-        return body.model_copy(update={"rbf_range": body.rbf_range * data_scale})
+        return body.model_copy(
+            update={
+                "rbf_range": body.rbf_range * data_scale,
+                "particles": body.particles or particles,
+            }
+        )
     return body
 
 
@@ -109,6 +122,17 @@ class TrainState:
             "teacher_ema": self.teacher_ema,
         }
         return {name: module for name, module in modules.items() if module is not None}
+
+    def settle(self, x: Tensor) -> None:
+        """Start the networks' reference lengths at the mean geometry of configurations ``(b, n, d)``.
+
+        The generator starts with springs towards them; denoisers, which see stretched bonds on purpose,
+        start without.
+        """
+        for module in self._modules().values():
+            body = module.body
+            if isinstance(body, EGNN):
+                body.settle(x, spring=SPRING if isinstance(module, Generator) else 0.0)
 
     def flatten(self) -> tuple[dict[str, Tensor], str]:
         """Tensors by path, and the counters as JSON text."""
@@ -181,10 +205,11 @@ def build_state(
     # Module constructors draw from the global stream; fork it so that nobody else's is touched.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
+        particles = Particles.of(target)
         generator = build_generator(
-            absolute_generator(config, data_scale), target.space, target
+            absolute_generator(config, data_scale, particles), target.space, target
         ).to(device)
-        body = absolute_body(config.denoiser, data_scale)
+        body = absolute_body(config.denoiser, data_scale, particles)
         score = Denoiser(body, target.space, data_scale=data_scale).to(device)
     amortised = isinstance(config.target_score, ReplayConfig)
     teacher = copy.deepcopy(score) if amortised else None
