@@ -210,7 +210,6 @@ def _check_header(path: Path) -> None:
 
 
 def _parse_weights(content: bytes, path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:

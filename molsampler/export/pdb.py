@@ -27,7 +27,6 @@ LONGEST = 1000
 _NUMBER = re.compile(r" *[+-]?([0-9]+\.?[0-9]*|\.[0-9]+) *")
 
 
-
 def _template(topology: Any) -> tuple[str, str]:
     """One model as a %-format over its coordinates, and what follows the last model."""
     from mdtraj.formats import PDBTrajectoryFile

@@ -126,7 +126,8 @@ def load_config(
         raise UnknownNameError(
             f"preset must be one of {', '.join(PRESETS)}, got {preset!r}{nearest(preset, PRESETS)}"
         )
-    book = _read_yaml(_FOLDER / f"{preset}.yaml")
+    # Our own file, which may use aliases.
+    book = yaml.safe_load((_FOLDER / f"{preset}.yaml").read_text())
     fallback = book["invariant" if invariant else "other"]
     values = _merge(book["common"], book["systems"].get(system, fallback))
     if file is not None:

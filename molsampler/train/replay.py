@@ -43,6 +43,17 @@ class Gaussian:
         return 0.5 * (x / self.std).square().sum(dim=(-2, -1)), -x / self.std**2
 
 
+class _Watched:
+    """A target that calls ``watch``, which may raise to interrupt, before every evaluation."""
+
+    def __init__(self, target: Target, watch: Callable[[], None]):
+        self.target, self.space, self.watch = target, target.space, watch
+
+    def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.watch()
+        return self.target.energy_and_score(x)
+
+
 def equilibrate(
     config: ReplayConfig,
     target: Target,
@@ -58,11 +69,10 @@ def equilibrate(
     space = target.space
     base = Gaussian(space, config.start_scale)
     x = config.start_scale * space.randn(config.size, generator=generator, like=like)
-    report("annealing", 0.0)
     population = smc.run(
         x,
         base,
-        target,
+        _Watched(target, lambda: report("annealing", 0.0)),
         moves=config.anneal_moves,
         step_size=1e-2 * config.start_scale**2,
         generator=generator,
