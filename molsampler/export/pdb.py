@@ -158,6 +158,18 @@ def inspect(path: Path) -> tuple[int, int]:
     return frames, atoms
 
 
+def items(path: Path, chunk: int, *, trusted: bool) -> Iterator[Any]:
+    """Frames and atoms as a pair, then frames ``(<= chunk, N, 3)`` in nm, in order.
+
+    Raises
+    ------
+    FileFormatError
+        See :func:`inspect`.
+    """
+    yield inspect(path)
+    yield from read(path, chunk)
+
+
 def read(path: Path, chunk: int) -> Iterator[Frames]:
     """Frames ``(<= chunk, N, 3)`` in nm, in order."""
     models: list[array[float]] = []

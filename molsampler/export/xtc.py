@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FileFormatError, InputError
+from . import decoder, isolated
 from .lengths import Frames
 
 #: Coordinates beyond this overflow the format's 32-bit integers (nm).
@@ -104,16 +105,19 @@ def inspect(path: Path) -> tuple[int, int]:
     return frames, atoms
 
 
-def read(path: Path, chunk: int) -> Iterator[Frames]:
-    """Frames ``(<= chunk, N, 3)`` in nm, in order."""
-    from mdtraj.formats import XTCTrajectoryFile
+def items(path: Path, chunk: int, *, trusted: bool) -> Iterator[Any]:
+    """Frames and atoms as a pair, then frames ``(<= chunk, N, 3)`` in nm, in order.
 
-    try:
-        with XTCTrajectoryFile(str(path), "r") as file:
-            while True:
-                frames = file.read(chunk)[0]
-                if not len(frames):
-                    return
-                yield np.asarray(frames, dtype=np.float32)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise FileFormatError(f"{path} cannot be decoded: {error}") from error
+    ``trusted`` files are decoded in this process.
+
+    Raises
+    ------
+    FileFormatError
+        See :func:`inspect`; or what lies between the headers cannot be decoded.
+    """
+    pair = inspect(path)
+    if not trusted:
+        yield from isolated.items(path, chunk, pair)
+        return
+    yield pair
+    yield from decoder.xtc(str(path), chunk)
