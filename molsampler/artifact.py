@@ -633,7 +633,7 @@ class Sampler:
             path,
             count=n,
             system=self.system,
-            metadata=stream.metadata,
+            metadata=stream.record,
             overwrite=overwrite,
         )
         return stream.metadata()
@@ -698,12 +698,12 @@ class SampleStream:
 
     def metadata(self) -> dict[str, Any]:
         """Provenance and what was measured on the samples given out so far."""
+        return {**self.record(), "seconds": round(self._seconds, 3)}
+
+    def record(self) -> dict[str, Any]:
+        """:meth:`metadata` without times, for files: the same samples make the same file."""
         result = self._provenance()
-        result.update(
-            energy_evaluations=self._evaluations,
-            seconds=round(self._seconds, 3),
-            nonfinite_energies=self._nonfinite,
-        )
+        result.update(energy_evaluations=self._evaluations, nonfinite_energies=self._nonfinite)
         if self.refine and self._before:
             result.update(
                 acceptance=self._accepted / (self._blocks * self.block * self.refine),

@@ -86,17 +86,16 @@ def items(path: Path, chunk: int, pair: tuple[int, int] | None = None) -> Iterat
     """
     with _decoder(path, chunk) as pipe:
         line = b""
-        while pair is None:
-            byte = _read(pipe, 1, path)
-            if not byte:
-                # The decoder says why.
-                return
+        while pair is None and (byte := _read(pipe, 1, path)):
             line += byte
             if byte == b"\n":
                 frames, atoms = json.loads(line)
                 pair = (int(frames), int(atoms))
-        yield pair
-        size = 12 * pair[1]
-        while content := _read(pipe, chunk * size, path):
+        if pair is not None:
+            yield pair
+        size = 12 * pair[1] if pair is not None else 0
+        while pair is not None and (content := _read(pipe, chunk * size, path)):
             whole = len(content) // size * size
             yield np.frombuffer(content[:whole], dtype=np.float32).reshape(-1, pair[1], 3)
+    if pair is None:
+        raise FileFormatError(f"{path} cannot be decoded: its decoder gave no frames")
