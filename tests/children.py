@@ -34,8 +34,8 @@ def start(work: Callable[[], object], log: Path) -> int:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        sys.stdout = open(1, "w", closefd=False, buffering=1)
-        sys.stderr = open(2, "w", closefd=False, buffering=1)
+        # Not those that pytest has put in their place.
+        sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         # The pool of threads does not survive a fork.
@@ -61,7 +61,9 @@ def wait(pid: int, log: Path, timeout: float = 120.0) -> Ended:
         if time.monotonic() > deadline:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            return Ended(-999, f"still running after {timeout} s\n" + log.read_text("utf-8", "replace"))
+            return Ended(
+                -999, f"still running after {timeout} s\n" + log.read_text("utf-8", "replace")
+            )
         time.sleep(0.001)
     said = log.read_text("utf-8", "replace") if log.exists() else ""
     return Ended(os.waitstatus_to_exitcode(status), said)

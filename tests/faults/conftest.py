@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ CONFIG = GeneratorConfig.model_validate({"body": {"kind": "egnn", "width": 4, "l
 
 
 @pytest.fixture
-def tally(request: pytest.FixtureRequest) -> Iterator[Callable[[str, int, int], None]]:
+def tally(request: pytest.FixtureRequest) -> Callable[[str, int, int], None]:
     """``tally(fault, variants, survived)`` adds a row to the table at the end of the run."""
     started = time.monotonic()
 
@@ -30,7 +30,7 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Callable[[str, int, int], 
         rows = request.config.stash.setdefault(ROWS, [])
         rows.append((fault, variants, survived, time.monotonic() - started))
 
-    yield record
+    return record
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
