@@ -156,6 +156,8 @@ def test_kill_at_every_point_of_an_export(
     path = tmp_path / f"a{suffix}"
     old, new = samples[:10], samples[10:]
     sizes = set()
+    # Libraries are loaded here, not by every child.
+    old.save(tmp_path / f"b{suffix}", system=system)
 
     def found() -> None:
         if not path.exists():
