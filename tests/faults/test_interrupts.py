@@ -89,7 +89,7 @@ TRAINING: dict[str, tuple[Any, str, int]] = {
     "evaluating": (loop.Trainer, "evaluate", 1),
     "logging": (training.RunFolder, "log", 5),
     "exporting the artifact": (artifact, "write_bytes", 2),
-    "later checkpoint": (checkpoint, "write_bytes", 3),
+    "later checkpoint": (checkpoint, "write_bytes", 2),
 }
 
 
@@ -134,8 +134,6 @@ def check_training(
     ("phase", "number"),
     [
         ("annealing", signal.SIGINT),
-        ("first checkpoint", signal.SIGTERM),
-        ("evaluating", signal.SIGINT),
         ("exporting the artifact", signal.SIGTERM),
         ("later checkpoint", signal.SIGINT),
     ],

@@ -34,7 +34,7 @@ from molsampler.train.config import from_yaml, to_yaml
 Tally = Callable[[str, int, int], None]
 
 #: Variants of each kind of file: by default, and in the slow sweep (about three minutes in all).
-FEW, MANY = 40, 1200
+FEW, MANY = 25, 1000
 
 
 def damaged(content: bytes, chance: random.Random) -> bytes:
