@@ -73,8 +73,11 @@ DECODERS = {".h5": hdf5, ".xtc": xtc}
 
 def main(suffix: str, path: str, chunk: str) -> int:
     """Write the pair, where there is one, as a line of JSON and the frames as bytes."""
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # libraries print
+    out, say = os.fdopen(os.dup(1), "wb"), os.dup(2)
+    # Libraries print; the pipes are for frames and for one line that says why there are none.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
     seconds = 60 + os.path.getsize(path) // 10**6
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -90,8 +93,7 @@ def main(suffix: str, path: str, chunk: str) -> int:
         os._exit(REFUSED)
     except BaseException as error:
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        sys.stderr.write(reason[0].strip()[:300] + "\n")
-        sys.stderr.flush()
+        os.write(say, reason[0].strip()[:300].encode() + b"\n")
         os._exit(REFUSED)
     return 0
 

@@ -7,7 +7,6 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,31 +24,28 @@ SILENCE = 90.0
 @contextmanager
 def _decoder(path: Path, chunk: int) -> Iterator[IO[bytes]]:
     """The pipe that frames come from; a decoder that ends badly becomes a :class:`FileFormatError`."""
-    with tempfile.TemporaryFile() as errors:
-        # -P: a file beside the decoder, or in the working folder, must not pass for a library.
-        process = subprocess.Popen(
-            [sys.executable, "-P", decoder.__file__, path.suffix, str(path.resolve()), str(chunk)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            bufsize=0,
-        )
-        whole = False
-        try:
-            pipe = process.stdout
-            if pipe is None:
-                raise FileFormatError(f"{path} cannot be decoded: there is no pipe to its decoder")
-            yield pipe
-            whole = True
-        finally:
-            if not whole:
-                process.kill()
-            process.communicate()
-        if process.returncode:
-            errors.seek(0)
-            said = errors.read(10_000).decode(errors="replace").strip().splitlines()
-            reason = said[-1] if said and process.returncode > 0 else _death(process.returncode)
-            raise FileFormatError(f"{path} is truncated or damaged: {reason}")
+    # -P: a file beside the decoder, or in the working folder, must not pass for a library.
+    process = subprocess.Popen(
+        [sys.executable, "-P", decoder.__file__, path.suffix, str(path.resolve()), str(chunk)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+    )
+    said, whole = b"", False
+    try:
+        if process.stdout is None:
+            raise FileFormatError(f"{path} cannot be decoded: there is no pipe to its decoder")
+        yield process.stdout
+        whole = True
+    finally:
+        if not whole:
+            process.kill()
+        said = process.communicate()[1]
+    if process.returncode:
+        lines = said.decode(errors="replace").strip().splitlines()
+        reason = lines[-1] if lines and process.returncode > 0 else _death(process.returncode)
+        raise FileFormatError(f"{path} is truncated or damaged: {reason}")
 
 
 def _death(code: int) -> str:

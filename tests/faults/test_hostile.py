@@ -6,6 +6,7 @@ What is tried by hand here is tried at random by the slow tests at the end, each
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import struct
 import time
@@ -26,7 +27,13 @@ from molsampler import export
 from molsampler.artifact import Sampler
 from molsampler.cli import main
 from molsampler.documents import YAML_LIMIT, parse_yaml, sealed
-from molsampler.errors import ExpressionError, FileFormatError, InputError, MolsamplerError
+from molsampler.errors import (
+    ExpressionError,
+    FileFormatError,
+    InputError,
+    MolsamplerError,
+    ShapeError,
+)
 from molsampler.export import decoder
 from molsampler.samples import Samples
 from molsampler.systems import PairPotential, get_system
@@ -144,7 +151,7 @@ NPZ: dict[str, Callable[[Path], object]] = {
     "zip bomb": lambda path: archive(
         path,
         "positions.npy",
-        npy("{'descr':'<f4','fortran_order':False,'shape':(25000000,1,1)}", bytes(10**8)),
+        npy("{'descr':'<f4','fortran_order':False,'shape':(5000000,1,1)}", bytes(2 * 10**7)),
         zipfile.ZIP_DEFLATED,
     ),
     "header that announces more": lambda path: archive(
@@ -222,7 +229,7 @@ def test_trajectory(name: str, tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content)
     started = time.process_time()
-    with pytest.raises(FileFormatError, match=rf"a\{suffix}"):
+    with pytest.raises((FileFormatError, ShapeError), match=rf"a\{suffix}"):
         export.load(path, system="dw4" if "xtc" not in name else "lj13")
     assert time.process_time() - started < 10
 
@@ -257,23 +264,22 @@ def test_decoder_is_limited(tmp_path: Path, samples: Samples, system: object) ->
     samples.save(path, system=system)
     log = tmp_path / "log"
 
-    def greedy() -> int:
-        def items(path: str, chunk: int) -> Any:
-            bytearray(8 * 2**30)
-            yield (1, 1)
+    def greedy(source: str, chunk: int) -> Any:
+        bytearray(8 * 2**30)
+        yield (1, 1)
 
-        decoder.DECODERS[".xtc"] = items
-        return decoder.main(".xtc", str(path), "1")
+    def writing(source: str, chunk: int) -> Any:
+        (tmp_path / "pwned").write_bytes(b"x" * 10)
+        yield (1, 1)
 
-    def writing() -> int:
-        def items(source: str, chunk: int) -> Any:
-            Path(tmp_path / "pwned").write_bytes(b"x" * 10)
-            yield (1, 1)
+    for items in (greedy, writing):
 
-        decoder.DECODERS[".xtc"] = items
-        return decoder.main(".xtc", str(path), "1")
+        def work(items: Any = items) -> int:
+            # Files cannot be written any more, the log among them.
+            os.dup2(os.pipe()[1], 2)
+            decoder.DECODERS[".xtc"] = items
+            return decoder.main(".xtc", str(path), "1")
 
-    for work in (greedy, writing):
         assert run(work, log).code == decoder.REFUSED
     written = tmp_path / "pwned"
     assert not written.exists() or written.stat().st_size == 0
