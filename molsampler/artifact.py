@@ -14,10 +14,7 @@ therefore the same bits as 1,000 samples asked for alone.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import secrets
-import shutil
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from . import __version__, memory
+from .documents import parse_json, sealed, unsealed
 from .errors import (
     DivergenceError,
     FileFormatError,
@@ -41,7 +39,7 @@ from .errors import (
     UnknownNameError,
     nearest,
 )
-from .files import fsync_folder, read_limited, sha256, write_bytes
+from .files import fsync_folder, read_limited, remove, sha256, temporary_path, write_bytes
 from .nn.generator import build_generator
 from .particles import Particles
 from .samples import Samples, check_recorded, recorded_system, reduced_energies, reference_to
@@ -60,6 +58,9 @@ CARD = "card.json"
 CARD_LIMIT = 4 * 2**20
 HEADER_LIMIT = 2**20
 WEIGHTS_LIMIT = 2**30
+
+#: Types that weights may have.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 #: Suffixes of formats that run code when they are loaded.
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib")
@@ -118,10 +119,6 @@ class Card(BaseModel):
     license: str = "MIT"
 
 
-def _unusable(value: str) -> float:
-    raise ValueError(f"{value} is not a JSON number")
-
-
 def read_card(path: Path) -> tuple[Card, str]:
     """The card in a file and the SHA-256 of its bytes.
 
@@ -129,14 +126,13 @@ def read_card(path: Path) -> tuple[Card, str]:
     ------
     FileFormatError
         It is not a card, has unknown or missing keys, or is of another format version.
+    IntegrityError
+        It is damaged or was edited.
     """
     if path.is_symlink():
         raise FileFormatError(f"{path} is a link; an artifact holds its files itself")
     content = read_limited(path, CARD_LIMIT)
-    try:
-        fields = json.loads(content, parse_constant=_unusable)
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path} is not valid JSON: {error}") from None
+    fields = parse_json(content, path)
     if not isinstance(fields, dict):
         raise FileFormatError(f"{path} must hold a JSON object, got {type(fields).__name__}")
     version = fields.get("format_version")
@@ -145,7 +141,7 @@ def read_card(path: Path) -> tuple[Card, str]:
             f"{path} has format_version {version!r}; molsampler {__version__} reads version 1"
         )
     try:
-        return Card.model_validate(fields), hashlib.sha256(content).hexdigest()
+        return Card.model_validate(unsealed(fields, path)), hashlib.sha256(content).hexdigest()
     except ValidationError as error:
         models: dict[str, type[BaseModel]] = {"training": Training, "training.cost": Cost}
         problems = []
@@ -215,15 +211,16 @@ def _check_header(path: Path) -> None:
 
 
 def _parse_weights(content: bytes, path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         weights = load(content)
-    except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
+    except Exception as error:  # the header can ask torch for anything
         raise FileFormatError(f"{path} is not a valid safetensors file: {error}") from None
     for name, tensor in weights.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.dtype not in FLOATS:
+            raise FileFormatError(f"{path}: weight {name!r} has type {tensor.dtype}")
+        if not bool(torch.isfinite(tensor).all()):
             raise FileFormatError(f"{path}: weight {name!r} holds NaN or infinity")
     return weights
 
@@ -237,19 +234,23 @@ def _build(architecture: dict[str, Any], system: System, weights: dict[str, Tens
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise FileFormatError(f"architecture.{where}: {first['msg']}") from None
-    expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    expected = {name: _form(tensor) for name, tensor in empty.state_dict().items()}
+    found = {name: _form(tensor) for name, tensor in weights.items()}
     if expected != found:
         missing = sorted(expected.keys() - found.keys())
         surplus = sorted(found.keys() - expected.keys())
         shapes = [k for k in sorted(expected.keys() & found.keys()) if expected[k] != found[k]]
         raise FileFormatError(
             f"the weights do not fit the architecture: missing {missing[:3]}, surplus {surplus[:3]}, "
-            f"of another shape {[(k, found[k], expected[k]) for k in shapes[:3]]}"
+            f"of another shape or type {[(k, found[k], expected[k]) for k in shapes[:3]]}"
         )
     generator = build_generator(architecture, system.space, system)
     generator.load_state_dict(weights)
     return generator.eval().requires_grad_(False)
+
+
+def _form(tensor: Tensor) -> tuple[int | str, ...]:
+    return (*tensor.shape, str(tensor.dtype).removeprefix("torch."))
 
 
 def list_pretrained() -> list[str]:
@@ -329,15 +330,18 @@ def save(
         molsampler_version=__version__,
         license=license,
     )
-    text = (card.model_dump_json(indent=2) + "\n").encode()
+    text = sealed(card.model_dump_json())
     if replaces:
+        if (folder / NEW_WEIGHTS).is_file() and _names(folder / CARD, folder / NEW_WEIGHTS):
+            # An interrupted replacement: these are the weights of the present card.
+            os.replace(folder / NEW_WEIGHTS, folder / WEIGHTS)
         write_bytes(folder / NEW_WEIGHTS, weights)
         _verify(folder, NEW_WEIGHTS, card, system)
         write_bytes(folder / CARD, text)
         os.replace(folder / NEW_WEIGHTS, folder / WEIGHTS)
         fsync_folder(folder)
         return Sampler.load(folder, system=system)
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_path(folder)
     try:
         temporary.mkdir()
         write_bytes(temporary / WEIGHTS, weights)
@@ -350,8 +354,16 @@ def save(
             raise
         raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
     return Sampler.load(folder, system=system)
+
+
+def _names(card: Path, weights: Path) -> bool:
+    """Whether the card is readable and has the SHA-256 of these weights."""
+    try:
+        return read_card(card)[0].weights_sha256 == sha256(weights)
+    except FileFormatError:
+        return False
 
 
 def _units(system: System) -> dict[str, str]:
@@ -418,7 +430,16 @@ def _integer(name: str, value: Any, low: int, high: int) -> int:
     raise InputError(f"{name} must be an integer from {low} to {high}, got {value!r}")
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def check_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name; CUDA where there is one, else the CPU, for None.
+
+    Raises
+    ------
+    InputError
+        It is neither ``cpu`` nor a CUDA device.
+    ResourceError
+        This machine does not have it.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -572,7 +593,7 @@ class Sampler:
             _integer("n", n, 1, 2**40),
             seed=_integer("seed", seed, 0, 2**63 - 1),
             refine=_integer("refine", refine, 0, 10**9),
-            device=_device(device),
+            device=check_device(device),
             batch_size=_integer(
                 "batch_size", BATCH if batch_size is None else batch_size, 1, 2**31
             ),
@@ -618,7 +639,7 @@ class Sampler:
             path,
             count=n,
             system=self.system,
-            metadata=stream.metadata,
+            metadata=stream.record,
             overwrite=overwrite,
         )
         return stream.metadata()
@@ -684,12 +705,12 @@ class SampleStream:
 
     def metadata(self) -> dict[str, Any]:
         """Provenance and what was measured on the samples given out so far."""
+        return {**self.record(), "seconds": round(self._seconds, 3)}
+
+    def record(self) -> dict[str, Any]:
+        """:meth:`metadata` without times, for files: the same samples make the same file."""
         result = self._provenance()
-        result.update(
-            energy_evaluations=self._evaluations,
-            seconds=round(self._seconds, 3),
-            nonfinite_energies=self._nonfinite,
-        )
+        result.update(energy_evaluations=self._evaluations, nonfinite_energies=self._nonfinite)
         if self._handed:
             result["handedness"] = {
                 "molecules": self._handed,

@@ -163,7 +163,7 @@ class Samples:
                 raise NonFiniteError("weights must be finite and not negative")
         try:
             json.dumps(self.metadata, allow_nan=False)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InputError(f"metadata must be writable as JSON: {error}") from None
 
     @classmethod

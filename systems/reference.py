@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molsampler import convergence
+from molsampler import convergence, memory
 from molsampler.errors import InputError, UnknownNameError, nearest
 from molsampler.target import System
 
@@ -200,6 +200,8 @@ def sample_reference(
         checkpoint is of a run with other settings.
     OutputExistsError, RunLockedError
         ``checkpoint`` is a folder of another kind, or in use.
+    ResourceError
+        The samples would not fit in memory.
     """
     from molsampler import __version__
     from molsampler.samples import Samples, resolve_system
@@ -216,6 +218,13 @@ def sample_reference(
         raise InputError(f"exchange must be True, False or 'auto', got {exchange!r}")
     if max_steps < 1000:
         raise InputError(f"max_steps must be at least 1000, got {max_steps}")
+    particles, dimension = system.shape
+    # Frames are kept until all have been judged; more are recorded than returned.
+    memory.require(
+        2 * n * (4 * particles * dimension + 8),
+        purpose=f"a reference of {n:,} samples of {particles} x {dimension}",
+        remedy="ask for fewer: a reference needs no more than some thousands",
+    )
     if method == "openmm":
         _require_twin(system)
     report: Progress = progress if progress is not None else lambda done, total, message: None

@@ -9,8 +9,8 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+from molsampler.documents import read_yaml
 from molsampler.errors import FileFormatError, InputError, UnknownNameError, nearest
-from molsampler.files import read_limited
 from molsampler.target import System
 
 #: Registered name -> (module, class, arguments). Modules are imported when a system is asked for.
@@ -31,9 +31,6 @@ _FAMILIES: dict[str, tuple[str, str]] = {
 
 #: Largest particle count accepted in a family name; pair tensors grow as n^2.
 _FAMILY_LIMIT = 1000
-
-#: A system file states a formula and a few numbers; anything longer is not one.
-_FILE_LIMIT = 20_000
 
 
 def list_systems() -> tuple[str, ...]:
@@ -87,16 +84,7 @@ def _build(module: str, cls: str, arguments: dict[str, Any]) -> System:
 
 
 def _from_file(path: Path) -> System:
-    import yaml
-
-    try:
-        text = read_limited(path, _FILE_LIMIT).decode()
-        # Aliases let a small file describe an enormous object.
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise FileFormatError(f"{path} uses YAML aliases, which system files may not")
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise FileFormatError(f"{path} is not plain YAML: {error}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise FileFormatError(
             f"{path} must hold a mapping such as 'kind: openmm', got {type(content).__name__}"

@@ -15,6 +15,7 @@ from toy_systems import Cluster
 
 from molsampler import artifact, export, memory
 from molsampler.artifact import Card, Cost, Sampler, Training, block_seed, block_size
+from molsampler.documents import sealed
 from molsampler.errors import (
     DivergenceError,
     FileFormatError,
@@ -357,7 +358,7 @@ def edit(folder: Path, **changes: Any) -> None:
     path = folder / "card.json"
     card = json.loads(path.read_text())
     card.update(changes)
-    path.write_text(json.dumps(card))
+    path.write_bytes(sealed(json.dumps(card)))
 
 
 @pytest.mark.parametrize(
@@ -373,10 +374,15 @@ def edit(folder: Path, **changes: Any) -> None:
         ({"architecture": {**ARCHITECTURE, "depth": 3}}, r"architecture\.depth"),
         ({"architecture": {**ARCHITECTURE, "body": {"kind": "pickle"}}}, r"architecture\.body"),
         (
-            {"architecture": {**ARCHITECTURE, "body": {**ARCHITECTURE["body"], "width": 2**20}}},
+            {"architecture": {**ARCHITECTURE, "body": {**ARCHITECTURE["body"], "width": 2**12}}},
             "do not fit the architecture",
         ),
         ({"architecture": {**ARCHITECTURE, "langevin_layers": 2}}, "do not fit the architecture"),
+        ({"architecture": {**ARCHITECTURE, "langevin_layers": 10**9}}, r"architecture\.langevin"),
+        (
+            {"architecture": {**ARCHITECTURE, "body": {**ARCHITECTURE["body"], "layers": 10**9}}},
+            r"architecture\.body\.egnn\.layers",
+        ),
     ],
 )
 def test_cards_that_do_not_fit_are_refused(

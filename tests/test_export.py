@@ -17,6 +17,7 @@ import torch
 from toy_systems import Cluster
 
 from molsampler import export
+from molsampler.documents import sealed
 from molsampler.errors import (
     FileFormatError,
     InputError,
@@ -413,7 +414,7 @@ def test_kill_between_renames_leaves_a_file_that_loads(samples: Samples, tmp_pat
     samples[:20].save(path, system=SYSTEM, overwrite=True)
     new_data, new = path.read_bytes(), json.loads(beside.read_text())
     between = {**old, "pending": new["files"]}
-    beside.write_text(json.dumps(between))
+    beside.write_bytes(sealed(json.dumps(between)))
     for data, count in ((old_data, 60), (new_data, 20)):
         path.write_bytes(data)
         assert len(export.load(path, system=SYSTEM)) == count
@@ -424,9 +425,12 @@ def test_damaged_sidecar_is_named(samples: Samples, tmp_path: Path) -> None:
     samples.save(path, system=SYSTEM)
     content = json.loads(beside.read_text())
     for change in ({"molsampler_sidecar": 2}, {"files": 3}, {"surprise": 1}):
-        beside.write_text(json.dumps({**content, **change}))
+        beside.write_bytes(sealed(json.dumps({**content, **change})))
         with pytest.raises(FileFormatError, match=r"a\.json"):
             export.load(path, system=SYSTEM)
+    beside.write_text(json.dumps({**content, "molsampler_sidecar": 1, "pending": {"b": 1}}))
+    with pytest.raises(IntegrityError, match=r"a\.json is damaged or was edited"):
+        export.load(path, system=SYSTEM)
     beside.write_text("{")
     with pytest.raises(FileFormatError, match=r"a\.json is not valid JSON"):
         export.load(path, system=SYSTEM)

@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from ..errors import MolsamplerError
 from .app import app
-from .terminal import logging_to_stderr
+from .terminal import logging_to_stderr, note
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("MOLSAMPLER_DEBUG") == "1":
             raise
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        note(f"error: {_one_line(error)}")
         return 1
     finally:
         for number, handler in previous.items():

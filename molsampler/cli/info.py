@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json as json_module
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .options import Json, OfSystem
-from .terminal import plain, print_json
+from .terminal import plain, print_json, printable
 
 
 def info(
@@ -37,7 +39,7 @@ def info(
         print_json(result)
     else:
         for line in _lines(plain(result)):
-            print(line)
+            print(printable(line))
     if result.get("intact") is False:
         raise typer.Exit(1)
 
@@ -56,36 +58,68 @@ def _artifact(source: str, system: str | None) -> dict[str, Any]:
 
 
 def _run(folder: Path, system: str | None) -> dict[str, Any]:
-    import yaml
+    from ..errors import MolsamplerError
+    from ..train import checkpoint
+    from ..train.config import from_yaml
+    from ..train.folder import RunFolder
 
-    from ..errors import FileFormatError
-
+    run = RunFolder(folder)
+    result: dict[str, Any] = {"kind": "training run", "folder": str(folder), "intact": True}
+    problems = []
+    newest = None
+    result["checkpoints"] = []
+    for path in checkpoint.checkpoints(run.checkpoints):
+        try:
+            found = checkpoint.read(path)
+        except MolsamplerError:
+            found = None
+        newest = newest or found
+        result["checkpoints"].append(path.name)
+        if found is None:
+            problems.append(f"checkpoint {path.name} does not match the SHA-256 in its name")
+    counters = {} if newest is None else json_module.loads(newest[1])
+    result["last_metrics"], problem = _log(run.metrics, counters)
+    problems += [problem] if problem else []
     try:
-        config = yaml.safe_load((folder / "config.resolved.yaml").read_text())
-    except yaml.YAMLError as error:
-        raise FileFormatError(
-            f"{folder / 'config.resolved.yaml'} is not valid YAML: {error}"
-        ) from None
-    metrics = folder / "metrics.jsonl"
-    lines = metrics.read_text().splitlines() if metrics.is_file() else []
-    last = {}
+        result["config"] = from_yaml(run.config).model_dump(mode="json")
+    except MolsamplerError as error:
+        problems.append(str(error))
+    if run.artifact.is_dir():
+        try:
+            result["artifact"] = _artifact(str(run.artifact), system)
+        except MolsamplerError as error:
+            problems.append(str(error))
+    if problems:
+        result.update(intact=False, problem="; ".join(problems))
+    return result
+
+
+def _log(metrics: Path, counters: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """The last line of a run's log, and what is wrong with the part that a checkpoint seals."""
+    if not metrics.is_file():
+        return {}, f"{metrics} is missing" if counters.get("log_bytes") else None
+    digest = hashlib.sha256()
+    with open(metrics, "rb") as file:
+        left = int(counters.get("log_bytes", 0))
+        while piece := file.read(min(left, 2**20)):
+            digest.update(piece)
+            left -= len(piece)
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 2**16))
+        tail = file.read()
+    seal = counters.get("log_sha256")
+    problem = None
+    if left or (seal and seal != digest.hexdigest()):
+        problem = f"{metrics} is not as the newest checkpoint left it"
     # A killed run may leave half a line at the end.
-    for line in reversed(lines):
+    for line in reversed(tail.splitlines()):
         try:
             last = json_module.loads(line)
-        except json_module.JSONDecodeError:
+        except ValueError:
             continue
-        break
-    result: dict[str, Any] = {
-        "kind": "training run",
-        "folder": str(folder),
-        "checkpoints": sorted(entry.name for entry in (folder / "checkpoints").glob("*")),
-        "last_metrics": last,
-        "config": config,
-    }
-    if (folder / "artifact").is_dir():
-        result["artifact"] = _artifact(str(folder / "artifact"), system)
-    return result
+        if isinstance(last, dict):
+            return last, problem
+    return {}, problem
 
 
 def _lines(value: dict[str, Any], indent: str = "") -> list[str]:

@@ -60,7 +60,7 @@ def sample(
             output,
             count=number,
             system=sampler.system,
-            metadata=stream.metadata,
+            metadata=stream.record,
             overwrite=overwrite,
         )
     energies, metadata = statistics.summary().model_dump(), stream.metadata()

@@ -38,7 +38,7 @@ from ..errors import (
     ShapeError,
     nearest,
 )
-from ..files import atomic_path, check_output, sha256
+from ..files import atomic_path, check_output, check_space, sha256
 from ..target import System
 from . import npz
 from .sidecar import check_file, read_sidecar, sidecar_path
@@ -144,11 +144,16 @@ def save_blocks(
             overwrite=overwrite,
         )
         return
-    _save_npz(path, blocks, count, metadata)
+    _save_npz(path, blocks, count, metadata, overwrite=overwrite)
 
 
 def _save_npz(
-    path: Path, blocks: Iterable[Samples], count: int, metadata: Callable[[], dict[str, Any]]
+    path: Path,
+    blocks: Iterable[Samples],
+    count: int,
+    metadata: Callable[[], dict[str, Any]],
+    *,
+    overwrite: bool,
 ) -> None:
     remaining = iter(blocks)
     first = next(remaining, None)
@@ -156,7 +161,12 @@ def _save_npz(
         raise InputError(f"no blocks to write to {path}, {count} samples were announced")
     particles, dimension = first.positions.shape[1:]
     expected = 2**12 + count * (4 * particles * dimension + 24)
-    with atomic_path(path) as temporary, translated(path, temporary, expected):
+    # Energies and weights wait in files of their own.
+    check_space(path, expected + 16 * count)
+    with (
+        atomic_path(path, overwrite=overwrite) as temporary,
+        translated(path, temporary, expected),
+    ):
         npz.write(
             temporary,
             itertools.chain([first], remaining),

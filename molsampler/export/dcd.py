@@ -111,8 +111,11 @@ def _read_header(path: Path) -> Header:
         (atoms,) = struct.unpack(order + "i", content)
         if words[8] or (words[19] and words[11]):
             raise FileFormatError(f"{path} has fixed atoms or a fourth dimension; not supported")
-        if atoms < 1 or words[0] < 0:
-            raise FileFormatError(f"{path} is damaged: {atoms} atoms, {words[0]} frames")
+        if not 1 <= atoms <= path.stat().st_size // 12 or words[0] < 0:
+            raise FileFormatError(
+                f"{path} is truncated or damaged: its header announces {atoms} atoms, "
+                f"{words[0]} frames"
+            )
         return Header(words[0], atoms, order, bool(words[19] and words[10]), file.tell())
 
 
@@ -136,10 +139,24 @@ def inspect(path: Path) -> tuple[int, int]:
     return held, header.atoms
 
 
+def items(path: Path, chunk: int, *, trusted: bool) -> Iterator[Any]:
+    """Frames and atoms as a pair, then frames ``(<= chunk, N, 3)`` in nm, in order.
+
+    Raises
+    ------
+    FileFormatError
+        See :func:`inspect`.
+    """
+    yield inspect(path)
+    yield from read(path, chunk)
+
+
 def read(path: Path, chunk: int) -> Iterator[Frames]:
     """Frames ``(<= chunk, N, 3)`` in nm, in order."""
     header = _read_header(path)
     layout = _layout(header.atoms, header.order, cell=header.cell)
+    # numpy allocates what is asked for, not what the file holds.
+    chunk = min(chunk, path.stat().st_size // layout.itemsize + 1)
     done = 0
     with open(path, "rb") as file:
         file.seek(header.size)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FileFormatError
+from . import decoder, isolated
 from .lengths import Frames
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -32,46 +33,21 @@ def write(path: Path, topology: Any, count: int) -> Iterator[Any]:
         yield append
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    from mdtraj.formats import HDF5TrajectoryFile
-
+def _check_signature(path: Path) -> None:
     with open(path, "rb") as plain:
         if plain.read(8) != SIGNATURE:
             raise FileFormatError(f"{path} is not an HDF5 file, or its first bytes are damaged")
-    try:
-        with HDF5TrajectoryFile(str(path), "r") as file:
-            yield file
-    except FileFormatError:
-        raise
-    except Exception as error:  # PyTables and the HDF5 library raise whatever the damage suggests
-        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise FileFormatError(f"{path} is truncated or damaged: {reason[0].strip()}") from error
 
 
-def inspect(path: Path) -> tuple[int, int]:
-    """Frames and atoms.
+def items(path: Path, chunk: int, *, trusted: bool) -> Iterator[Any]:
+    """Frames and atoms as a pair, then frames ``(<= chunk, N, 3)`` in nm, in order.
+
+    ``trusted`` files are opened in this process.
 
     Raises
     ------
     FileFormatError
         The file is not in MDTraj's convention, or damaged, or its topology does not match.
     """
-    with _open(path) as file:
-        shape = tuple(int(k) for k in file.root.coordinates.shape)
-        topology = file.topology
-    if len(shape) != 3 or shape[2] != 3:
-        raise FileFormatError(f"{path} holds coordinates of shape {shape}, expected (n, N, 3)")
-    if topology is not None and topology.n_atoms != shape[1]:
-        raise FileFormatError(
-            f"{path} holds {shape[1]} atoms a frame and a topology of {topology.n_atoms}"
-        )
-    return shape[0], shape[1]
-
-
-def read(path: Path, chunk: int) -> Iterator[Frames]:
-    """Frames ``(<= chunk, N, 3)`` in nm, in order."""
-    with _open(path) as file:
-        total = int(file.root.coordinates.shape[0])
-        for start in range(0, total, chunk):
-            yield np.asarray(file.root.coordinates[start : start + chunk], dtype=np.float32)
+    _check_signature(path)
+    yield from decoder.hdf5(str(path), chunk) if trusted else isolated.items(path, chunk)

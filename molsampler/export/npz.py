@@ -247,11 +247,13 @@ def read(path: Path) -> Content:
         Its arrays would not fit in memory.
     """
     with _opened(path) as archive:
-        arrays = {
-            info.filename[:-4]: _array(archive, info, path)
-            for info in archive.infolist()
-            if info.filename.endswith(".npy") and info.filename[:-4] in MEMBERS
-        }
+        arrays = {}
+        for info in archive.infolist():
+            if info.filename.endswith(".npy") and info.filename[:-4] in MEMBERS:
+                arrays[info.filename[:-4]] = _array(archive, info, path)
+            else:
+                # A member is named twice; opening compares, so damage cannot make one disappear.
+                archive.open(info).close()
     return _content(arrays, path)
 
 

@@ -6,7 +6,9 @@ lines with their own coordinates.
 
 from __future__ import annotations
 
+import re
 import tempfile
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,10 @@ from .lengths import Frames
 
 #: What fits the eight columns of a coordinate (angstrom).
 LOWEST, HIGHEST = -999.999, 9999.999
+#: Characters in a line, its end included, at which it is no longer believed.
+LONGEST = 1000
+#: A coordinate's columns; ``float`` alone would take "1_0" and "nan".
+_NUMBER = re.compile(r" *[+-]?([0-9]+\.?[0-9]*|\.[0-9]+) *")
 
 
 def _template(topology: Any) -> tuple[str, str]:
@@ -87,24 +93,29 @@ def write(path: Path, topology: Any, count: int) -> Iterator[Any]:
         file.write(footer)
 
 
-def _models(path: Path) -> Iterator[list[list[float]]]:
+def _models(path: Path) -> Iterator[array[float]]:
     """Coordinates in angstrom of each model."""
-    model: list[list[float]] = []
+    model: array[float] = array("d")
     inside = explicit = ended = False
     try:
         with open(path, encoding="ascii") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST), ""), 1):
+                if len(line) == LONGEST:
+                    raise FileFormatError(
+                        f"{path}, line {number}: longer than {LONGEST - 1} characters"
+                    )
                 record = line[:6].rstrip()
                 if record in ("ATOM", "HETATM"):
                     if len(line.rstrip("\n")) < 54 or (explicit and not inside):
                         raise FileFormatError(f"{path} is truncated or damaged at line {number}")
-                    try:
-                        model.append([float(line[k : k + 8]) for k in (30, 38, 46)])
-                    except ValueError:
+                    columns = [line[k : k + 8] for k in (30, 38, 46)]
+                    if all(map(_NUMBER.fullmatch, columns)):
+                        model.extend(map(float, columns))
+                    else:
                         raise FileFormatError(
                             f"{path}, line {number}: coordinates expected in columns 31-54, "
                             f"got {line[30:54]!r}"
-                        ) from None
+                        )
                 elif record == "MODEL":
                     if inside or model:
                         raise FileFormatError(
@@ -115,7 +126,7 @@ def _models(path: Path) -> Iterator[list[list[float]]]:
                     if not inside:
                         raise FileFormatError(f"{path}, line {number}: ENDMDL without MODEL")
                     yield model
-                    model, inside = [], False
+                    model, inside = array("d"), False
                 elif record == "END":
                     ended = True
     except UnicodeDecodeError as error:
@@ -136,23 +147,41 @@ def inspect(path: Path) -> tuple[int, int]:
     """
     frames = atoms = 0
     for model in _models(path):
-        if frames and len(model) != atoms:
+        held = len(model) // 3
+        if frames and held != atoms:
             raise FileFormatError(
-                f"{path}: model {frames + 1} has {len(model)} atoms, earlier ones have {atoms}"
+                f"{path}: model {frames + 1} has {held} atoms, earlier ones have {atoms}"
             )
-        frames, atoms = frames + 1, len(model)
+        frames, atoms = frames + 1, held
     if not atoms:
         raise FileFormatError(f"{path} holds no atoms")
     return frames, atoms
 
 
+def items(path: Path, chunk: int, *, trusted: bool) -> Iterator[Any]:
+    """Frames and atoms as a pair, then frames ``(<= chunk, N, 3)`` in nm, in order.
+
+    Raises
+    ------
+    FileFormatError
+        See :func:`inspect`.
+    """
+    yield inspect(path)
+    yield from read(path, chunk)
+
+
 def read(path: Path, chunk: int) -> Iterator[Frames]:
     """Frames ``(<= chunk, N, 3)`` in nm, in order."""
-    models: list[list[list[float]]] = []
+    models: list[array[float]] = []
     for model in _models(path):
         models.append(model)
         if len(models) == chunk:
-            yield (np.array(models) / 10.0).astype(np.float32)
+            yield _frames(models)
             models = []
     if models:
-        yield (np.array(models) / 10.0).astype(np.float32)
+        yield _frames(models)
+
+
+def _frames(models: list[array[float]]) -> Frames:
+    frames = np.array(models).reshape(len(models), -1, 3) / 10.0
+    return frames.astype(np.float32)

@@ -9,7 +9,6 @@ interrupts a replacement, the file found is the one that ``files`` or ``pending`
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..documents import SEAL, parse_json, sealed, unsealed
 from ..errors import FileFormatError, IntegrityError, OutputExistsError
 from ..files import read_limited, sha256, write_bytes
 
@@ -100,25 +100,20 @@ def read_sidecar(path: Path) -> Sidecar | None:
     Raises
     ------
     FileFormatError
-        It says that it is a sidecar, and is damaged or of another version.
+        It says that it is a sidecar, and is damaged, edited or of another version.
     """
     if not path.is_file():
         return None
-    try:
-        content = json.loads(read_limited(path, SIZE_LIMIT))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, FileFormatError):
-            raise
-        raise FileFormatError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict) or "molsampler_sidecar" not in content:
+    content = parse_json(read_limited(path, SIZE_LIMIT), path)
+    if not isinstance(content, dict) or not content.keys() & {"molsampler_sidecar", SEAL}:
         return None
-    if content["molsampler_sidecar"] != 1:
+    version = content.get("molsampler_sidecar")
+    if version != 1:
         raise FileFormatError(
-            f"{path} is a sidecar of version {content['molsampler_sidecar']!r}; this molsampler "
-            "reads version 1"
+            f"{path} is a sidecar of version {version!r}; this molsampler reads version 1"
         )
     try:
-        return Sidecar.model_validate(content)
+        return Sidecar.model_validate(unsealed(content, path))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -161,7 +156,7 @@ def update(path: Path) -> Iterator[Sidecar]:
         check_free(path)
         sidecar = read_sidecar(path) or Sidecar()
         yield sidecar
-        write_bytes(path, (sidecar.model_dump_json(indent=2) + "\n").encode())
+        write_bytes(path, sealed(sidecar.model_dump_json()))
     finally:
         os.close(descriptor)
 

@@ -8,7 +8,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +28,7 @@ from ..errors import (
     ShapeError,
     StorageError,
 )
-from ..files import atomic_path, check_output, sha256, write_bytes
+from ..files import atomic_path, check_output, check_space, sha256, write_bytes
 from ..target import COORDINATE_LIMIT, System
 from . import dcd, hdf5, pdb, xtc
 from .lengths import Frames, from_nanometres, to_nanometres, topology_of
@@ -65,11 +65,25 @@ class Format:
     spacing_nm: float
     bytes_per_atom: int
 
-    def inspect(self, path: Path) -> tuple[int, int]:
-        return cast(tuple[int, int], self.module.inspect(path))
+    @contextmanager
+    def open(self, path: Path, *, trusted: bool = False) -> Iterator[tuple[int, int, Any]]:
+        """Yield frames, atoms and an iterator over pieces of ``CHUNK`` frames.
 
-    def read(self, path: Path, chunk: int = CHUNK) -> Iterator[Frames]:
-        return cast(Iterator[Frames], self.module.read(path, chunk))
+        C libraries open in this process what is ``trusted`` alone.
+
+        Raises
+        ------
+        FileFormatError
+            The file is damaged, or not of this format.
+        """
+        with closing(self.module.items(path, CHUNK, trusted=trusted)) as items:
+            frames, atoms = next(items)
+            yield frames, atoms, items
+
+    def inspect(self, path: Path) -> tuple[int, int]:
+        """Frames and atoms."""
+        with self.open(path) as (frames, atoms, _):
+            return frames, atoms
 
     def write(
         self, path: Path, topology: Any, count: int
@@ -229,20 +243,21 @@ class _Originals:
 
 def _verify(path: Path, form: Format, originals: Iterator[Frames], count: int, atoms: int) -> None:
     """Read a file back and compare frames, atoms and coordinates with the originals."""
-    found = form.inspect(path)
-    if found != (count, atoms):
-        raise IntegrityError(
-            f"{path} holds {found[0]} frames of {found[1]} atoms after writing {count} of {atoms}"
-        )
     done = 0
-    for expected, read in zip(originals, form.read(path, CHUNK), strict=True):
-        allowed = form.spacing_nm / 2 * 1.001 + FLOAT32 * np.abs(expected)
-        # Not "error > allowed": a NaN must fail.
-        if expected.shape != read.shape or not np.all(np.abs(read - expected) <= allowed):
+    with form.open(path, trusted=True) as (*found, pieces):
+        if found != [count, atoms]:
             raise IntegrityError(
-                f"{path}: frames {done} to {done + len(expected)} read back differ from what was written"
+                f"{path} holds {found[0]} frames of {found[1]} atoms after writing {count} of {atoms}"
             )
-        done += len(expected)
+        for expected, read in zip(originals, pieces, strict=True):
+            allowed = form.spacing_nm / 2 * 1.001 + FLOAT32 * np.abs(expected)
+            # Not "error > allowed": a NaN must fail.
+            if expected.shape != read.shape or not np.all(np.abs(read - expected) <= allowed):
+                raise IntegrityError(
+                    f"{path}: frames {done} to {done + len(expected)} read back differ from what was "
+                    "written"
+                )
+            done += len(expected)
 
 
 def _atoms(text: str) -> list[str]:
@@ -309,10 +324,12 @@ def save_trajectory(
             system.name,
         )
     expected = 2**12 + count * (100 + atoms * form.bytes_per_atom)
+    # The frames are kept twice until they have been compared.
+    check_space(path, expected + 12 * count * atoms)
     statistics = EnergyStatistics()
     originals = _Originals(blocks, system, count, path.parent)
     try:
-        with atomic_path(path) as temporary:
+        with atomic_path(path, overwrite=overwrite) as temporary:
             with translated(path, temporary, expected):
                 with form.write(temporary, topology, count) as append:
                     for frames in originals.first(statistics):
@@ -353,6 +370,13 @@ def load_trajectory(path: Path, system: System | str | None) -> Samples:
     sidecar = read_sidecar(sidecar_path(path))
     records = sidecar.records(path.name) if sidecar is not None else []
     record = check_file(path, records) if records else None
+    if record is None:
+        log.warning(
+            "nothing records the SHA-256 of %s (no sidecar %s describes it): damage inside its "
+            "coordinates would go unnoticed",
+            path,
+            sidecar_path(path).name,
+        )
     provenance = dict(record.provenance) if record is not None else {}
     resolved = agreed_system(path, system, provenance.get("system"))
     if resolved is None:
@@ -361,31 +385,33 @@ def load_trajectory(path: Path, system: System | str | None) -> Samples:
             "describes it); pass system="
         )
     particles, dimension = resolved.shape
-    frames, atoms = form.inspect(path)
-    if not frames:
-        raise FileFormatError(f"{path} holds no frames")
-    if atoms != particles:
-        raise ShapeError(
-            f"{path} has {atoms} atoms a frame, system {resolved.name!r} has {particles} particles"
-        )
-    if record is not None and record.frames != frames:
-        raise IntegrityError(f"{path} holds {frames} frames, its sidecar records {record.frames}")
-    memory.require(
-        frames * atoms * (12 + 4 * dimension) + 16 * frames,
-        purpose=f"reading {frames} frames from {path}",
-        remedy="read it where there is more memory",
-    )
     length = record.length_nm if record is not None else resolved.length_nm
-    pieces, done = [], 0
-    for chunk in form.read(path):
-        if not np.all(np.abs(chunk) <= COORDINATE_LIMIT * length):
-            bad = ~(np.abs(chunk) <= COORDINATE_LIMIT * length)
-            raise FileFormatError(
-                f"{path} is damaged: frame {done + int(np.argwhere(bad)[0][0])} has NaN, infinite "
-                "or absurd coordinates"
+    with form.open(path) as (frames, atoms, chunks):
+        if not frames:
+            raise FileFormatError(f"{path} holds no frames")
+        if atoms != particles:
+            raise ShapeError(
+                f"{path} has {atoms} atoms a frame, system {resolved.name!r} has {particles} particles"
             )
-        pieces.append(from_nanometres(chunk, length, dimension, source=str(path)))
-        done += len(chunk)
+        if record is not None and record.frames != frames:
+            raise IntegrityError(
+                f"{path} holds {frames} frames, its sidecar records {record.frames}"
+            )
+        memory.require(
+            frames * atoms * (12 + 4 * dimension) + 16 * frames,
+            purpose=f"reading {frames} frames from {path}",
+            remedy="read it where there is more memory",
+        )
+        pieces, done = [], 0
+        for chunk in chunks:
+            if not np.all(np.abs(chunk) <= COORDINATE_LIMIT * length):
+                bad = ~(np.abs(chunk) <= COORDINATE_LIMIT * length)
+                raise FileFormatError(
+                    f"{path} is damaged: frame {done + int(np.argwhere(bad)[0][0])} has NaN, infinite "
+                    "or absurd coordinates"
+                )
+            pieces.append(from_nanometres(chunk, length, dimension, source=str(path)))
+            done += len(chunk)
     if done != frames:
         raise FileFormatError(f"{path} announces {frames} frames and gives {done}")
     if form.spacing_nm:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FileFormatError, InputError
+from . import decoder, isolated
 from .lengths import Frames
 
 #: Coordinates beyond this overflow the format's 32-bit integers (nm).
@@ -23,6 +24,8 @@ LIMIT_NM = 1e6
 _MAGIC = 1995
 #: Up to this many atoms the coordinates are stored as plain float32.
 _PLAIN_ATOMS = 9
+#: Entries of the table of sizes for small differences that are not zero.
+_FIRST_INDEX, _LAST_INDEX = 9, 72
 
 
 @contextmanager
@@ -85,8 +88,15 @@ def inspect(path: Path) -> tuple[int, int]:
             else:
                 if len(head) < 92:
                     raise FileFormatError(where)
-                (held,) = struct.unpack(">i", head[88:92])
-                if held < 0:
+                least, most = struct.unpack(">3i", head[60:72]), struct.unpack(">3i", head[72:84])
+                index, held = struct.unpack(">ii", head[84:92])
+                # What a decoder in C takes on trust: ranges, an index of its table, and a length
+                # that must fit a buffer of 1.2 integers a coordinate.
+                if (
+                    any(low > high for low, high in zip(least, most, strict=True))
+                    or not _FIRST_INDEX <= index <= _LAST_INDEX
+                    or not 0 <= held <= 4 * int(3.6 * atoms) - 12
+                ):
                     raise FileFormatError(where)
                 offset += 92 + (held + 3) // 4 * 4
             if offset > size:
@@ -95,16 +105,19 @@ def inspect(path: Path) -> tuple[int, int]:
     return frames, atoms
 
 
-def read(path: Path, chunk: int) -> Iterator[Frames]:
-    """Frames ``(<= chunk, N, 3)`` in nm, in order."""
-    from mdtraj.formats import XTCTrajectoryFile
+def items(path: Path, chunk: int, *, trusted: bool) -> Iterator[Any]:
+    """Frames and atoms as a pair, then frames ``(<= chunk, N, 3)`` in nm, in order.
 
-    try:
-        with XTCTrajectoryFile(str(path), "r") as file:
-            while True:
-                frames = file.read(chunk)[0]
-                if not len(frames):
-                    return
-                yield np.asarray(frames, dtype=np.float32)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise FileFormatError(f"{path} cannot be decoded: {error}") from error
+    ``trusted`` files are decoded in this process.
+
+    Raises
+    ------
+    FileFormatError
+        See :func:`inspect`; or what lies between the headers cannot be decoded.
+    """
+    pair = inspect(path)
+    if not trusted:
+        yield from isolated.items(path, chunk, pair)
+        return
+    yield pair
+    yield from decoder.xtc(str(path), chunk)

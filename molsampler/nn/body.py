@@ -25,12 +25,15 @@ class Frozen(BaseModel):
 
 
 class EGNNConfig(Frozen):
-    """An :class:`~molsampler.nn.egnn.EGNN`. ``particles`` is filled in from the target by training."""
+    """An :class:`~molsampler.nn.egnn.EGNN`. ``particles`` is filled in from the target by training.
+
+    The upper bounds keep the card of a stranger from asking for a network without end.
+    """
 
     kind: Literal["egnn"] = "egnn"
-    width: int = Field(64, ge=1)
-    layers: int = Field(4, ge=1)
-    rbf: int = Field(16, ge=0)
+    width: int = Field(64, ge=1, le=2**14)
+    layers: int = Field(4, ge=1, le=256)
+    rbf: int = Field(16, ge=0, le=1024)
     rbf_range: float = Field(3.0, gt=0)
     inverse: bool = True
     attention: bool = False
@@ -43,10 +46,10 @@ class MLPConfig(Frozen):
     """An :class:`~molsampler.nn.mlp.MLP`."""
 
     kind: Literal["mlp"] = "mlp"
-    width: int = Field(128, ge=1)
-    layers: int = Field(4, ge=1)
-    bumps: int = Field(0, ge=0)
-    bins: int = Field(0, ge=0)
+    width: int = Field(128, ge=1, le=2**14)
+    layers: int = Field(4, ge=1, le=256)
+    bumps: int = Field(0, ge=0, le=1024)
+    bins: int = Field(0, ge=0, le=1024)
 
 
 BodyConfig = Annotated[EGNNConfig | MLPConfig, Field(discriminator="kind")]

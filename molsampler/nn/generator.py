@@ -65,10 +65,10 @@ class GeneratorConfig(Frozen):
 
     body: BodyConfig = EGNNConfig()
     latent_scale: float = Field(1.0, gt=0)
-    noise_features: int = Field(4, ge=0)
-    sign_features: int = Field(0, ge=0)
-    particle_signs: int = Field(0, ge=0)
-    langevin_layers: int = Field(0, ge=0)
+    noise_features: int = Field(4, ge=0, le=256)
+    sign_features: int = Field(0, ge=0, le=256)
+    particle_signs: int = Field(0, ge=0, le=256)
+    langevin_layers: int = Field(0, ge=0, le=256)
     langevin_step: float = Field(1e-3, gt=0)
     langevin_last_step: float | None = Field(None, gt=0)
     langevin_scheme: Literal["euler", "leimkuhler-matthews"] = "euler"

@@ -7,38 +7,48 @@ tensor is used, and the previous checkpoint, which is kept, takes over.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import re
+import struct
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 from torch import Tensor
 
 from ..errors import FileFormatError
-from ..files import atomic_path, fsync_folder, sha256
+from ..files import read_limited, write_bytes
 
 KEEP = 2
+#: Bounds on what a file may make its reader do.
+_LIMIT = 2**34
 _NAME = re.compile(r"(\d{9})-([0-9a-f]{32})\.safetensors")
 _log = logging.getLogger(__name__)
 
 
 def save(folder: Path, iteration: int, tensors: dict[str, Tensor], counters: str) -> Path:
-    """Write a checkpoint and drop all but the newest ``KEEP``."""
+    """Write a checkpoint and drop all but the newest ``KEEP``.
+
+    Those of later iterations are dropped as well: there are none unless they were damaged and an
+    earlier one took over.
+    """
     folder.mkdir(exist_ok=True)
-    staged = folder / "staged.safetensors"
-    with atomic_path(staged) as temporary:
-        safetensors.torch.save_file(
-            {key: value.cpu() for key, value in tensors.items()},
-            temporary,
-            metadata={"counters": counters},
-        )
-    path = folder / f"{iteration:09d}-{sha256(staged)[:32]}.safetensors"
-    staged.replace(path)
-    fsync_folder(folder)
-    for old in checkpoints(folder)[KEEP:]:
-        old.unlink()
+    content = safetensors.torch.save(
+        {key: value.cpu() for key, value in tensors.items()}, metadata={"counters": counters}
+    )
+    path = folder / f"{iteration:09d}-{_digest(content)}.safetensors"
+    write_bytes(path, content)
+    others = [other for other in checkpoints(folder) if other != path]
+    earlier = [other for other in others if other.name < f"{iteration:09d}"]
+    for other in others:
+        if other not in earlier[: KEEP - 1]:
+            other.unlink()
     return path
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -60,13 +70,32 @@ def load_latest(folder: Path) -> tuple[dict[str, Tensor], str, Path] | None:
     """
     paths = checkpoints(folder)
     for path in paths:
-        match = _NAME.fullmatch(path.name)
-        if match is None or sha256(path)[:32] != match[2]:
-            _log.warning("checkpoint %s is damaged (SHA-256 mismatch); trying the one before", path)
-            continue
-        with safetensors.safe_open(path, framework="pt") as file:
-            counters = (file.metadata() or {}).get("counters", "{}")
-        return safetensors.torch.load_file(path), counters, path
+        found = read(path)
+        if found is not None:
+            return *found, path
+        _log.warning("checkpoint %s is damaged (SHA-256 mismatch); trying the one before", path)
     if paths:
         raise FileFormatError(f"every checkpoint in {folder} is damaged; start a new run folder")
     return None
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], str] | None:
+    """Tensors and counters of a checkpoint, or None if its content is not what its name says.
+
+    Raises
+    ------
+    FileFormatError
+        It is what its name says, and not a checkpoint.
+    """
+    match = _NAME.fullmatch(path.name)
+    # Hashed and parsed are the same bytes, whatever happens to the file meanwhile.
+    content = read_limited(path, _LIMIT)
+    if match is None or _digest(content) != match[2]:
+        return None
+    try:
+        tensors = safetensors.torch.load(content)
+        (size,) = struct.unpack("<Q", content[:8])
+        counters = json.loads(content[8 : 8 + size])["__metadata__"]["counters"]
+    except Exception as error:  # the header can ask torch for anything
+        raise FileFormatError(f"{path} is not a checkpoint: {error}") from None
+    return tensors, counters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,15 +10,15 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from ..errors import InputError, UnknownNameError, nearest
-from ..files import read_limited
+from ..documents import parse_yaml, read_yaml
+from ..errors import FileFormatError, InputError, IntegrityError, UnknownNameError, nearest
 from ..identities import Identity
 from ..nn.body import BodyConfig, EGNNConfig, Frozen
 from ..nn.generator import GeneratorConfig
 
 PRESETS = ("fast", "paper")
 _FOLDER = Path(__file__).parent / "presets"
-_CONFIG_LIMIT = 1_000_000
+_SEAL = "# SHA-256 of the lines below: "
 
 
 class LinearBetaConfig(Frozen):
@@ -128,7 +129,8 @@ def load_config(
         raise UnknownNameError(
             f"preset must be one of {', '.join(PRESETS)}, got {preset!r}{nearest(preset, PRESETS)}"
         )
-    book = _read_yaml(_FOLDER / f"{preset}.yaml")
+    # Our own file, which may use aliases.
+    book = yaml.safe_load((_FOLDER / f"{preset}.yaml").read_text())
     fallback = book["invariant" if invariant else "other"]
     values = _merge(book["common"], book["systems"].get(system, fallback))
     if file is not None:
@@ -170,21 +172,39 @@ def difference(old: TrainConfig, new: TrainConfig) -> list[str]:
 
 
 def to_yaml(config: TrainConfig) -> str:
-    """The resolved configuration as YAML text that :func:`load_config` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """The resolved configuration as YAML text that :func:`load_config` reads back.
+
+    Its first line, a comment, holds the SHA-256 of the others.
+    """
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return f"{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
 
 
 def from_yaml(path: Path) -> TrainConfig:
-    """Read a resolved configuration."""
-    return validate(_read_yaml(path))
+    """Read a resolved configuration.
+
+    Raises
+    ------
+    IntegrityError
+        Its lines are not those whose SHA-256 it states.
+    InputError, UnknownNameError
+        See :func:`load_config`.
+    """
+    values = _read_yaml(path)
+    seal, _, text = path.read_bytes().partition(b"\n")
+    # Files of earlier versions begin without a comment.
+    if seal.startswith(b"#") and seal != f"{_SEAL}{hashlib.sha256(text).hexdigest()}".encode():
+        raise IntegrityError(
+            f"{path} is damaged or was edited: its lines do not have the SHA-256 that it states"
+        )
+    return validate(values)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(read_limited(path, _CONFIG_LIMIT))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} is not valid YAML: {reason}") from None
+        values = read_yaml(path)
+    except FileFormatError as error:
+        raise InputError(str(error)) from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -196,9 +216,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _parse_scalar(key: str, text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"the value of override {key!r} is not valid YAML: {text!r}") from None
+        value = parse_yaml(text, f"the value of override {key!r}")
+    except FileFormatError as error:
+        raise InputError(str(error)) from None
     # YAML 1.1 reads "1e-3" as a string; people mean a number.
     if isinstance(value, str):
         try:

@@ -12,17 +12,22 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
+import logging
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..errors import InputError, OutputExistsError, RunLockedError
-from ..files import write_bytes
+from ..errors import InputError, OutputExistsError, RunLockedError, StorageError
+from ..files import remove, write_bytes
 from . import config as configuration
 from .config import TrainConfig
+
+_log = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -31,6 +36,7 @@ class RunFolder:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self._lock: int | None = None
+        self._logged = hashlib.sha256()
 
     @property
     def checkpoints(self) -> Path:
@@ -58,9 +64,12 @@ class RunFolder:
                     f"{self.path} is not empty and not a run folder (it holds {foreign[0]!r} but no "
                     f"{self.config.name}); name a new folder"
                 )
-        self.path.mkdir(parents=True, exist_ok=True)
-        # The kernel drops an flock when its process dies, however it dies: a lock is never stale.
-        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # The kernel drops an flock when its process dies, however it dies: no lock is ever stale.
+            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StorageError(f"cannot use run folder {self.path}: {error.strerror}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -70,6 +79,9 @@ class RunFolder:
             raise RunLockedError(f"{self.path} is in use by another run (PID {holder})") from None
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        # Nobody else writes here, so temporary files are those of runs that were killed.
+        for leftover in [*self.path.glob(".*.tmp*"), *self.path.glob("*/.*.tmp*")]:
+            remove(leftover)
         return self
 
     def __exit__(
@@ -101,14 +113,52 @@ class RunFolder:
                 "resume with the same one or name a new folder"
             )
 
-    def rewind_metrics(self, size: int) -> None:
-        """Cut the log to the length it had at the checkpoint, so that no line comes twice."""
-        if self.metrics.exists():
-            with open(self.metrics, "r+b") as file:
-                file.truncate(min(size, self.metrics.stat().st_size))
+    def rewind_metrics(self, size: int, digest: str = "") -> bool:
+        """Cut the log to the ``size`` it had at the checkpoint, so that no line comes twice.
 
-    def log(self, record: Mapping[str, Any]) -> int:
-        """Append one line; return the length of the log."""
-        with open(self.metrics, "ab") as file:
-            file.write(json.dumps(record).encode() + b"\n")
-            return file.tell()
+        Where its beginning no longer has the SHA-256 ``digest`` of that time, the file is set aside,
+        said to be damaged, and the log begins anew; the result is then False.
+        """
+        self._logged = hashlib.sha256()
+        if not self.metrics.exists():
+            content = b""
+        else:
+            with open(self.metrics, "r+b") as file:
+                content = file.read(size)
+                self._logged.update(content)
+                if len(content) == size and digest in ("", self._logged.hexdigest()):
+                    file.truncate(size)
+                    return True
+        if size == 0:
+            return True
+        self._logged = hashlib.sha256()
+        aside = self.path / f"metrics.damaged-{secrets.token_hex(4)}.jsonl"
+        if self.metrics.exists():
+            self.metrics.rename(aside)
+        _log.warning(
+            "%s is not the log that the checkpoint continues (%d of %d bytes found); %s, and a new log "
+            "begins",
+            self.metrics,
+            len(content),
+            size,
+            f"it is kept as {aside.name}" if aside.exists() else "it is missing",
+        )
+        return False
+
+    def log(self, record: Mapping[str, Any]) -> tuple[int, str]:
+        """Append one line; return the length of the log and its SHA-256."""
+        line = json.dumps(record).encode() + b"\n"
+        try:
+            with open(self.metrics, "ab") as file:
+                file.write(line)
+                size = file.tell()
+        except OSError as error:
+            raise StorageError(f"cannot write {self.metrics}: {error.strerror}") from error
+        self._logged.update(line)
+        return size, self._logged.hexdigest()
+
+    def settle_metrics(self) -> None:
+        """Put the log on the device, before a checkpoint that counts on it."""
+        if self.metrics.exists():
+            with open(self.metrics, "rb") as file:
+                os.fsync(file.fileno())

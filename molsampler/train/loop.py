@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ..dikl import diffuse, dikl_loss, weight
-from ..errors import DivergenceError
+from ..errors import DivergenceError, FileFormatError, NonFiniteError
 from ..mcmc import adapt, mala
 from ..nn.generator import Latent
 from ..particles import Particles
 from ..posterior import posterior_score, start_chains
 from ..schedule import Scales
-from ..target import CountingTarget, Target
+from ..target import COORDINATE_LIMIT, CountingTarget, Target
 from . import replay
 from .config import PosteriorConfig, ReplayConfig, TrainConfig
 from .state import TrainState, build_schedule, build_state
@@ -30,6 +30,9 @@ _PILOT = 256
 
 #: Lowest time at the start of noise annealing; for the fast preset a noise of about the data scale.
 _ANNEALING_START = 0.75
+
+#: Samples are clamped to this before the criterion asks for their energy.
+_REACH = 0.5 * COORDINATE_LIMIT
 
 #: Parts of the samples whose spread is the error of the selection criterion.
 _PARTS = 5
@@ -81,8 +84,19 @@ def start(
 def blank(
     config: TrainConfig, target: Target, counters: str, *, device: torch.device
 ) -> TrainState:
-    """A state of the right structure, to be filled from a checkpoint with these counters."""
-    scale = float(json.loads(counters).get("data_scale", 1.0))
+    """A state of the right structure, to be filled from a checkpoint with these counters.
+
+    Raises
+    ------
+    FileFormatError
+        They are not those of a checkpoint.
+    """
+    try:
+        scale = float(json.loads(counters)["data_scale"])
+        if not 0 < scale < math.inf:
+            raise ValueError(f"data_scale {scale}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FileFormatError(f"the counters of the checkpoint are unusable: {error}") from None
     rng = torch.Generator(device=device)
     return build_state(config, target, data_scale=scale, rng=rng, device=device)
 
@@ -144,12 +158,11 @@ class Trainer:
         state, config = self.state, self.config
         began = time.perf_counter()
         self._bad = False
-        if state.iteration < self.warmup:
-            values = {"phase": 0.0, "teacher_loss": self._teacher_step()}
-            if state.iteration + 1 == self.warmup:
-                self._start_score_from_teacher()
-        else:
-            values = self._dikl_step()
+        try:
+            values = self._advance()
+        except NonFiniteError:
+            # The networks threw a particle where no energy is.
+            self._bad, values = True, {}
         self._refresh()
         state.iteration += 1
         state.evaluations = self.target.evaluations
@@ -166,6 +179,14 @@ class Trainer:
             state.bad_in_a_row = 0
         return values
 
+    def _advance(self) -> dict[str, float]:
+        if self.state.iteration >= self.warmup:
+            return self._dikl_step()
+        values = {"phase": 0.0, "teacher_loss": self._teacher_step()}
+        if self.state.iteration + 1 == self.warmup:
+            self._start_score_from_teacher()
+        return values
+
     def evaluate(self) -> Evaluation:
         """Refine samples of the averaged generator and measure how their energies move.
 
@@ -176,7 +197,7 @@ class Trainer:
         rng.manual_seed(config.seed + 7919 * (state.iteration + 1))
         with torch.no_grad():
             latent = state.ema.draw_latent(config.evaluate_samples, generator=rng, like=self.dtype)
-            x = state.ema(latent)
+            x = state.ema(latent).nan_to_num().clamp(-_REACH, _REACH)
         chain = mala.init(x, self.target)
         before = chain.energy
         guess = state.replay_step or 1e-3 * state.data_scale**2
@@ -297,7 +318,8 @@ class Trainer:
         error = estimate.acceptance - adapt.MALA_ACCEPTANCE
         count = torch.zeros(bins, device=t.device).index_add_(0, index, torch.ones_like(t))
         total = torch.zeros(bins, device=t.device).index_add_(0, index, error)
-        state.posterior_log_step = state.posterior_log_step + 0.3 * total / count.clamp(min=1.0)
+        change = (0.3 * total / count.clamp(min=1.0)).nan_to_num()
+        state.posterior_log_step = state.posterior_log_step + change
         return estimate.score
 
     def _score_step(self, x: Tensor) -> float:
@@ -333,7 +355,10 @@ class Trainer:
         denoised = self.teacher(y, s)
         scale = state.teacher.output_scale(s)[:, None, None]
         loss = ((denoised - torch.lerp(x, by_target, share)) / scale).square().mean()
-        self._apply("teacher", state.teacher, loss, self.config.score_lr)
+        norm = self._apply("teacher", state.teacher, loss, self.config.score_lr)
+        if not math.isfinite(norm):
+            # Averages would keep a NaN for ever.
+            return float(loss.detach())
         with torch.no_grad():
             denoised = denoised.detach()
             state.mixture.update(t, (denoised - x) / scale, (denoised - by_target) / scale)

@@ -66,6 +66,17 @@ class GaussianChain(Gaussian):
         return root @ super().sample(n, generator=generator, like=like)
 
 
+class _Watched:
+    """A target that calls ``watch``, which may raise to interrupt, before every evaluation."""
+
+    def __init__(self, target: Target, watch: Callable[[], None]):
+        self.target, self.space, self.watch = target, target.space, watch
+
+    def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.watch()
+        return self.target.energy_and_score(x)
+
+
 def equilibrate(
     config: ReplayConfig,
     target: Target,
@@ -85,11 +96,10 @@ def equilibrate(
     if particles is not None and particles.bonds:
         base = GaussianChain(space, config.start_scale, particles)
     x = base.sample(config.size, generator=generator, like=like)
-    report("annealing", 0.0)
     population = smc.run(
         x,
         base,
-        target,
+        _Watched(target, lambda: report("annealing", 0.0)),
         moves=config.anneal_moves,
         step_size=1e-2 * config.start_scale**2,
         generator=generator,

@@ -15,11 +15,12 @@ from typing import Any, Literal
 
 import torch
 
-from .. import artifact
-from ..errors import ResourceError
+from .. import artifact, memory
+from ..artifact import check_device
+from ..errors import MolsamplerError, ResourceError
 from ..target import System
 from . import checkpoint, loop
-from .config import TrainConfig
+from .config import PosteriorConfig, TrainConfig
 from .folder import RunFolder
 from .state import TrainState, absolute_generator
 
@@ -96,7 +97,8 @@ def train(
     ResourceError
         The device does not exist, or its memory is too small for the batch.
     """
-    place = _device(device)
+    place = check_device("cpu" if device is None else device)
+    _require_memory(config, target)
     began = time.monotonic()
     say = _throttled(on_progress)
     with RunFolder(run_dir) as folder, _signals() as received:
@@ -111,7 +113,8 @@ def train(
             say(Progress(stage, int(100 * share), 100, 0.0, 0, {}))
 
         try:
-            state = _open(folder, config, target, place, report)
+            with _enough_memory(config):
+                state = _open(folder, config, target, place, report)
         except StopRequestedError:
             # Equilibration takes minutes at most and is deterministic: it starts again on resume.
             return TrainResult(
@@ -129,19 +132,15 @@ def train(
         trainer = loop.Trainer(config, target, state)
         status: Literal["completed", "out of time", "interrupted"] = "completed"
         while not trainer.finished:
-            try:
+            with _enough_memory(config):
                 values = trainer.step()
-            except torch.OutOfMemoryError:
-                raise ResourceError(
-                    f"the device has too little memory for batch_size={config.batch_size}; "
-                    f"try --set batch_size={max(config.batch_size // 2, 1)} in a new run folder "
-                    "(the checkpoint is intact)"
-                ) from None
-            _record(folder, trainer, values)
-            if _due(state.iteration, config.checkpoint_every, trainer) or received or out_of_time():
-                _checkpoint(folder, state)
+                _record(folder, trainer, values)
+            stopping = bool(received) or out_of_time()
+            # The artifact comes first: a run that is killed in between repeats the iteration.
             if trainer.evaluation_due:
                 _export(folder, config, target, state, command)
+            if stopping or _due(state.iteration, config.checkpoint_every, trainer):
+                _checkpoint(folder, state)
             stage = "training" if state.iteration > trainer.warmup else "warm-up"
             say(
                 Progress(
@@ -153,10 +152,10 @@ def train(
                     state.recent,
                 )
             )
-            if not trainer.finished and (received or out_of_time()):
+            if stopping and not trainer.finished:
                 status = "interrupted" if received else "out of time"
                 break
-        if status == "completed" and not folder.artifact.exists():
+        if status == "completed" and not _loads(folder, target):
             _export(folder, config, target, state, command)
         return TrainResult(
             status,
@@ -190,7 +189,8 @@ def _open(
     tensors = {key: value if key == "rng" else value.to(device) for key, value in tensors.items()}
     state = loop.blank(config, target, counters, device=device)
     state.load(tensors, counters)
-    folder.rewind_metrics(state.log_bytes)
+    if not folder.rewind_metrics(state.log_bytes, state.log_sha256):
+        state.log_bytes, state.log_sha256 = 0, ""
     _log.info("resuming from %s", path)
     return state
 
@@ -214,7 +214,7 @@ def _record(folder: RunFolder, trainer: loop.Trainer, values: dict[str, float]) 
         }
     if trainer.evaluation_due or state.iteration % config.log_every == 0:
         state.recent = {**state.recent, **values}
-        state.log_bytes = folder.log(
+        state.log_bytes, state.log_sha256 = folder.log(
             {
                 "iteration": state.iteration,
                 **values,
@@ -228,6 +228,7 @@ def _checkpoint(folder: RunFolder, state: TrainState) -> None:
     if state.bad_in_a_row:
         # A checkpoint is a state worth going back to; the last good one stays the newest.
         return
+    folder.settle_metrics()
     checkpoint.save(folder.checkpoints, state.iteration, *state.flatten())
 
 
@@ -291,11 +292,49 @@ def _handedness(config: TrainConfig, target: System, state: TrainState) -> list[
     ]
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    place = torch.device("cpu" if device is None else device)
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ResourceError(f"device {str(place)!r} was asked for, but no CUDA device is available")
-    return place
+def _loads(folder: RunFolder, target: System) -> bool:
+    """Whether the run's artifact is there and whole."""
+    if not folder.artifact.exists():
+        return False
+    try:
+        artifact.Sampler.load(folder.artifact, system=target)
+    except MolsamplerError as error:
+        _log.warning("the artifact is written again: %s", error)
+        return False
+    return True
+
+
+def _require_memory(config: TrainConfig, target: System) -> None:
+    """Refuse what could not even hold its positions, let alone the networks' intermediate values."""
+    rows = config.batch_size
+    if isinstance(config.target_score, PosteriorConfig):
+        rows *= config.target_score.particles
+    else:
+        rows += config.target_score.size
+    particles, dimension = target.shape
+    memory.require(
+        # Positions and scores in float32, before and after a step.
+        16 * particles * dimension * max(rows, config.evaluate_samples),
+        purpose=f"training on {rows:,} configurations of {particles} x {dimension}",
+        remedy="lower batch_size, target_score.size or target_score.particles",
+    )
+
+
+@contextmanager
+def _enough_memory(config: TrainConfig) -> Iterator[None]:
+    """Say what to change where an allocation fails."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # torch has no class of its own for a failure on the CPU.
+        lacking = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not lacking and "allocate memory" not in str(error):
+            raise
+        raise ResourceError(
+            f"the device has too little memory for batch_size={config.batch_size}; "
+            f"try --set batch_size={max(config.batch_size // 2, 1)} in a new run folder "
+            "(the checkpoint is intact)"
+        ) from None
 
 
 def _throttled(on_progress: Callable[[Progress], None] | None) -> Callable[[Progress], None]:

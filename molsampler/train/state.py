@@ -96,6 +96,7 @@ class TrainState:
     best_drift: float = float("inf")
     best_iteration: int = -1
     log_bytes: int = 0
+    log_sha256: str = ""
     recent: dict[str, float] = field(default_factory=dict)
 
     _COUNTERS = (
@@ -110,6 +111,7 @@ class TrainState:
         "best_drift",
         "best_iteration",
         "log_bytes",
+        "log_sha256",
     )
 
     def _modules(self) -> dict[str, nn.Module]:
@@ -166,6 +168,8 @@ class TrainState:
         """
         try:
             values = json.loads(counters)
+            # Checkpoints of earlier versions do not seal the log.
+            values.setdefault("log_sha256", "")
             for key in self._COUNTERS:
                 setattr(self, key, values[key])
             for name, module in self._modules().items():
@@ -183,7 +187,7 @@ class TrainState:
             self.mixture = IdentityMixture(tensors["mixture"])
             self.posterior_log_step = tensors["posterior_log_step"]
             self.rng.set_state(tensors["rng"].cpu())
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise FileFormatError(
                 f"the checkpoint does not fit this configuration: {str(error).splitlines()[0]}"
             ) from None

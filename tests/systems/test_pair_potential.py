@@ -309,4 +309,4 @@ def test_missing_and_oversized_system_files(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="does not exist"):
         get_system(tmp_path / "absent.yaml")
     with pytest.raises(FileFormatError, match="at most"):
-        get_system(write(tmp_path, "#" * 30_000))
+        get_system(write(tmp_path, "#" * 200_000))
