@@ -103,6 +103,8 @@ class Particles(BaseModel):
             raise InputError(
                 f"atom_types must hold {n} integers, one per particle, got {len(kinds)}"
             )
+        if not bonds and len(set(kinds)) == 1:
+            return None
         try:
             return cls(
                 types=tuple(kinds),

@@ -55,7 +55,8 @@ def kill_while_saving(folder: Path, delay: float) -> int:
 
     log.unlink(missing_ok=True)
     pid = start(save, log)
-    while not log.exists():
+    # The first save is over; the kill hits a later one.
+    while not log.exists() or not log.read_text():
         time.sleep(0.0005)
     time.sleep(delay)
     os.kill(pid, signal.SIGKILL)
