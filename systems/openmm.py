@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from molsampler.errors import InputError, SimulationError, nearest
+from molsampler.particles import oriented, stereocentres
 from molsampler.space import Euclidean, MeanFree
 from molsampler.target import System, check_positions
 from molsampler.units import kT
@@ -90,6 +91,7 @@ class OpenMMSystem(System):
         nonbonded parameters that their bonds do not tell apart, such as the hydrogens of a methyl
         group
     bonds : index pairs of the topology, or of harmonic bonds where the topology has none
+    chiral_centres : ``(centre, i, j, k)`` with the handedness of ``positions``; empty without them
     positions : the given configuration ``(n, 3)`` float64 in nm, or None
     platform : the platform in use
 
@@ -148,6 +150,7 @@ class OpenMMSystem(System):
         self._xml = openmm.XmlSerializer.serialize(potential)
         self.bonds = _bonds(self._topology, potential)
         self.atom_types = equivalence_classes(_labels(self._topology, potential), self.bonds)
+        self.chiral_centres = self._chiral_centres()
         kinds = {type(force).__name__ for force in potential.getForces()}
         # Particles that only a field acts on may share a place.
         self._collide = n > 1 and bool(kinds - {"CustomExternalForce"})
@@ -162,6 +165,12 @@ class OpenMMSystem(System):
         self._forget()
         if self.platform != "Reference" or given:
             self._own_context()
+
+    def _chiral_centres(self) -> tuple[tuple[int, int, int, int], ...]:
+        if self.positions is None:
+            return ()
+        found = stereocentres(self.atom_types, self.bonds)
+        return tuple(oriented(found, torch.as_tensor(self.positions)))
 
     def _find_symmetry(self, invariant: bool | None, *, in_field: bool) -> None:
         n = self._topology.getNumAtoms()

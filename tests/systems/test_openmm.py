@@ -24,6 +24,7 @@ from molsampler.errors import (
     SimulationError,
     UnknownNameError,
 )
+from molsampler.particles import Particles
 from molsampler.space import Euclidean, MeanFree
 from molsampler.systems import OpenMMSystem, get_system
 from molsampler.systems import openmm as module
@@ -645,3 +646,18 @@ def test_force_fields_with_scripts_are_refused(peptide) -> None:
     evil.write_text("<ForceField><Script>import os</Script></ForceField>")
     with pytest.raises(FileFormatError, match="Script"):
         get_system_from(peptide, "amber99_obc.xml", "evil.xml")
+
+
+def test_alanine_dipeptide_declares_its_one_chiral_centre(alanine):
+    """Its alpha carbon, of L handedness: a mirror image is inverted back, the molecule itself is not."""
+    (centre,) = alanine.chiral_centres
+    residue = alanine.topology().residue(1)
+    alpha, *arms = (residue.atom(name).index for name in ("CA", "N", "C", "CB"))
+    assert centre[0] == alpha
+    x = torch.from_numpy(alanine.positions).float()[None]
+    particles = Particles.of(alanine)
+    kept, wrong_before, _ = particles.right_handed(torch.cat([x, -x]))
+    assert wrong_before.tolist() == [0, 1]
+    assert torch.equal(kept[0], kept[1])
+    # L: seen from the hydrogen, carbonyl, side chain and nitrogen follow one another clockwise.
+    assert np.linalg.det(alanine.positions[arms] - alanine.positions[alpha]) > 0
