@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FileFormatError, InputError
+from ..errors import FileFormatError, InputError, StorageError
 from .lengths import Frames
 
 #: What fits the eight columns of a coordinate (angstrom).
@@ -31,11 +31,16 @@ def _template(topology: Any) -> tuple[str, str]:
     """One model as a %-format over its coordinates, and what follows the last model."""
     from mdtraj.formats import PDBTrajectoryFile
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.pdb"
-        with PDBTrajectoryFile(str(path), "w") as file:
-            file.write(np.zeros((topology.n_atoms, 3)), topology, modelIndex=1)
-        lines = path.read_text("ascii").splitlines()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.pdb"
+            with PDBTrajectoryFile(str(path), "w") as file:
+                file.write(np.zeros((topology.n_atoms, 3)), topology, modelIndex=1)
+            lines = path.read_text("ascii").splitlines()
+    except OSError as error:
+        raise StorageError(
+            f"no space left to write a temporary file in {tempfile.gettempdir()}"
+        ) from error
     start = next(i for i, line in enumerate(lines) if line.startswith("MODEL"))
     end = next(i for i, line in enumerate(lines) if line.startswith("ENDMDL"))
     model = []
