@@ -60,6 +60,9 @@ _STEEPEST = 1e12
 _DIFFERENCE = 0.02
 
 
+LangevinScheme = Literal["euler", "leimkuhler-matthews"]
+
+
 class GeneratorConfig(Frozen):
     """A :class:`Generator`."""
 
@@ -71,7 +74,7 @@ class GeneratorConfig(Frozen):
     langevin_layers: int = Field(0, ge=0, le=256)
     langevin_step: float = Field(1e-3, gt=0)
     langevin_last_step: float | None = Field(None, gt=0)
-    langevin_scheme: Literal["euler", "leimkuhler-matthews"] = "euler"
+    langevin_scheme: LangevinScheme = "euler"
     langevin_fixed: bool = False
     langevin_hessian: bool = True
 

@@ -14,7 +14,7 @@ from ..documents import parse_yaml, read_yaml
 from ..errors import FileFormatError, InputError, IntegrityError, UnknownNameError, nearest
 from ..identities import Identity
 from ..nn.body import BodyConfig, EGNNConfig, Frozen
-from ..nn.generator import GeneratorConfig
+from ..nn.generator import GeneratorConfig, LangevinScheme
 
 PRESETS = ("fast", "paper")
 _FOLDER = Path(__file__).parent / "presets"
@@ -70,7 +70,12 @@ class ReplayConfig(Frozen):
 
 
 class TrainConfig(Frozen):
-    """Everything that decides a training run, apart from the target and the machine."""
+    """Everything that decides a training run, apart from the target and the machine.
+
+    ``sampling_scheme`` is that of the averaged generator's Langevin layers, if not the one trained
+    with: learned steps stay short under ``euler``, which punishes long ones, and are then sampled with
+    less error by ``leimkuhler-matthews``.
+    """
 
     system: str
     seed: int = Field(0, ge=0)
@@ -87,6 +92,7 @@ class TrainConfig(Frozen):
     weighting: Literal["uniform", "inverse-alpha", "sigma", "denoiser"] = "denoiser"
     clip: float = Field(2.0, gt=0)
     noise_annealing: float = Field(0.0, ge=0, le=1)
+    sampling_scheme: LangevinScheme | None = None
     score_steps: int = Field(5, ge=1)
     generator_lr: float = Field(1e-3, gt=0)
     score_lr: float = Field(1e-3, gt=0)

@@ -22,7 +22,7 @@ from ..target import System
 from . import checkpoint, loop
 from .config import PosteriorConfig, TrainConfig
 from .folder import RunFolder
-from .state import TrainState, absolute_generator
+from .state import TrainState
 
 _log = logging.getLogger(__name__)
 
@@ -247,7 +247,7 @@ def _export(
         folder.artifact,
         state.selected,
         system=target,
-        architecture=absolute_generator(config, state.data_scale, state.selected.particles),
+        architecture=state.selected.config.model_dump(),
         training=artifact.Training(
             config=config.model_dump(mode="json"),
             command=command or f"molsampler train {config.system} RUN_DIR",

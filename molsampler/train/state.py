@@ -223,6 +223,12 @@ def build_state(
         twin = copy.deepcopy(module, {id(target): target})
         return twin.requires_grad_(False)
 
+    def averaged() -> Generator:
+        twin: Generator = clone(generator)
+        scheme = config.sampling_scheme or twin.config.langevin_scheme
+        twin.config = twin.config.model_copy(update={"langevin_scheme": scheme})
+        return twin
+
     def adam(module: nn.Module, lr: float) -> torch.optim.Optimizer:
         return torch.optim.Adam(module.parameters(), lr=lr, betas=(0.9, 0.99))
 
@@ -236,8 +242,8 @@ def build_state(
     return TrainState(
         data_scale=data_scale,
         generator=generator,
-        ema=clone(generator),
-        selected=clone(generator),
+        ema=averaged(),
+        selected=averaged(),
         score=score,
         teacher=teacher,
         teacher_ema=None if teacher is None else clone(teacher),

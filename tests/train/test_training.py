@@ -10,6 +10,7 @@ import textwrap
 import pytest
 import torch
 
+from molsampler import Sampler
 from molsampler.errors import (
     DivergenceError,
     FileFormatError,
@@ -333,3 +334,14 @@ def test_rates_fall_after_the_flat_part_and_the_score_may_keep_its_own(system):
     assert rates[400] == pytest.approx([1.0, 1.0, 1.0])
     assert rates[700] == pytest.approx([0.55, 0.75, 0.55])
     assert rates[1000] == pytest.approx([0.1, 0.5, 0.1])
+
+
+def test_the_sampling_scheme_changes_the_artifact_and_not_the_training(tmp_path, system):
+    tensors, schemes = [], []
+    for scheme in ("euler", "leimkuhler-matthews"):
+        run = train(system, tmp_path / scheme, _config("replay", f"sampling_scheme={scheme}"))
+        found, _, _ = checkpoint.load_latest(run.run_dir / "checkpoints")
+        tensors.append({key: found[key] for key in found if key.startswith("module/generator")})
+        schemes.append(Sampler.load(run.artifact).card.architecture["langevin_scheme"])
+    assert schemes == ["euler", "leimkuhler-matthews"]
+    assert all(torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[0])
