@@ -193,7 +193,8 @@ def test_streaming_to_a_file_gives_the_same_samples(
         assert torch.equal(loaded.positions, expected.positions)
     assert done == [512, 1024, 1300]
     assert loaded.metadata == report
-    assert {**report, "seconds": 0} == {**expected.metadata, "seconds": 0}
+    # A file does not say how long it took, so that equal seeds give equal bytes.
+    assert {**report, "seconds": expected.metadata["seconds"]} == expected.metadata
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def growth(work: Callable[[Callable[[int], None]], object], log: Path) -> tuple[
 
 @pytest.mark.parametrize(
     ("suffix", "count"),
-    [(".npz", 100_000)]
+    [(".npz", 400_000)]
     + [pytest.param(suffix, 800_000, marks=pytest.mark.slow) for suffix in export.FORMATS],
 )
 def test_memory_does_not_grow_with_the_number_of_samples(

@@ -139,7 +139,7 @@ def run_log(folder: Path) -> Kind:
         checkpoint.save(run.checkpoints, 20, {"a": torch.ones(2)}, counters)
 
     def read() -> Any:
-        report = info._run(folder / "run")
+        report = info._run(folder / "run", None)
         if report["intact"]:
             # What is appended after the checkpoint is not sealed, and is cut off on resuming.
             with RunFolder(folder / "run") as run:

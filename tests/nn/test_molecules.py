@@ -7,6 +7,7 @@ import torch
 from chains import Chain, methane
 
 from molsampler import artifact
+from molsampler.documents import sealed
 from molsampler.errors import FileFormatError, InputError
 from molsampler.nn import Denoiser, EGNNConfig, GeneratorConfig, Latent, build_generator
 from molsampler.particles import Particles, signed_volumes
@@ -164,7 +165,7 @@ def test_an_artifact_rebuilds_the_network_from_its_card_alone(saved) -> None:
     assert torch.equal(samples.positions, again.positions)
     card = json.loads((folder / "card.json").read_text())
     card["architecture"]["body"]["particles"]["bonds"][0] = [0, 7]
-    (folder / "card.json").write_text(json.dumps(card))
+    (folder / "card.json").write_bytes(sealed(json.dumps(card)))
     with pytest.raises(FileFormatError, match="particles"):
         artifact.Sampler.load(folder, system=system)
 
@@ -185,7 +186,7 @@ def test_samples_of_a_chiral_molecule_are_right_handed(saved) -> None:
     # Negative control: the same weights without declared centres give both hands.
     card = json.loads((folder / "card.json").read_text())
     card["architecture"]["body"]["particles"]["chiral_centres"] = []
-    (folder / "card.json").write_text(json.dumps(card))
+    (folder / "card.json").write_bytes(sealed(json.dumps(card)))
     both = artifact.Sampler.load(folder, system=system).sample(2000, seed=1)
     wrong = int((signed_volumes(both.positions, system.chiral_centres) <= 0).sum())
     assert wrong == counted["wrong_before_inversion"]
