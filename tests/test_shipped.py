@@ -1,0 +1,97 @@
+"""A coarse guard on the quality of the shipped samplers, under seeds that no table was made with.
+
+The limits are about twice what was measured at this sample size, floors included: they catch weights that
+do not belong to their card, a changed network or a changed target, not a lost digit.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from molsampler import Sampler
+from molsampler.analysis.distances import distance_total_variation
+from molsampler.analysis.energies import total_variation, wasserstein2_1d
+from molsampler.analysis.modes import mode_distance, mode_weights
+from molsampler.artifact import list_pretrained
+from molsampler.systems.reference import load_reference
+
+N = 4000
+
+
+class Limits(NamedTuple):
+    """Largest values allowed; None where the system has no such metric."""
+
+    energy_tvd: float
+    energy_w2: float
+    distance_tvd: float | None
+    modes: float | None
+
+
+LIMITS = {
+    "dw4": Limits(0.16, 0.8, 0.09, 0.09),
+    "lj13": Limits(0.16, 1.3, 0.03, None),
+    # One sample in some thousands lies between components and weighs in the energy distance.
+    "mog40": Limits(0.15, 2.5, None, 0.17),
+    "mw32": Limits(0.16, 1.2, None, 0.03),
+}
+
+
+def reference(system) -> Tensor:
+    if hasattr(system, "sample"):
+        return system.sample(N, generator=torch.Generator().manual_seed(17))
+    return load_reference(system.name).positions[:N]
+
+
+def failures(x: Tensor, system, name: str) -> list[str]:
+    """Names of the metrics over their limit."""
+    limits, r = LIMITS[name], reference(system)
+    u, v = system.energy(x.double()), system.energy(r.double())
+    found = {
+        "energy_tvd": total_variation(u, v).value,
+        "energy_w2": wasserstein2_1d(u, v),
+    }
+    if limits.distance_tvd is not None:
+        found["distance_tvd"] = distance_total_variation(x, r).value
+    if limits.modes is not None:
+        found["modes"] = mode_distance(mode_weights(x, system), mode_weights(r, system))
+    return [key for key, value in found.items() if not value <= getattr(limits, key)]
+
+
+def test_every_shipped_sampler_has_limits():
+    assert set(list_pretrained()) == set(LIMITS)
+
+
+@pytest.mark.parametrize("seed", [101, 202])
+@pytest.mark.parametrize("name", LIMITS)
+def test_shipped_samples_stay_within_the_limits(name, seed):
+    sampler = Sampler.load(name)
+    samples = sampler.sample(N, seed=seed, device="cpu")
+    assert torch.isfinite(samples.energies).all()
+    assert failures(samples.positions, sampler.system, name) == []
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_wrong_temperature_breaks_the_limits(name):
+    """Negative control: a reference as wide as at 1.3 kT, by scaling about its mean."""
+    system = Sampler.load(name).system
+    x = reference(system)
+    assert failures(x, system, name) == []
+    assert failures(x.mean(0) + 1.3**0.5 * (x - x.mean(0)), system, name)
+
+
+@pytest.mark.parametrize("name", [name for name, limits in LIMITS.items() if limits.modes])
+def test_a_missing_mode_breaks_the_limits(name):
+    """Negative control: configurations of one half, so that modes are gone or their weights wrong."""
+    system = Sampler.load(name).system
+    x = reference(system)
+    side = {
+        "dw4": lambda: (x[:, :, None] - x[:, None]).norm(dim=-1).sum(dim=(1, 2)),
+        "mog40": lambda: x[:, 0, 0],
+        "mw32": lambda: (x[:, 0, 0::2] > 0).sum(-1),
+    }[name]()
+    kept = x[side > side.median()]
+    assert "modes" in failures(kept, system, name)
