@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,8 @@ def growth(work: Callable[[Callable[[int], None]], object], log: Path) -> tuple[
 
     def measured() -> None:
         held: list[int] = []
+        # Free memory inherited from the parent would hide growth.
+        ctypes.CDLL(None).malloc_trim(0)
         work(lambda done: held.append(resident()))
         early, late = held[: len(held) // 4], held[len(held) // 4 :]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
