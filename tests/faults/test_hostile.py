@@ -171,7 +171,7 @@ NPZ: dict[str, Callable[[Path], object]] = {
         npy(f"{{'descr':'<f4','fortran_order':False,'shape':({2**62},4,2)}}"),
     ),
     "member of another folder": lambda path: archive(path, "../../pwned.npy", b"x"),
-    "absolute member": lambda path: archive(path, "/tmp/pwned.npy", b"x"),
+    "absolute member": lambda path: archive(path, "/pwned.npy", b"x"),
 }
 
 
