@@ -46,6 +46,7 @@ def torsion_shares(system: OpenMMSystem, x: torch.Tensor) -> torch.Tensor:
     return torch.stack(wells, 1).double()
 
 
+@pytest.mark.slow
 def test_torsions_follow_the_exact_distribution(molecule) -> None:
     samples = sample_reference(molecule, 1600, replicas=16, seed=1)
     assert samples.metadata["convergence"]["converged"], samples.metadata
