@@ -20,7 +20,12 @@ Leimkuhler-Matthews scheme (arXiv 1203.5428) each layer takes the mean of two su
 independent noise at any stable :math:`\epsilon`. The step sizes start on a geometric ladder, from
 steps long enough to leave a barrier to steps short enough to have little discretisation error;
 ``langevin_fixed`` keeps them there. Averaged noise does not punish long steps, so that learned ones
-may grow until the layers are unstable.
+may grow until the layers are unstable. ``sampling_layers`` evaluates more layers than were trained: the
+ladder of learned steps is stretched to that number by interpolation. It costs no training, and as many
+energy evaluations per sample as there are layers.
+
+``latent_calibration`` is a factor on :math:`z` alone, set after training
+(:func:`molsampler.train.criterion.calibrate`).
 
 Gradients pass through the score with the target's Hessian, taken as a central difference of scores,
 so no target has to provide second derivatives. ``langevin_hessian=False`` treats the score as a
@@ -43,6 +48,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..errors import InputError
 from ..mcmc.mala import drift
@@ -77,6 +83,8 @@ class GeneratorConfig(Frozen):
     langevin_scheme: LangevinScheme = "euler"
     langevin_fixed: bool = False
     langevin_hessian: bool = True
+    sampling_layers: int | None = Field(None, ge=1, le=256)
+    latent_calibration: float = Field(1.0, gt=0)
 
 
 class Latent(NamedTuple):
@@ -181,22 +189,37 @@ class Generator(nn.Module):
         if not sum(part.shape[-1] for part in parts):
             parts = [torch.ones(n, particles, 1, dtype=like.dtype, device=like.device)]
         extra = config.langevin_scheme == "leimkuhler-matthews"
-        kicks = self.space.randn(n, config.langevin_layers + extra, generator=generator, like=like)
+        kicks = self.space.randn(n, self.layers + extra, generator=generator, like=like)
         return Latent(position, torch.cat(parts, dim=-1), kicks)
 
     def forward(
         self, latent: Latent, *, body: Callable[[Tensor, Tensor], Tensor] | None = None
     ) -> Tensor:
         """Configurations ``(b, n, d)`` from latents; ``body`` may be a compiled form of the own body."""
-        z = self.config.latent_scale * latent.position
+        z = self.config.latent_scale * self.config.latent_calibration * latent.position
         body = self.body if body is None else body
         x = self.space.project(z + self.unit * body(z / self.unit, latent.features))
         kicks = latent.kicks
         if self.config.langevin_scheme == "leimkuhler-matthews":
             kicks = 0.5 * (kicks[:, :-1] + kicks[:, 1:])
-        for layer in range(self.config.langevin_layers):
-            x = self._langevin(x, kicks[:, layer], self.log_step[layer].exp())
+        for layer, step in enumerate(self.steps()):
+            x = self._langevin(x, kicks[:, layer], step)
         return x
+
+    @property
+    def layers(self) -> int:
+        """Langevin layers that are evaluated."""
+        trained = self.config.langevin_layers
+        return (self.config.sampling_layers or trained) if trained else 0
+
+    def steps(self) -> Tensor:
+        """Step sizes of the layers, ``(layers,)``, in squared lengths."""
+        log_step: Tensor = self.log_step
+        if self.layers != len(log_step):
+            log_step = functional.interpolate(
+                log_step[None, None], size=self.layers, mode="linear", align_corners=True
+            )[0, 0]
+        return log_step.exp()
 
     def _langevin(self, x: Tensor, kick: Tensor, step: Tensor) -> Tensor:
         if self.target is None:
@@ -218,7 +241,7 @@ class Generator(nn.Module):
     @property
     def energy_evaluations(self) -> int:
         """Energy-and-score evaluations that one sample costs."""
-        return self.config.langevin_layers
+        return self.layers
 
 
 def build_generator(

@@ -74,7 +74,9 @@ class TrainConfig(Frozen):
 
     ``sampling_scheme`` is that of the averaged generator's Langevin layers, if not the one trained
     with: learned steps stay short under ``euler``, which punishes long ones, and are then sampled with
-    less error by ``leimkuhler-matthews``.
+    less error by ``leimkuhler-matthews``. ``sampling_layers`` is the number of layers it evaluates, if not
+    that trained; the ladder of steps is stretched. ``calibrate`` tunes the scale of its latent at the end,
+    against the replay.
     """
 
     system: str
@@ -93,6 +95,8 @@ class TrainConfig(Frozen):
     clip: float = Field(2.0, gt=0)
     noise_annealing: float = Field(0.0, ge=0, le=1)
     sampling_scheme: LangevinScheme | None = None
+    sampling_layers: int | None = Field(None, ge=1, le=256)
+    calibrate: bool = True
     score_steps: int = Field(5, ge=1)
     generator_lr: float = Field(1e-3, gt=0)
     score_lr: float = Field(1e-3, gt=0)

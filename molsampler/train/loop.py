@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from ..dikl import diffuse, dikl_loss, weight
 from ..errors import DivergenceError, FileFormatError, NonFiniteError
 from ..mcmc import adapt, mala
-from ..nn.generator import Latent
+from ..nn.generator import Generator, Latent
 from ..particles import Particles
 from ..posterior import posterior_score, start_chains
 from ..schedule import Scales
-from ..target import COORDINATE_LIMIT, CountingTarget, Target
+from ..target import CountingTarget, Target
 from . import replay
 from .config import PosteriorConfig, ReplayConfig, TrainConfig
+from .criterion import REACH, Discrepancy, calibrate
 from .state import TrainState, build_schedule, build_state
 
 #: Chains of the pilot run that finds the data scale where there is no replay to read it from.
@@ -31,10 +32,7 @@ _PILOT = 256
 #: Lowest time at the start of noise annealing; for the fast preset a noise of about the data scale.
 _ANNEALING_START = 0.75
 
-#: Samples are clamped to this before the criterion asks for their energy.
-_REACH = 0.5 * COORDINATE_LIMIT
-
-#: Parts of the samples whose spread is the error of the selection criterion.
+#: Parts of the samples whose spread is the error of the drift.
 _PARTS = 5
 
 
@@ -103,8 +101,11 @@ def blank(
 
 @dataclass
 class Evaluation:
-    """The data-free criterion: how far the energies move under refinement."""
+    """What can be known of a generator without data."""
 
+    discrepancy: float | None
+    """Distance to the replay (:class:`~molsampler.train.criterion.Discrepancy`), None without one."""
+    discrepancy_error: float | None
     drift: float
     """Energy-W2, in kT, between samples and the same samples after MALA steps; mean over parts."""
     drift_error: float
@@ -112,6 +113,13 @@ class Evaluation:
     median_energy: float
     refined_median_energy: float
     acceptance: float
+
+    @property
+    def criterion(self) -> tuple[float, float]:
+        """What selection goes by, and its standard error: the discrepancy where there is a replay."""
+        if self.discrepancy is None or self.discrepancy_error is None:
+            return self.drift, self.drift_error
+        return self.discrepancy, self.discrepancy_error
 
 
 class Trainer:
@@ -124,6 +132,7 @@ class Trainer:
         # The generator's Langevin layers count too.
         for module in (state.generator, state.ema, state.selected):
             module.target = self.target if module.config.langevin_layers else None
+        self.apply_calibration()
         self.schedule = build_schedule(config, state.data_scale)
         plan = config.target_score
         self.replay = plan if isinstance(plan, ReplayConfig) else None
@@ -188,18 +197,59 @@ class Trainer:
         return values
 
     def evaluate(self) -> Evaluation:
-        """Refine samples of the averaged generator and measure how their energies move.
+        """Measure the averaged generator without data, and select it if none was better.
 
-        Its random stream is its own, so evaluating more or less often changes nothing else.
+        Its random stream is its own, so evaluating more or less often changes nothing else. At the end of
+        training the selected generator is calibrated.
         """
-        config, state = self.config, self.state
+        state = self.state
         rng = torch.Generator(device=self.dtype.device)
-        rng.manual_seed(config.seed + 7919 * (state.iteration + 1))
+        rng.manual_seed(self.config.seed + 7919 * (state.iteration + 1))
+        discrepancy = None if state.replay is None else Discrepancy(state.replay, self.space)
+        result = self._measure(state.ema, discrepancy, rng)
+        value, error = result.criterion
+        # Ties go to the later iteration: its average is longer and its learning rate lower.
+        if value <= state.best + 2 * error:
+            self._select(result)
+            state.best_iteration = state.iteration
+            state.selected.load_state_dict(state.ema.state_dict())
+        state.best = min(state.best, value)
+        if self.finished and discrepancy is not None and self.config.calibrate:
+            state.calibration = calibrate(
+                state.selected,
+                discrepancy,
+                self.target,
+                samples=self.config.evaluate_samples,
+                rng=rng,
+                like=self.dtype,
+            )
+            self.apply_calibration()
+            self._select(self._measure(state.selected, discrepancy, rng))
+        state.evaluations = self.target.evaluations
+        return result
+
+    def apply_calibration(self) -> None:
+        """Give the selected generator the state's calibration."""
+        selected = self.state.selected
+        selected.config = selected.config.model_copy(
+            update={"latent_calibration": self.state.calibration}
+        )
+
+    def _select(self, result: Evaluation) -> None:
+        self.state.best_drift = result.drift
+        if result.discrepancy is not None:
+            self.state.best_discrepancy = result.discrepancy
+
+    def _measure(
+        self, generator: Generator, discrepancy: Discrepancy | None, rng: torch.Generator
+    ) -> Evaluation:
+        config, state = self.config, self.state
         with torch.no_grad():
-            latent = state.ema.draw_latent(config.evaluate_samples, generator=rng, like=self.dtype)
-            x = state.ema(latent).nan_to_num().clamp(-_REACH, _REACH)
+            latent = generator.draw_latent(config.evaluate_samples, generator=rng, like=self.dtype)
+            x = generator(latent).nan_to_num().clamp(-REACH, REACH)
         chain = mala.init(x, self.target)
         before = chain.energy
+        far, far_error = (None, None) if discrepancy is None else discrepancy(x, before)
         guess = state.replay_step or 1e-3 * state.data_scale**2
         adaptation = adapt.init(guess)
         acceptance = 0.0
@@ -220,14 +270,15 @@ class Trainer:
             ]
         )
         drift, error = float(moved.mean()), float(moved.std()) / math.sqrt(_PARTS)
-        state.evaluations = self.target.evaluations
-        result = Evaluation(drift, error, float(before.median()), float(after.median()), acceptance)
-        # Ties go to the later iteration: its average is longer and its learning rate lower.
-        if drift <= state.best + 2 * error:
-            state.best_drift, state.best_iteration = drift, state.iteration
-            state.selected.load_state_dict(state.ema.state_dict())
-        state.best = min(state.best, drift)
-        return result
+        return Evaluation(
+            far,
+            far_error,
+            drift,
+            error,
+            float(before.median()),
+            float(after.median()),
+            acceptance,
+        )
 
     def _dikl_step(self) -> dict[str, float]:
         state, config = self.state, self.config

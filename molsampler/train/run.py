@@ -204,8 +204,10 @@ def _record(folder: RunFolder, trainer: loop.Trainer, values: dict[str, float]) 
     state, config = trainer.state, trainer.config
     if trainer.evaluation_due:
         result = trainer.evaluate()
+        far = {"discrepancy": result.discrepancy, "discrepancy_error": result.discrepancy_error}
         values = {
             **values,
+            **{key: value for key, value in far.items() if value is not None},
             "drift": result.drift,
             "drift_error": result.drift_error,
             "median_energy": result.median_energy,
@@ -255,6 +257,7 @@ def _export(
             cost=artifact.Cost(**cost),
         ),
         quality=[
+            *_discrepancy(config, state),
             {
                 "metric": "refinement drift (energy-W2, kT)",
                 "value": state.best_drift,
@@ -266,6 +269,21 @@ def _export(
         ],
         overwrite=True,
     )
+
+
+def _discrepancy(config: TrainConfig, state: TrainState) -> list[dict[str, Any]]:
+    """Distance of the selected generator's samples to the replay, where there is one."""
+    if state.replay is None:
+        return []
+    return [
+        {
+            "metric": "discrepancy from the replay (standard deviations)",
+            "value": state.best_discrepancy,
+            "n": config.evaluate_samples,
+            "iteration": state.best_iteration,
+            "latent calibration": state.calibration,
+        }
+    ]
 
 
 def _handedness(config: TrainConfig, target: System, state: TrainState) -> list[dict[str, Any]]:

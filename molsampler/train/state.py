@@ -70,8 +70,9 @@ class TrainState:
 
     ``score`` estimates the diffused model's score; ``teacher`` (with its average) the diffused
     target's, and is None where fresh posterior chains are used instead. ``selected`` is the
-    averaged generator that the data-free criterion ranks best so far: ``best`` is the least value of
-    the criterion, ``best_drift`` that of the selected one, which may tie with it and be later.
+    averaged generator that the data-free criterion ranks best so far, and ``best`` the least value of the
+    criterion; ``best_discrepancy`` and ``best_drift`` are those of the selected one, which may tie with the
+    least and be later. ``calibration`` is the factor on its latent, one until the end of training.
     """
 
     data_scale: float
@@ -93,7 +94,9 @@ class TrainState:
     skipped: int = 0
     bad_in_a_row: int = 0
     best: float = float("inf")
+    best_discrepancy: float = float("inf")
     best_drift: float = float("inf")
+    calibration: float = 1.0
     best_iteration: int = -1
     log_bytes: int = 0
     log_sha256: str = ""
@@ -108,7 +111,9 @@ class TrainState:
         "skipped",
         "bad_in_a_row",
         "best",
+        "best_discrepancy",
         "best_drift",
+        "calibration",
         "best_iteration",
         "log_bytes",
         "log_sha256",
@@ -168,8 +173,9 @@ class TrainState:
         """
         try:
             values = json.loads(counters)
-            # Checkpoints of earlier versions do not seal the log.
-            values.setdefault("log_sha256", "")
+            # Checkpoints of earlier versions do not seal the log, and know no discrepancy.
+            for key in ("log_sha256", "best_discrepancy", "calibration"):
+                values.setdefault(key, getattr(self, key))
             for key in self._COUNTERS:
                 setattr(self, key, values[key])
             for name, module in self._modules().items():
@@ -226,7 +232,9 @@ def build_state(
     def averaged() -> Generator:
         twin: Generator = clone(generator)
         scheme = config.sampling_scheme or twin.config.langevin_scheme
-        twin.config = twin.config.model_copy(update={"langevin_scheme": scheme})
+        twin.config = twin.config.model_copy(
+            update={"langevin_scheme": scheme, "sampling_layers": config.sampling_layers}
+        )
         return twin
 
     def adam(module: nn.Module, lr: float) -> torch.optim.Optimizer:
