@@ -40,7 +40,8 @@ from .errors import (
     nearest,
 )
 from .files import fsync_folder, read_limited, remove, sha256, temporary_path, write_bytes
-from .nn.generator import build_generator
+from .internal import InternalCoordinates, random_rotations, working_target
+from .nn.generator import GeneratorConfig, build_generator
 from .particles import Particles
 from .samples import Samples, check_recorded, recorded_system, reduced_energies, reference_to
 from .target import COORDINATE_LIMIT, System
@@ -228,8 +229,10 @@ def _parse_weights(content: bytes, path: Path) -> dict[str, Tensor]:
 def _build(architecture: dict[str, Any], system: System, weights: dict[str, Tensor]) -> nn.Module:
     """The generator with its weights; shapes are compared before anything is allocated."""
     try:
+        config = GeneratorConfig.model_validate(architecture)
+        target = working_target(system, config.internal)
         with torch.device("meta"):
-            empty = build_generator(architecture, system.space, system)
+            empty = build_generator(config, target.space, target)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -244,7 +247,7 @@ def _build(architecture: dict[str, Any], system: System, weights: dict[str, Tens
             f"the weights do not fit the architecture: missing {missing[:3]}, surplus {surplus[:3]}, "
             f"of another shape or type {[(k, found[k], expected[k]) for k in shapes[:3]]}"
         )
-    generator = build_generator(architecture, system.space, system)
+    generator = build_generator(config, target.space, target)
     generator.load_state_dict(weights)
     return generator.eval().requires_grad_(False)
 
@@ -463,6 +466,8 @@ class Sampler:
     ----------
     card : what the artifact says of itself
     system : the system it samples
+    internal, target : internal coordinates in which the generator works, if it does, and the density
+        there; otherwise None and the system
     path : the folder it was loaded from
     hash : SHA-256 of the card, which holds that of the weights; it identifies the artifact
     """
@@ -473,6 +478,11 @@ class Sampler:
         self.path = path
         self.hash = hash
         self._generators = {torch.device("cpu"): generator}
+        #: None where the generator gives positions.
+        self.internal: InternalCoordinates | None = getattr(
+            getattr(generator, "config", None), "internal", None
+        )
+        self.target = working_target(system, self.internal)
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str], *, system: System | None = None) -> Self:
@@ -768,6 +778,19 @@ class SampleStream:
             self._wrong_after += int((after[:kept] > 0).sum())
         return x.float()
 
+    def _positions(self, x: Tensor) -> Tensor:
+        """Positions that belong to the generator's coordinates."""
+        coordinates = self.sampler.internal
+        if coordinates is None:
+            return x
+        return self.sampler.system.space.project(coordinates.to_cartesian(x[:, 0].double())[0])
+
+    def _turned(self, x: Tensor, random: torch.Generator) -> Tensor:
+        """Orientations drawn at random where the coordinates know none; float32."""
+        if self.sampler.internal is not None:
+            x = x @ random_rotations(len(x), generator=random, like=x)
+        return x.float()
+
     def _energies(self, x: Tensor) -> Tensor:
         self._evaluations += len(x)
         return reduced_energies(self.sampler.system, x).cpu()
@@ -783,6 +806,7 @@ class SampleStream:
                 x = self._draw(random, kept)
                 if self.refine:
                     x = self._refined(x, random, kept)
+                x = self._turned(self._positions(x), random)
                 energies = self._energies(x)[:kept]
         except torch.cuda.OutOfMemoryError as error:
             raise ResourceError(
@@ -802,10 +826,10 @@ class SampleStream:
         from .mcmc import adapt, mala
 
         random = self._random(0)
-        system = self.sampler.system
-        state = mala.init(self._draw(random).double(), system)
+        target = self.sampler.target
+        state = mala.init(self._draw(random).double(), target)
         _, step_size = adapt.adapt_step_size(
-            state, system, steps=PILOT_STEPS, step_size=PILOT_STEP_SIZE, generator=random
+            state, target, steps=PILOT_STEPS, step_size=PILOT_STEP_SIZE, generator=random
         )
         self._evaluations += self.block * (PILOT_STEPS + 1)
         return step_size
@@ -813,14 +837,17 @@ class SampleStream:
     def _refined(self, x: Tensor, random: torch.Generator, kept: int) -> Tensor:
         from .mcmc import mala
 
-        system = self.sampler.system
+        target = self.sampler.target
         # float64: near a wall a float32 energy difference is too coarse for the Metropolis test.
-        state = mala.init(x.double(), system)
+        state = mala.init(x.double(), target)
         if self._measured < DRIFT_SAMPLES:
-            self._before.append(state.energy[:kept].cpu())
+            before = state.energy
+            if self.sampler.internal is not None:
+                before = self._energies(self._positions(state.position))
+            self._before.append(before[:kept].cpu())
         for _ in range(self.refine):
             state, info = mala.step(
-                state, system, step_size=self._step_size or 0.0, generator=random
+                state, target, step_size=self._step_size or 0.0, generator=random
             )
             self._accepted += float(info.accepted.double().sum())
         self._evaluations += self.block * (self.refine + 1)

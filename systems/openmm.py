@@ -334,6 +334,13 @@ class OpenMMSystem(System):
             pending = pending[closest < _CLASH]
         return self.space.project(starts)
 
+    def turning_bonds(self) -> list[tuple[int, int]]:
+        """Bonds ``(j, k)`` that turn freely: their own torsion terms have a barrier of at most
+        ``TURNING_BARRIER``. Empty without positions or bonds."""
+        if self.positions is None or not self.bonds:
+            return []
+        return [(j, k) for (_, j, k, _), _ in self._turning_bonds()]
+
     def _turning_bonds(self) -> list[tuple[tuple[int, int, int, int], list[int]]]:
         """Rotatable bonds that turn freely enough at this temperature."""
         import openmm

@@ -33,7 +33,10 @@ constant instead. That is cheaper and steadier for steep walls, but only right w
 :math:`\epsilon \nabla^2 u` stays below one: beyond, the layer reverses a displacement, and the
 network is driven away.
 
-For a molecule the latent positions are those of a Gaussian chain on its bond graph
+With ``internal`` coordinates the configurations are those of a molecule's bond lengths, angles and torsions,
+``(b, 1, 3n - 6)``; whoever asks for positions converts them.
+
+For a molecule in Cartesian coordinates the latent positions are those of a Gaussian chain on its bond graph
 (:meth:`molsampler.particles.Particles.latent_root`): bonded atoms start near each other, so the network has
 to set lengths and angles, not to fetch atoms from anywhere. The law stays symmetric under rotation,
 reflection and the exchange of equivalent atoms.
@@ -51,6 +54,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import InputError
+from ..internal import InternalCoordinates
 from ..mcmc.mala import drift
 from ..space import Space
 from ..target import COORDINATE_LIMIT, Target
@@ -85,6 +89,7 @@ class GeneratorConfig(Frozen):
     langevin_hessian: bool = True
     sampling_layers: int | None = Field(None, ge=1, le=256)
     latent_calibration: float = Field(1.0, gt=0)
+    internal: InternalCoordinates | None = None
 
 
 class Latent(NamedTuple):

@@ -72,6 +72,9 @@ class ReplayConfig(Frozen):
 class TrainConfig(Frozen):
     """Everything that decides a training run, apart from the target and the machine.
 
+    ``coordinates: internal`` samples a molecule by bond lengths, angles and torsions
+    (:mod:`molsampler.internal`), with a perceptron.
+
     ``sampling_scheme`` is that of the averaged generator's Langevin layers, if not the one trained
     with: learned steps stay short under ``euler``, which punishes long ones, and are then sampled with
     less error by ``leimkuhler-matthews``. ``sampling_layers`` is the number of layers it evaluates, if not
@@ -80,6 +83,7 @@ class TrainConfig(Frozen):
     """
 
     system: str
+    coordinates: Literal["cartesian", "internal"] = "cartesian"
     seed: int = Field(0, ge=0)
     iterations: int = Field(4000, ge=1)
     batch_size: int = Field(256, ge=1)

@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 import torch
 
-from .. import artifact, memory
+from .. import artifact, internal, memory
 from ..artifact import check_device
 from ..errors import MolsamplerError, ResourceError
-from ..target import System
+from ..internal import InternalTarget
+from ..target import System, Target
 from . import checkpoint, loop
 from .config import PosteriorConfig, TrainConfig
 from .folder import RunFolder
@@ -98,7 +99,10 @@ def train(
         The device does not exist, or its memory is too small for the batch.
     """
     place = check_device("cpu" if device is None else device)
-    _require_memory(config, target)
+    working: Target = target
+    if config.coordinates == "internal":
+        working = InternalTarget(target, internal.plan(target))
+    _require_memory(config, working)
     began = time.monotonic()
     say = _throttled(on_progress)
     with RunFolder(run_dir) as folder, _signals() as received:
@@ -114,7 +118,7 @@ def train(
 
         try:
             with _enough_memory(config):
-                state = _open(folder, config, target, place, report)
+                state = _open(folder, config, working, place, report)
         except StopRequestedError:
             # Equilibration takes minutes at most and is deterministic: it starts again on resume.
             return TrainResult(
@@ -129,7 +133,7 @@ def train(
                 0,
                 received[0] if received else None,
             )
-        trainer = loop.Trainer(config, target, state)
+        trainer = loop.Trainer(config, working, state)
         status: Literal["completed", "out of time", "interrupted"] = "completed"
         while not trainer.finished:
             with _enough_memory(config):
@@ -174,7 +178,7 @@ def train(
 def _open(
     folder: RunFolder,
     config: TrainConfig,
-    target: System,
+    target: Target,
     device: torch.device,
     report: Callable[[str, float], None],
 ) -> TrainState:
@@ -322,14 +326,14 @@ def _loads(folder: RunFolder, target: System) -> bool:
     return True
 
 
-def _require_memory(config: TrainConfig, target: System) -> None:
+def _require_memory(config: TrainConfig, target: Target) -> None:
     """Refuse what could not even hold its positions, let alone the networks' intermediate values."""
     rows = config.batch_size
     if isinstance(config.target_score, PosteriorConfig):
         rows *= config.target_score.particles
     else:
         rows += config.target_score.size
-    particles, dimension = target.shape
+    particles, dimension = target.space.shape
     memory.require(
         # Positions and scores in float32, before and after a step.
         16 * particles * dimension * max(rows, config.evaluate_samples),

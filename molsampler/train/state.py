@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FileFormatError
+from ..internal import InternalTarget
 from ..mcmc import mala
 from ..nn.body import EGNNConfig
 from ..nn.denoiser import Denoiser
@@ -27,12 +28,11 @@ from .replay import IdentityMixture
 SPRING = 0.15
 
 
-def absolute_generator(
-    config: TrainConfig, data_scale: float, particles: Particles | None
-) -> dict[str, Any]:
-    """Generator configuration with lengths in the system's unit instead of data scales, and particles."""
+def absolute_generator(config: TrainConfig, data_scale: float, target: Target) -> dict[str, Any]:
+    """Generator configuration with lengths in the system's unit instead of data scales, and with what
+    the target says of its particles or internal coordinates."""
     relative = config.generator
-    body = absolute_body(relative.body, data_scale, particles)
+    body = absolute_body(relative.body, data_scale, Particles.of(target))
     return relative.model_copy(
         update={
             "body": body,
@@ -40,6 +40,7 @@ def absolute_generator(
             "langevin_step": relative.langevin_step * data_scale**2,
             "langevin_last_step": relative.langevin_last_step
             and relative.langevin_last_step * data_scale**2,
+            "internal": target.coordinates if isinstance(target, InternalTarget) else None,
         }
     ).model_dump()
 
@@ -217,7 +218,7 @@ def build_state(
         torch.manual_seed(config.seed)
         particles = Particles.of(target)
         generator = build_generator(
-            absolute_generator(config, data_scale, particles), target.space, target
+            absolute_generator(config, data_scale, target), target.space, target
         ).to(device)
         body = absolute_body(config.denoiser, data_scale, particles)
         score = Denoiser(body, target.space, data_scale=data_scale).to(device)
