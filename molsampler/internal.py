@@ -18,7 +18,7 @@ with the normal distribution function Φ, so that a free rotor is a standard nor
 torsion is least likely. Further atoms on the same bond are placed relative to the first one.
 
 The density of q is :math:`\exp(-u(x(q)))\,|dx/dq|`, which :class:`InternalTarget` gives to samplers. Stiff
-torsions are kept within 1.5 rad of their centre by a wall. It is what holds the handedness of chiral centres,
+torsions are kept within 1 rad of their centre by a wall. It is what holds the handedness of chiral centres,
 and double and peptide bonds as they were given; other isomers are other molecules here.
 """
 
@@ -37,7 +37,7 @@ from .space import Euclidean
 from .target import System, Target
 
 #: Stiff torsions end this far from their centre, in rad: short of the other hand of a chiral centre.
-_TORSION_REACH = 1.5
+_TORSION_REACH = 1.0
 
 #: Width of the walls, in rad, or in relative length for bonds.
 _WALL = 0.05

@@ -222,6 +222,27 @@ def test_langevin_steps_start_on_a_geometric_ladder():
     assert steps.tolist() == pytest.approx([0.04, 0.02, 0.01])
 
 
+def test_a_stretched_ladder_keeps_its_ends_and_its_law():
+    target = Gaussian(Euclidean(1, 2), 1.0)
+    config = GeneratorConfig(
+        body=MLPConfig(width=4, layers=1),
+        langevin_layers=3,
+        langevin_step=0.8,
+        langevin_last_step=0.2,
+        langevin_scheme="leimkuhler-matthews",
+        sampling_layers=25,
+    )
+    net = build_generator(config, target.space, target)
+    steps = net.steps()
+    assert net.energy_evaluations == len(steps) == 25
+    assert steps[[0, 12, 24]].tolist() == pytest.approx([0.8, 0.4, 0.2])
+    assert (steps.diff() < 0).all()
+    n = 20_000
+    x = net(net.draw_latent(n, generator=torch.Generator().manual_seed(0))).detach()
+    # Averaged noise is exact where steps are equal, and nearly so where they change slowly.
+    assert float(x.var()) == pytest.approx(1.0, abs=5 * (2 / (2 * n)) ** 0.5 + 0.02)
+
+
 @pytest.mark.parametrize(
     ("scheme", "excess"), [("leimkuhler-matthews", 1.0), ("euler", 1 / (1 - 0.8 / 2))]
 )

@@ -1,0 +1,102 @@
+"""The data-free criterion sees what local refinement does not, and calibration finds a known scale."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from molsampler.mcmc import mala
+from molsampler.nn import GeneratorConfig, MLPConfig, build_generator
+from molsampler.space import Euclidean
+from molsampler.systems import get_system
+from molsampler.train.criterion import Discrepancy, calibrate
+from molsampler.train.replay import Gaussian
+
+
+class Wells:
+    """Two narrow wells of weight 1/2 at -3 and 3 along every axis of the plane's first coordinate."""
+
+    space = Euclidean(1, 2)
+
+    def energy_and_score(self, x):
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            near = torch.stack([-8 * (x[..., 0, 0] - c).square() for c in (-3.0, 3.0)])
+            u = 0.5 * x[..., 0, 1].square() - torch.logsumexp(near, 0)
+            (gradient,) = torch.autograd.grad(u.sum(), x)
+        return u.detach(), -gradient
+
+    def sample(self, n, share, seed):
+        rng = torch.Generator().manual_seed(seed)
+        side = torch.where(torch.rand(n, generator=rng) < share, 3.0, -3.0)
+        x = torch.randn(n, 1, 2, generator=rng)
+        x[:, 0, 0] = side + 0.25 * x[:, 0, 0]
+        return x
+
+
+def test_wrong_weights_of_modes_are_seen_and_local_drift_is_blind():
+    target = Wells()
+    far = Discrepancy(mala.init(target.sample(4000, 0.5, 0), target), target.space)
+    drifts, found = {}, {}
+    for share in (0.5, 0.6, 0.8):
+        state = mala.init(target.sample(4000, share, 1), target)
+        found[share], error = far(state.position, state.energy)
+        assert 0 < error < 0.1
+        before = state.energy.sort()[0]
+        rng = torch.Generator().manual_seed(2)
+        for _ in range(20):
+            state, _ = mala.step(state, target, step_size=0.03, generator=rng)
+        drifts[share] = float((state.energy.sort()[0] - before).square().mean().sqrt())
+    # Sampling error of a share of one half among 4000 against 4000: .011.
+    assert found[0.5] < 0.15
+    assert found[0.5] + 0.1 < found[0.6] < found[0.8] - 0.1
+    assert max(drifts.values()) < 0.1
+
+
+def test_it_does_not_see_rotation_nor_exchange():
+    system = get_system("lj7")
+    rng = torch.Generator().manual_seed(0)
+    x = 0.9 * system.space.randn(600, generator=rng, like=torch.empty(0))
+    state = mala.init(x, system)
+    far = Discrepancy(state, system.space)
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=rng))[0]
+    order = torch.randperm(7, generator=rng)
+    assert far((x @ turn)[:, order], state.energy)[0] == pytest.approx(
+        far(x, state.energy)[0], abs=1e-5
+    )
+    assert far(x, state.energy)[0] < 1e-6
+    # Another size is another shape.
+    larger = mala.init(1.1 * x, system)
+    assert far(larger.position, state.energy)[0] > 0.1
+
+
+def test_a_sample_in_collision_costs_but_does_not_decide():
+    target = Wells()
+    far = Discrepancy(mala.init(target.sample(2000, 0.5, 0), target), target.space)
+    state = mala.init(target.sample(2000, 0.5, 1), target)
+    clean = far(state.position, state.energy)[0]
+    for bad in (1e30, torch.inf, torch.nan):
+        energy = state.energy.clone()
+        energy[7] = bad
+        assert clean < far(state.position, energy)[0] < clean + 1.0
+
+
+@pytest.mark.parametrize("scale", [0.98, 1.0, 1.03])
+def test_calibration_finds_the_scale_of_a_gaussian(scale):
+    space = Euclidean(1, 6)
+    target = Gaussian(space, 1.0)
+    rng = torch.Generator().manual_seed(0)
+    like = torch.empty(0)
+    population = mala.init(target.sample(16_000, generator=rng, like=like), target)
+    generator = build_generator(
+        GeneratorConfig(body=MLPConfig(width=4, layers=1), latent_scale=scale), space, None
+    )
+    # A perceptron that does nothing.
+    torch.nn.init.zeros_(generator.body.net.out.weight)
+    torch.nn.init.zeros_(generator.body.net.out.bias)
+    found = calibrate(
+        generator, Discrepancy(population, space), target, samples=16_000, rng=rng, like=like
+    )
+    # Energies have mean 3 and variance 3; the standard error of a scale from 16,000 x 6 numbers is
+    # .0023 on either side.
+    assert found * scale == pytest.approx(1.0, abs=5 * 2**0.5 * 0.0023)
