@@ -25,7 +25,7 @@ and double and peptide bonds as they were given; other isomers are other molecul
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -285,6 +285,13 @@ def random_rotations(n: int, *, generator: torch.Generator | None, like: Tensor)
     return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
 
+def available(system: System) -> bool:
+    """Whether :func:`plan` has what it needs: a molecule with bonds and positions, felt by no field."""
+    known = getattr(system, "bonds", None) and getattr(system, "positions", None) is not None
+    turns = hasattr(system, "turning_bonds") and system.invariant
+    return bool(known and turns) and system.shape[0] > 2 and system.shape[1] == 3
+
+
 def plan(system: System) -> InternalCoordinates:
     """Internal coordinates of a molecule, from its bonds, given geometry and energy.
 
@@ -297,20 +304,15 @@ def plan(system: System) -> InternalCoordinates:
         The system is no single molecule of three atoms or more in three dimensions, its energy depends on
         where it is, or it has no positions.
     """
-    bonds = tuple(getattr(system, "bonds", None) or ())
-    positions = getattr(system, "positions", None)
-    n, d = system.shape
-    if not bonds or positions is None or n < 3 or d != 3 or not hasattr(system, "turning_bonds"):
+    if not available(system):
         raise InputError(
-            f"internal coordinates need a molecule with bonds and positions; {system.name!r} has none"
+            "internal coordinates need a molecule of at least three atoms with bonds and positions whose "
+            f"energy does not depend on place and orientation; {system.name!r} is none"
         )
-    if not system.invariant:
-        raise InputError(
-            f"internal coordinates say nothing of place and orientation, which {system.name!r} feels"
-        )
-    x = torch.as_tensor(positions, dtype=torch.float64)[None]
-    placements = _tree(n, bonds, x[0])
-    turning = {frozenset(bond) for bond in system.turning_bonds()}
+    molecule: Any = system
+    x = torch.as_tensor(molecule.positions, dtype=torch.float64)[None]
+    placements = _tree(system.shape[0], tuple(molecule.bonds))
+    turning = {frozenset(bond) for bond in molecule.turning_bonds()}
     free = _free(placements, turning)
     first = _provisional(placements, x)
     minimum = _minimised(InternalTarget(system, first), first.from_cartesian(x))
@@ -324,9 +326,7 @@ def plan(system: System) -> InternalCoordinates:
     )
 
 
-def _tree(
-    n: int, bonds: tuple[tuple[int, int], ...], x: Tensor
-) -> tuple[tuple[int, int, int, int], ...]:
+def _tree(n: int, bonds: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int, int, int], ...]:
     """Placements along the bond graph, from the middle outwards, breadth first."""
     partners: list[list[int]] = [[] for _ in range(n)]
     for i, j in bonds:

@@ -223,14 +223,14 @@ def test_rotations_are_uniform_and_proper():
 
 
 def test_what_has_no_internal_coordinates_is_refused():
-    with pytest.raises(InputError, match=r"lj13.*has none"):
+    with pytest.raises(InputError, match=r"lj13' is none"):
         plan(get_system("lj13"))
     parts = Molecule((0, 1, 0, 2, 2), ((0, 1), (1, 2), (3, 4)), turning=())
     with pytest.raises(InputError, match="do not connect"):
         plan(parts)
     field = Molecule()
     field.invariant = False
-    with pytest.raises(InputError, match="feels"):
+    with pytest.raises(InputError, match="is none"):
         plan(field)
     with pytest.raises(InputError, match="do not fit"):
         InternalTarget(methane(), plan(Molecule((0, 1, 1, 0), ((0, 1), (1, 2), (2, 3)))))

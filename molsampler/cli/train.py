@@ -50,6 +50,7 @@ def train(
 
     Ctrl-C and SIGTERM finish the iteration, save the state and end with exit code 130 or 143.
     """
+    from ..internal import available
     from ..systems import get_system
     from ..train import Progress, load_config
     from ..train import train as run
@@ -61,6 +62,7 @@ def train(
         file=config,
         overrides=overrides or (),
         invariant=target.invariant,
+        molecule=available(target),
     )
     command = ["molsampler", "train", system, "RUN_DIR", "--preset", preset.value]
     command += ["--config", str(config)] if config is not None else []

@@ -126,11 +126,13 @@ def load_config(
     file: Path | str | None = None,
     overrides: Sequence[str] = (),
     invariant: bool = True,
+    molecule: bool = False,
 ) -> TrainConfig:
     """Build a configuration from a preset, then a YAML file, then ``KEY=VALUE`` overrides.
 
     Keys may be dotted (``generator.body.width=32``). ``invariant`` says whether a system without
-    its own preset gets an equivariant network (True) or a perceptron.
+    its own preset gets an equivariant network (True) or a perceptron; ``molecule`` that it gets internal
+    coordinates (:func:`molsampler.internal.available`).
 
     Raises
     ------
@@ -146,6 +148,8 @@ def load_config(
     # Our own file, which may use aliases.
     book = yaml.safe_load((_FOLDER / f"{preset}.yaml").read_text())
     fallback = book["invariant" if invariant else "other"]
+    if molecule:
+        fallback = book.get("molecule", fallback)
     values = _merge(book["common"], book["systems"].get(system, fallback))
     if file is not None:
         values = _merge(values, _read_yaml(Path(file)))

@@ -50,8 +50,13 @@ def growth(work: Callable[[Callable[[int], None]], object], log: Path) -> tuple[
 
 @pytest.mark.parametrize(
     ("suffix", "count"),
-    [(".npz", 400_000)]
-    + [pytest.param(suffix, 800_000, marks=pytest.mark.slow) for suffix in export.FORMATS],
+    # HDF5 fills a cache of some 15 MiB within the first half million frames, and grows no more.
+    [(".npz", 400_000), pytest.param(".h5", 1_600_000, marks=pytest.mark.slow)]
+    + [
+        pytest.param(suffix, 800_000, marks=pytest.mark.slow)
+        for suffix in export.FORMATS
+        if suffix != ".h5"
+    ],
 )
 def test_memory_does_not_grow_with_the_number_of_samples(
     suffix: str,
