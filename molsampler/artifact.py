@@ -783,7 +783,7 @@ class SampleStream:
         coordinates = self.sampler.internal
         if coordinates is None:
             return x
-        return self.sampler.system.space.project(coordinates.to_cartesian(x[:, 0].double())[0])
+        return self.sampler.system.space.project(coordinates.to_cartesian(x[..., 0].double())[0])
 
     def _turned(self, x: Tensor, random: torch.Generator) -> Tensor:
         """Orientations drawn at random where the coordinates know none; float32."""

@@ -239,7 +239,12 @@ def _walled(
 
 
 class InternalTarget:
-    """A molecule's density in internal coordinates, a target on :math:`R^{3n-6}` of shape ``(1, 3n-6)``."""
+    """A molecule's density in internal coordinates, a target on :math:`R^{3n-6}`.
+
+    Shapes are ``(3n-6, 1)``: what limits the move of a particle, the truncated drift of Langevin steps,
+    then limits every coordinate by itself, and a clash that one torsion causes cannot throw that torsion
+    across its range.
+    """
 
     def __init__(self, system: System, coordinates: InternalCoordinates):
         if len(coordinates.placements) != system.shape[0] or system.shape[1] != 3:
@@ -248,10 +253,10 @@ class InternalTarget:
                 f"shape {system.shape}"
             )
         self.system, self.coordinates = system, coordinates
-        self.space = Euclidean(1, coordinates.dof)
+        self.space = Euclidean(coordinates.dof, 1)
 
     def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``u(x(q)) - log|dx/dq|`` plus walls, and its negative gradient; ``x`` is q, ``(*b, 1, dof)``."""
+        """``u(x(q)) - log|dx/dq|`` plus walls, and its negative gradient; ``x`` is q, ``(*b, dof, 1)``."""
         q = x.detach().reshape(-1, self.coordinates.dof).double()
         with torch.enable_grad():
             q.requires_grad_()
@@ -448,13 +453,13 @@ def _minimised(target: InternalTarget, q: Tensor) -> Tensor:
     )
 
     def closure() -> Tensor:
-        energy, score = target.energy_and_score(point.detach()[:, None])
-        point.grad = -score[:, 0]
+        energy, score = target.energy_and_score(point.detach()[..., None])
+        point.grad = -score[..., 0]
         return energy.sum()
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
     found = point.detach()
-    energy, _ = target.energy_and_score(found[:, None])
+    energy, _ = target.energy_and_score(found[..., None])
     if not bool(torch.isfinite(energy).all()):
         raise InputError(
             "the molecule's positions could not be minimised; start from a relaxed one"
@@ -468,7 +473,7 @@ def _conditional_widths(
     """Standard deviation of each coordinate with the others held, from the curvature at the centre."""
     dof = settled.dof
     shift = _DIFFERENCE * torch.eye(dof, dtype=torch.float64)
-    plus, minus = (target.energy_and_score(s[:, None])[1][:, 0] for s in (shift, -shift))
+    plus, minus = (target.energy_and_score(s[..., None])[1][..., 0] for s in (shift, -shift))
     curvature = ((minus - plus) / (2 * _DIFFERENCE)).diagonal()
     # A flat or falling direction keeps its first guess, at most ten times wider.
     scale = curvature.clamp(min=1e-2).rsqrt().tolist()

@@ -121,9 +121,9 @@ def test_volume_element_is_the_determinant(molecule, coordinates):
 
 def test_score_is_the_gradient(molecule, coordinates):
     target = InternalTarget(molecule, coordinates)
-    q = draws(target.coordinates, 20, seed=2)[:, None]
+    q = draws(target.coordinates, 20, seed=2)[..., None]
     energy, score = target.energy_and_score(q)
-    move = 1e-6 * draws(target.coordinates, 20, seed=3)[:, None]
+    move = 1e-6 * draws(target.coordinates, 20, seed=3)[..., None]
     change = target.energy_and_score(q + move)[0] - target.energy_and_score(q - move)[0]
     expected = -2 * (score * move).sum((1, 2))
     torch.testing.assert_close(change, expected, rtol=1e-4, atol=1e-7)
@@ -133,7 +133,7 @@ def test_score_is_the_gradient(molecule, coordinates):
 def test_far_away_there_is_a_wall_and_no_number_is_lost(molecule, coordinates):
     target = InternalTarget(molecule, coordinates)
     for scale in (10.0, 1e3, 1e5):
-        q = draws(target.coordinates, 50, seed=4, scale=scale)[:, None].float()
+        q = draws(target.coordinates, 50, seed=4, scale=scale)[..., None].float()
         energy, score = target.energy_and_score(q)
         assert not torch.isnan(energy).any()
         assert torch.isfinite(score).all()
@@ -158,11 +158,11 @@ def test_walls_keep_the_hand():
 
     target = InternalTarget(system, plan(system))
     rng = torch.Generator().manual_seed(0)
-    state = mala.init(torch.zeros(64, 1, target.coordinates.dof), Hot(target))
+    state = mala.init(torch.zeros(64, target.coordinates.dof, 1), Hot(target))
     for _ in range(400):
         state, info = mala.step(state, Hot(target), step_size=0.1, generator=rng)
     assert float(info.acceptance.mean()) > 0.2
-    x = target.coordinates.to_cartesian(state.position[:, 0]).position
+    x = target.coordinates.to_cartesian(state.position[..., 0]).position
     given = signed_volumes(torch.as_tensor(system.positions)[None], [(0, 1, 2, 3)]).sign()
     assert (signed_volumes(x.double(), [(0, 1, 2, 3)]).sign() == given).all()
 
@@ -186,11 +186,11 @@ def test_density_of_a_chain_is_the_known_one():
     target = InternalTarget(system, plan(system))
     rng = torch.Generator().manual_seed(0)
     chains, kept = 512, []
-    state = mala.init(torch.randn(chains, 1, 6, generator=rng, dtype=torch.float64), target)
+    state = mala.init(torch.randn(chains, 6, 1, generator=rng, dtype=torch.float64), target)
     for step in range(700):
         state, _ = mala.step(state, target, step_size=0.25, generator=rng)
         if step >= 200 and step % 50 == 0:
-            kept.append(target.coordinates.to_cartesian(state.position[:, 0]).position)
+            kept.append(target.coordinates.to_cartesian(state.position[..., 0]).position)
     x = torch.cat(kept)
     # Draws of a chain 50 steps apart count as a third of a draw.
     error = (3 / len(x)) ** 0.5

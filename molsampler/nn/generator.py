@@ -34,7 +34,7 @@ constant instead. That is cheaper and steadier for steep walls, but only right w
 network is driven away.
 
 With ``internal`` coordinates the configurations are those of a molecule's bond lengths, angles and torsions,
-``(b, 1, 3n - 6)``; whoever asks for positions converts them.
+``(b, 3n - 6, 1)``; whoever asks for positions converts them.
 
 For a molecule in Cartesian coordinates the latent positions are those of a Gaussian chain on its bond graph
 (:meth:`molsampler.particles.Particles.latent_root`): bonded atoms start near each other, so the network has
