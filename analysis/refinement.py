@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from molsampler import internal
 from molsampler.errors import InputError
 from molsampler.mcmc import adapt, mala
 from molsampler.samples import Samples
@@ -117,7 +118,9 @@ def equal_budget_monte_carlo(
 
     ``n`` independent MALA chains start from normal draws of standard deviation ``spread`` and run
     ``energy_evaluations / n`` steps; the step size is adapted during the first half. Their last
-    states are the samples. A gradient counts as one energy evaluation.
+    states are the samples. A gradient counts as one energy evaluation. A molecule's chains move in
+    internal coordinates, where it is nearly a product, and start from standard normal draws of those: in
+    Cartesian coordinates its bonds would hold them still, and the rival be a straw man.
 
     Parameters
     ----------
@@ -144,14 +147,17 @@ def equal_budget_monte_carlo(
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     like = torch.zeros((), dtype=torch.float64)
-    state = mala.init(spread * system.space.randn(n, generator=generator, like=like), system)
+    coordinates = internal.plan(system) if internal.available(system) else None
+    target = internal.working_target(system, coordinates)
+    scale = spread if coordinates is None else 1.0
+    state = mala.init(scale * target.space.randn(n, generator=generator, like=like), target)
     adaptation = adapt.init(FIRST_STEP)
     total = energy_evaluations // n - 1
     done = 0
     acceptance = 0.0
     while done < total:
         state, info = mala.step(
-            state, system, step_size=float(adaptation.step_size), generator=generator
+            state, target, step_size=float(adaptation.step_size), generator=generator
         )
         acceptance = float(info.acceptance.mean())
         elapsed = time.perf_counter() - started
@@ -161,9 +167,13 @@ def equal_budget_monte_carlo(
             adaptation = adapt.update(adaptation, info.acceptance)
         if time_limit is not None and elapsed > time_limit:
             break
+    positions = state.position
+    if coordinates is not None:
+        positions = system.space.project(coordinates.to_cartesian(positions[..., 0]).position)
+        positions = positions @ internal.random_rotations(n, generator=generator, like=positions)
     return Samples.of(
         system,
-        state.position,
+        positions,
         method="parallel MALA from random starts",
         chains=n,
         steps=done,

@@ -76,8 +76,8 @@ def refined(samples: Samples, system: System, *, steps: int, seed: int) -> tuple
     return done, time.perf_counter() - started
 
 
-def shipped(name: str, n: int, seed: int) -> tuple[Samples, float] | None:
-    """Raw samples of the shipped artifact and the seconds they took, or None if none ships."""
+def shipped(name: str, n: int, seed: int, refine: int) -> list[tuple[Samples, float]] | None:
+    """Raw and refined samples of the shipped artifact and the seconds they took; None if none ships."""
     from molsampler import Sampler
 
     try:
@@ -86,9 +86,12 @@ def shipped(name: str, n: int, seed: int) -> tuple[Samples, float] | None:
         log(f"{name}: no shipped sampler ({error})")
         return None
     sampler.sample(64, seed=seed)
-    started = time.perf_counter()
-    samples = sampler.sample(n, seed=seed)
-    return samples, time.perf_counter() - started
+    found = []
+    for steps in (0, refine):
+        started = time.perf_counter()
+        samples = sampler.sample(n, seed=seed, refine=steps)
+        found.append((samples, time.perf_counter() - started))
+    return found
 
 
 def run_system(name: str, options: argparse.Namespace) -> dict[str, Comparison] | None:
@@ -101,13 +104,12 @@ def run_system(name: str, options: argparse.Namespace) -> dict[str, Comparison] 
     sets: dict[str, Samples] = {}
     seconds: dict[str, float] = {}
 
-    ours = shipped(name, options.n_samples, options.seed)
+    ours = shipped(name, options.n_samples, options.seed, options.refine)
     if ours is not None:
-        samples, spent = ours
-        sets["molsampler, raw"], seconds["molsampler, raw"] = samples, spent
-        label = f"molsampler, {options.refine} MALA steps"
-        sets[label], extra = refined(samples, system, steps=options.refine, seed=options.seed)
-        seconds[label] = spent + extra
+        for label, (samples, spent) in zip(
+            ("molsampler, raw", f"molsampler, {options.refine} MALA steps"), ours, strict=True
+        ):
+            sets[label], seconds[label] = samples, spent
     peer_path = None if options.peers is None else options.peers / f"peer_{name}.npz"
     if peer_path is not None and peer_path.is_file():
         sets["peer, raw"] = load(peer_path, system)
@@ -125,7 +127,7 @@ def run_system(name: str, options: argparse.Namespace) -> dict[str, Comparison] 
         (
             int(s.metadata["energy_evaluations"]) / len(s)
             for s in sets.values()
-            if "refined_steps" in s.metadata
+            if s.metadata.get("refine") or "refined_steps" in s.metadata
         ),
         default=1.0,
     )
@@ -135,8 +137,8 @@ def run_system(name: str, options: argparse.Namespace) -> dict[str, Comparison] 
         ("Monte Carlo, equal evaluations", round(refining * chains), None),
         ("Monte Carlo, equal seconds", 10**12, limit),
     ]
-    if ours is not None and "training_energy_evaluations" in ours[0].metadata:
-        training = int(ours[0].metadata["training_energy_evaluations"])
+    if ours is not None and "training_energy_evaluations" in ours[0][0].metadata:
+        training = int(ours[0][0].metadata["training_energy_evaluations"])
         lines.append(("Monte Carlo, the training's evaluations", training, options.longest))
     for label, budget, ceiling in lines:
         log(f"{name}: {label}")
