@@ -41,8 +41,8 @@ _ROWS = 16384
 #: Parts of the samples whose spread is the error.
 _PARTS = 5
 
-#: Spacing of the factors tried in calibration.
-_CALIBRATION_STEP = 0.02
+#: Spacing of the factors tried in calibration, and how often they may move on.
+_CALIBRATION_STEP, _CALIBRATION_ROUNDS = 0.02, 4
 
 
 class Discrepancy:
@@ -123,8 +123,9 @@ def calibrate(
     """Factor on the generator's latent positions that brings its samples nearest to the population.
 
     One number tunes the whole: a slightly narrower latent gives slightly denser configurations. All
-    factors see the same noise, so D squared is smooth in the factor; a parabola through five values
-    has its minimum, which is taken if D there is below that at one.
+    factors see the same noise, so D squared is smooth in the factor: a parabola through five values
+    has its minimum, and where that lies at the end of the five they move there. The factor found is taken
+    if D there is below that at one.
     """
     latent = generator.draw_latent(samples, generator=rng, like=like)
 
@@ -134,10 +135,15 @@ def calibrate(
             x = generator(scaled).nan_to_num().clamp(-REACH, REACH)
         return discrepancy(x, target.energy_and_score(x)[0])[0]
 
-    factors = [1.0 + k * _CALIBRATION_STEP for k in (-2, -1, 0, 1, 2)]
-    distances = [distance(factor) for factor in factors]
-    curvature, slope, _ = np.polyfit(np.subtract(factors, 1.0), np.square(distances), 2)
-    if curvature <= 0:
-        return 1.0
-    lowest = float(np.clip(1.0 - 0.5 * slope / curvature, factors[0], factors[-1]))
-    return lowest if distance(lowest) < distances[2] else 1.0
+    centre, reach = 1.0, 2 * _CALIBRATION_STEP
+    uncalibrated = distance(1.0)
+    for _ in range(_CALIBRATION_ROUNDS):
+        offsets = np.linspace(-reach, reach, 5)
+        squares = [distance(centre + offset) ** 2 for offset in offsets]
+        curvature, slope, _ = np.polyfit(offsets, squares, 2)
+        lowest = -0.5 * slope / curvature if curvature > 0 else offsets[int(np.argmin(squares))]
+        move = float(np.clip(lowest, -reach, reach))
+        centre += move
+        if abs(move) < reach:
+            break
+    return centre if distance(centre) < uncalibrated else 1.0
