@@ -20,7 +20,7 @@ from molsampler import internal
 from molsampler.errors import InputError
 from molsampler.mcmc import adapt, mala
 from molsampler.samples import Samples
-from molsampler.target import System
+from molsampler.target import System, Target
 
 from .energies import wasserstein2_1d
 
@@ -64,7 +64,7 @@ def refinement_drift(
 
     The value is :math:`W_2` between the energies of ``positions`` and of the positions reached. The
     step size is adapted on a copy of the first ``adaptation_chains`` samples, so the run itself is
-    a fixed reversible kernel from its first step.
+    a fixed reversible kernel from its first step. Molecules move in internal coordinates.
 
     Parameters
     ----------
@@ -83,21 +83,26 @@ def refinement_drift(
             f"steps and the number of samples must be positive, got {steps} and {len(positions)}"
         )
     x = system.space.project(positions.double())
-    copy = mala.init(x[:adaptation_chains], system)
+    before = system.energy(x)
+    coordinates, target = _moves_of(system)
+    if coordinates is not None:
+        x = coordinates.from_cartesian(x)[..., None]
+    copy = mala.init(x[:adaptation_chains], target)
     _, step_size = adapt.adapt_step_size(
-        copy, system, steps=adaptation_steps, step_size=FIRST_STEP, generator=generator
+        copy, target, steps=adaptation_steps, step_size=FIRST_STEP, generator=generator
     )
-    state = mala.init(x, system)
-    before = state.energy
+    state = mala.init(x, target)
     acceptance = 0.0
     for _ in range(steps):
-        state, info = mala.step(state, system, step_size=step_size, generator=generator)
+        state, info = mala.step(state, target, step_size=step_size, generator=generator)
         acceptance += float(info.acceptance.mean()) / steps
+    reached = _positions(state.position, system, coordinates, generator)
+    after = system.energy(reached)
     return Drift(
-        wasserstein2_1d(before, state.energy),
+        wasserstein2_1d(before, after),
         before,
-        state.energy,
-        state.position,
+        after,
+        reached,
         steps,
         step_size,
         acceptance,
@@ -147,8 +152,7 @@ def equal_budget_monte_carlo(
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     like = torch.zeros((), dtype=torch.float64)
-    coordinates = internal.plan(system) if internal.available(system) else None
-    target = internal.working_target(system, coordinates)
+    coordinates, target = _moves_of(system)
     scale = spread if coordinates is None else 1.0
     state = mala.init(scale * target.space.randn(n, generator=generator, like=like), target)
     adaptation = adapt.init(FIRST_STEP)
@@ -167,13 +171,9 @@ def equal_budget_monte_carlo(
             adaptation = adapt.update(adaptation, info.acceptance)
         if time_limit is not None and elapsed > time_limit:
             break
-    positions = state.position
-    if coordinates is not None:
-        positions = system.space.project(coordinates.to_cartesian(positions[..., 0]).position)
-        positions = positions @ internal.random_rotations(n, generator=generator, like=positions)
     return Samples.of(
         system,
-        positions,
+        _positions(state.position, system, coordinates, generator),
         method="parallel MALA from random starts",
         chains=n,
         steps=done,
@@ -184,3 +184,22 @@ def equal_budget_monte_carlo(
         acceptance=acceptance,
         step_size=float(adaptation.step_size),
     )
+
+
+def _moves_of(system: System) -> tuple[internal.InternalCoordinates | None, Target]:
+    """The coordinates in which Monte Carlo moves best, None for the system's own, and the target there."""
+    coordinates = internal.plan(system) if internal.available(system) else None
+    return coordinates, internal.working_target(system, coordinates)
+
+
+def _positions(
+    x: Tensor,
+    system: System,
+    coordinates: internal.InternalCoordinates | None,
+    generator: torch.Generator,
+) -> Tensor:
+    """Positions of what moved, orientations drawn at random where the coordinates know none."""
+    if coordinates is None:
+        return x
+    positions = system.space.project(coordinates.to_cartesian(x[..., 0]).position)
+    return positions @ internal.random_rotations(len(x), generator=generator, like=positions)

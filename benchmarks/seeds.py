@@ -24,6 +24,7 @@ from molsampler import Sampler
 from molsampler.analysis.distances import distance_total_variation
 from molsampler.analysis.energies import total_variation, wasserstein2_1d
 from molsampler.analysis.modes import mode_distance, mode_weights
+from molsampler.analysis.torsions import molecule_of, ramachandran_tvd
 from molsampler.mcmc import mala
 from molsampler.samples import Samples
 from molsampler.target import System
@@ -70,9 +71,13 @@ def distances(samples: Samples, reference: Samples, system: System) -> dict[str,
     }
     if system.shape[0] > 1:
         found["TVD-D"] = float(distance_total_variation(x, r).value)
-    weights = mode_weights(x, system), mode_weights(r, system)
-    if weights[0] is not None and weights[1] is not None:
-        found["mode weights"] = mode_distance(*weights)
+    if hasattr(system, "mode_labels"):
+        found["mode weights"] = mode_distance(mode_weights(x, system), mode_weights(r, system))
+    molecule = molecule_of(system)
+    if molecule is not None and molecule.residues:
+        found["Ramachandran TVD"] = ramachandran_tvd(
+            molecule.ramachandran(x), molecule.ramachandran(r)
+        )
     return found
 
 

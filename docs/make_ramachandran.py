@@ -54,7 +54,7 @@ def main() -> None:
             phi,
             psi,
             BINS,
-            [[-180, 180]] * 2,
+            range=[[-180, 180]] * 2,
             density=True,
             norm="log",
             cmap="viridis",
@@ -71,6 +71,7 @@ def main() -> None:
         energies[0], bins, density=True, histtype="step", color="#1f6f9f", lw=1.6, label=both[0][0]
     )
     axes[2].set(xlabel="reduced energy u (kT)", yticks=[])
+    axes[2].set_ylim(top=1.35 * axes[2].get_ylim()[1])
     axes[2].spines[["top", "right", "left"]].set_visible(False)
     axes[2].legend(frameon=False, fontsize=8, loc="upper right")
     figure.tight_layout()
