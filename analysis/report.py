@@ -203,7 +203,7 @@ def _ramachandran_plot(comparison: Comparison) -> str | None:
     residues = comparison.molecule.residues if comparison.molecule is not None else ()
     if not residues:
         return None
-    figure = Figure(figsize=(8.2, 3.6 * len(residues)), layout="constrained")
+    figure = Figure(figsize=(8.2, 4.0 * len(residues)), layout="constrained")
     FigureCanvasSVG(figure)
     grid = figure.subplots(len(residues), 2, squeeze=False, sharex=True, sharey=True)
     for row, residue in zip(grid, residues, strict=True):
