@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from chains import Chain, methane
+from interrupted import train_twice
 
 from molsampler import Sampler
 from molsampler.analysis.energies import wasserstein2_1d
@@ -20,7 +21,7 @@ from molsampler.internal import (
 from molsampler.mcmc import mala
 from molsampler.particles import signed_volumes
 from molsampler.systems import get_system
-from molsampler.train import checkpoint, load_config, loop, train
+from molsampler.train import load_config, train
 
 
 class Molecule(Chain):
@@ -289,22 +290,7 @@ TINY = (
 def test_training_in_internal_coordinates_resumes_and_samples_positions(tmp_path, monkeypatch):
     system = branched()
     config = load_config("fast", system.name, overrides=TINY, invariant=False)
-    whole = train(system, tmp_path / "whole", config)
-    step = loop.Trainer.step
-
-    def dying(self):
-        if self.state.iteration == 7:
-            raise KeyboardInterrupt
-        return step(self)
-
-    monkeypatch.setattr(loop.Trainer, "step", dying)
-    with pytest.raises(KeyboardInterrupt):
-        train(system, tmp_path / "parts", config)
-    monkeypatch.setattr(loop.Trainer, "step", step)
-    train(system, tmp_path / "parts", config)
-    first, _, _ = checkpoint.load_latest(tmp_path / "whole" / "checkpoints")
-    second, _, _ = checkpoint.load_latest(tmp_path / "parts" / "checkpoints")
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    whole = train_twice(system, config, tmp_path, monkeypatch)
 
     sampler = Sampler.load(whole.artifact, system=system)
     samples = sampler.sample(400, seed=0)

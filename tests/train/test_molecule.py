@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 from chains import Chain, methane
+from interrupted import train_twice
 
 from molsampler import Sampler
 from molsampler.analysis import distance_total_variation, total_variation, trimmed_wasserstein2
 from molsampler.particles import Particles, signed_volumes
-from molsampler.train import checkpoint, load_config, loop, replay, train
+from molsampler.train import load_config, loop, replay
 from molsampler.train.config import ReplayConfig
 
 TINY = (
@@ -33,23 +34,7 @@ TINY = (
 def test_a_chiral_molecule_trains_resumes_and_samples_one_hand(tmp_path, monkeypatch):
     system = methane()
     config = load_config("fast", system.name, overrides=TINY)
-    whole = train(system, tmp_path / "whole", config)
-    step = loop.Trainer.step
-
-    def dying(self):
-        if self.state.iteration == 7:
-            raise KeyboardInterrupt
-        return step(self)
-
-    monkeypatch.setattr(loop.Trainer, "step", dying)
-    with pytest.raises(KeyboardInterrupt):
-        train(system, tmp_path / "parts", config)
-    monkeypatch.setattr(loop.Trainer, "step", step)
-    train(system, tmp_path / "parts", config)
-    first, _, _ = checkpoint.load_latest(tmp_path / "whole" / "checkpoints")
-    second, _, _ = checkpoint.load_latest(tmp_path / "parts" / "checkpoints")
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    whole = train_twice(system, config, tmp_path, monkeypatch)
 
     card = json.loads((whole.artifact / "card.json").read_text())
     assert card["architecture"]["body"]["particles"]["types"] == [0, 1, 2, 3, 4]
