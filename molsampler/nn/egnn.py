@@ -7,10 +7,12 @@ One layer, with node features :math:`h_i`, positions :math:`x_i` and edge featur
     x_i &\leftarrow x_i + \sum_{j \ne i} \frac{x_i - x_j}{d_{ij} + 1}\,\phi_x(m_{ij}), \\
     h_i &\leftarrow h_i + \phi_h(h_i, \textstyle\sum_{j\ne i} g(m_{ij})\, m_{ij}).
 
-Every system here is a complete graph of a few dozen particles, so pairs are dense tensors: no
-gather or scatter by index. The first edge layer is split into per-particle halves, which makes its
-cost linear in the number of particles. With ``unordered=True`` the two halves share their weights,
-messages become symmetric (:math:`m_{ij} = m_{ji}`), and each pair is computed once, at half the work.
+Every system here is a complete graph of a few dozen particles. Inside, tensors are laid out particle
+or pair first, batch second: what joins particles to pairs, and sums messages over neighbours, is then one
+product with a constant incidence matrix for the whole batch, with no gather or scatter by index. The first
+edge layer is split into per-particle halves, which makes its cost linear in the number of particles. With
+``unordered=True`` the two halves share their weights, messages become symmetric
+(:math:`m_{ij} = m_{ji}`), and each pair is computed once, at half the work.
 
 The displacement output is translation invariant and equivariant under rotation, reflection and
 permutation, by construction.
@@ -39,6 +41,13 @@ from torch.nn import functional
 
 from ..errors import InputError
 from ..particles import NEAR, Particles
+
+#: Bytes of one tensor of messages in evaluation on a CPU: two of them fit a core's share of the cache.
+_PIECE = 5 * 2**18
+
+#: Smallest exponent of a radial feature. Beyond it exp is denormal, and every operation on a denormal
+#: number takes the slow path of the processor.
+_SMALLEST = -80.0
 
 # Keeps d(distance)/dx finite for coincident particles without a visible change elsewhere.
 _EPSILON = 1e-8
@@ -69,16 +78,18 @@ class EdgeFeatures(nn.Module):
         # log1p tames the square, which at high noise is hundreds of times its value in the data.
         parts = [torch.log1p(squared / self.range**2)]
         if len(self.centres):
-            parts.append(torch.exp(-self.gamma * (distance - self.centres).square()))
+            exponent = (distance - self.centres).square() * -self.gamma
+            parts.append(torch.exp(exponent.clamp(min=_SMALLEST)))
         if self.inverse:
             parts.append(1.0 / (distance + 0.2 * self.range / 3.0))
         return torch.cat(parts, dim=-1)
 
 
 class BondFeatures(nn.Module):
-    """What the bond graph says of each pair: features ``(*, size)`` of distances, and springs ``(*, 1)``.
+    """What the bond graph says of each pair, of distances ``(pairs, b, 1)``: features ``(pairs, b, size)``
+    and springs ``(pairs, b, 1)``.
 
-    Pairs are dense or unordered as in the network. ``length`` is the first guess of the reference lengths.
+    Pairs are ordered or not, as in :class:`Pairs`. ``length`` is the first guess of the reference lengths.
     """
 
     classes: Tensor
@@ -101,12 +112,13 @@ class BondFeatures(nn.Module):
         # Columns: one, two, three bonds apart, further.
         far = np.where((distance < 0) | (distance > NEAR), NEAR + 1, distance)
         steps = (far[..., None] == np.arange(1, NEAR + 2)).astype(float)
-        kinds = np.array(table)
-        if unordered:
-            pairs = np.triu_indices(n, 1)
-            kinds, steps = kinds[pairs], steps[pairs]
-        self.register_buffer("classes", torch.tensor(kinds.tolist()), persistent=False)
-        self.register_buffer("steps", torch.tensor(steps.tolist()), persistent=False)
+        pairs = tuple(np.array(pair_indices(n, unordered=unordered)).T)
+        self.register_buffer(
+            "classes", torch.tensor(np.array(table)[pairs].tolist()), persistent=False
+        )
+        self.register_buffer(
+            "steps", torch.tensor(steps[pairs][:, None].tolist()), persistent=False
+        )
         self.register_buffer("near", self.steps[..., :NEAR].sum(-1, keepdim=True), persistent=False)
         self.log_length = nn.Parameter(torch.full((len(names),), math.log(length)))
         self.spring = nn.Parameter(torch.zeros(len(names)))
@@ -114,23 +126,24 @@ class BondFeatures(nn.Module):
 
     def length(self) -> Tensor:
         """Reference length of every pair; of no meaning for pairs that are not near."""
-        return self.log_length.exp()[self.classes][..., None]
+        return self.log_length.exp()[self.classes][:, None, None]
 
     def forward(self, distance: Tensor) -> Tensor:
         strain = distance / self.length() - 1.0
         parts = [self.near * torch.tanh(sharpness * strain) for sharpness in _SHARPNESS]
-        return torch.cat([*parts, self.steps.expand(*distance.shape[:-1], -1)], dim=-1)
+        return torch.cat([*parts, self.steps.expand(-1, distance.shape[1], -1)], dim=-1)
 
     def pull(self, distance: Tensor) -> Tensor:
         """Coefficient of ``x_i - x_j`` in the springs' displacement of i."""
-        return self.near * self.spring[self.classes][..., None] * (self.length() / distance - 1.0)
+        spring = self.near * self.spring[self.classes][:, None, None]
+        return spring * (self.length() / distance - 1.0)
 
     def settle(self, distance: Tensor, spring: float) -> None:
-        """Set reference lengths to the means of distances ``(b, *pairs, 1)``, and the springs of bonds
+        """Set reference lengths to the means of distances ``(pairs, b, 1)``, and the springs of bonds
         and angles (graph distance 1 and 2) to ``spring``."""
         with torch.no_grad():
-            mean = distance.mean(0).flatten()
-            index = self.classes.flatten()
+            mean = distance.mean(1).flatten()
+            index = self.classes
             count = torch.zeros_like(self.log_length).index_add_(0, index, torch.ones_like(mean))
             total = torch.zeros_like(self.log_length).index_add_(0, index, mean)
             stiff = torch.zeros_like(self.spring).index_add_(
@@ -140,53 +153,59 @@ class BondFeatures(nn.Module):
             self.spring[1:] = spring * (stiff > 0)[1:].to(self.spring)
 
 
-class DensePairs:
-    """All ordered pairs as an ``(n, n)`` block, the diagonal masked out of every sum."""
-
-    def __init__(self, n: int, like: Tensor):
-        self.mask = 1.0 - torch.eye(n, dtype=like.dtype, device=like.device)[:, :, None]
-
-    def difference(self, x: Tensor) -> Tensor:
-        return x[:, :, None] - x[:, None]
-
-    def combine(self, first: Tensor, second: Tensor) -> Tensor:
-        return first[:, :, None] + second[:, None]
-
-    def sum_messages(self, message: Tensor) -> Tensor:
-        return (message * self.mask).sum(2)
-
-    def sum_vectors(self, vector: Tensor) -> Tensor:
-        # The diagonal is zero already: the difference of a particle with itself.
-        return vector.sum(2)
+def pair_indices(n: int, *, unordered: bool) -> list[tuple[int, int]]:
+    """Pairs of different particles in the network's order: i < j, or all ordered ones."""
+    return [(i, j) for i in range(n) for j in range(i + 1 if unordered else 0, n) if i != j]
 
 
-class UnorderedPairs:
-    """Each pair ``i < j`` once; sums over neighbours are products with the incidence matrix."""
+class Pairs:
+    """Pairs (i, j) of ``n`` particles: from particles ``(n, b, f)`` to pairs ``(pairs, b, f)`` and back.
 
-    def __init__(self, n: int, like: Tensor):
-        i, j = torch.triu_indices(n, n, offset=1, device=like.device)
+    Each map is the product with a constant matrix of zeros and ones.
+    """
+
+    def __init__(self, n: int, *, unordered: bool, like: Tensor):
+        receiver, sender = torch.tensor(pair_indices(n, unordered=unordered), device=like.device).T
         eye = torch.eye(n, dtype=like.dtype, device=like.device)
-        self.signed = eye[i] - eye[j]
-        self.unsigned = eye[i] + eye[j]
+        self.unordered = unordered
+        self._receive, self._send = eye[receiver], eye[sender]
+        self._signed = self._receive - self._send
+        #: A message belongs to both ends of an unordered pair, and to the first of an ordered one.
+        self._ends = self._receive + self._send if unordered else self._receive
+        self._vectors = self._signed if unordered else self._receive
 
     def difference(self, x: Tensor) -> Tensor:
-        return self.signed @ x
+        """Position of i minus position of j."""
+        return _product(self._signed, x)
 
     def combine(self, first: Tensor, second: Tensor) -> Tensor:
-        return self.unsigned @ first
+        """``first`` of i plus ``second`` of j; the two are one for unordered pairs."""
+        if self.unordered:
+            return _product(self._ends, first)
+        matrix = torch.cat([self._receive, self._send], dim=1)
+        return _product(matrix, torch.cat([first, second]))
 
     def sum_messages(self, message: Tensor) -> Tensor:
-        return self.unsigned.T @ message
+        """Sum over the pairs of each particle."""
+        return _product(self._ends.T, message)
 
     def sum_vectors(self, vector: Tensor) -> Tensor:
-        return self.signed.T @ vector
+        """The same for quantities that change sign with the order of the pair."""
+        return _product(self._vectors.T, vector)
 
 
-Pairs = DensePairs | UnorderedPairs
+def _product(matrix: Tensor, x: Tensor) -> Tensor:
+    """``matrix`` times ``x`` ``(k, b, f)`` over its first dimension."""
+    return (matrix @ x.flatten(1)).reshape(len(matrix), *x.shape[1:])
+
+
+def _silu(x: Tensor) -> Tensor:
+    """SiLU of an intermediate result, in its place where no gradient will ask for it."""
+    return functional.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class EGNNLayer(nn.Module):
-    """One layer: features ``(b, n, width)`` and positions ``(b, n, d)`` to the same."""
+    """One layer, on features ``(n, b, width)`` and positions ``(n, b, d)``."""
 
     def __init__(
         self,
@@ -216,6 +235,7 @@ class EGNNLayer(nn.Module):
         self.scale = neighbours**-0.5
 
     def forward(self, h: Tensor, x: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Messages ``(pairs, b, width)`` and moved positions."""
         difference = pairs.difference(x)
         squared = difference.square().sum(-1, keepdim=True)
         distance = torch.sqrt(squared + _EPSILON)
@@ -224,23 +244,26 @@ class EGNNLayer(nn.Module):
         edge = self.edge(squared, distance)
         if self.bonds is not None:
             edge = torch.cat([edge, self.bonds(distance)], dim=-1)
-        message = pairs.combine(first, second) + self.from_edge(edge)
-        message = functional.silu(self.message(functional.silu(message)))
+        message = self.from_edge(edge).add_(pairs.combine(first, second))
+        message = _silu(self.message(_silu(message)))
         if self.attention is not None:
             message = message * torch.sigmoid(self.attention(message))
-        coordinate = (
-            message if self.hidden_head is None else functional.silu(self.hidden_head(message))
-        )
+        coordinate = message if self.hidden_head is None else _silu(self.hidden_head(message))
         weight = self.head(coordinate) / (distance + 1.0)
         x = x + self.scale * pairs.sum_vectors(difference * weight)
         if self.bonds is not None:
             x = x + pairs.sum_vectors(difference * self.bonds.pull(distance))
-        update = torch.cat([h, self.scale * pairs.sum_messages(message)], dim=-1)
-        return h + self.node_out(functional.silu(self.node(update))), x
+        return message, x
+
+    def update(self, h: Tensor, message: Tensor, pairs: Pairs) -> Tensor:
+        """Features after the messages; the last layer's positions do without."""
+        seen = torch.cat([h, self.scale * pairs.sum_messages(message)], dim=-1)
+        change: Tensor = self.node_out(_silu(self.node(seen)))
+        return h + change
 
 
 class TypeEmbedding(nn.Module):
-    """A learned vector per particle type, ``(n, width)`` for all particles."""
+    """A learned vector per particle type, ``(n, 1, width)`` for all particles."""
 
     index: Tensor
 
@@ -253,7 +276,7 @@ class TypeEmbedding(nn.Module):
         self.table = nn.Embedding(len(kinds), width)
 
     def forward(self) -> Tensor:
-        vectors: Tensor = self.table(self.index)
+        vectors: Tensor = self.table(self.index)[:, None]
         return vectors
 
 
@@ -321,23 +344,45 @@ class EGNN(nn.Module):
             for _ in range(layers)
         )
 
-    def _pairs(self, x: Tensor) -> Pairs:
-        return UnorderedPairs(self.n, x) if self.unordered else DensePairs(self.n, x)
-
     def settle(self, x: Tensor, *, spring: float) -> None:
         """Start reference lengths at the mean geometry of configurations ``(b, n, d)``, and springs of
         bonds and angles at ``spring``; nothing without particles."""
-        squared = self._pairs(x).difference(x).square().sum(-1, keepdim=True)
+        difference = self._pairs(x).difference(x.transpose(0, 1))
+        squared = difference.square().sum(-1, keepdim=True)
         for layer in self.layers:
             bonds = cast(EGNNLayer, layer).bonds
             if bonds is not None:
                 bonds.settle(torch.sqrt(squared + _EPSILON), spring)
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        batch = len(x)
+        size = self._piece(x) if batch else 1
+        if size >= batch:
+            return self._displacement(x, features)
+        pieces = zip(torch.split(x, size), torch.split(features, size), strict=True)
+        return torch.cat([self._displacement(*piece) for piece in pieces])
+
+    def _piece(self, x: Tensor) -> int:
+        """Rows computed at a time: all of them where gradients or a compiler want to see the whole."""
+        batch = len(x)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+            return batch
+        pairs = self.n * (self.n - 1) // (2 if self.unordered else 1)
+        row = pairs * self.embed.out_features * x.element_size()
+        return math.ceil(batch / math.ceil(batch * row / _PIECE))
+
+    def _pairs(self, x: Tensor) -> Pairs:
+        return Pairs(self.n, unordered=self.unordered, like=x)
+
+    def _displacement(self, x: Tensor, features: Tensor) -> Tensor:
         pairs = self._pairs(x)
-        h, moved = self.embed(features), x
+        x, h = x.transpose(0, 1), self.embed(features.transpose(0, 1))
         if self.types is not None:
             h = h + self.types()
-        for layer in self.layers:
-            h, moved = layer(h, moved, pairs)
-        return moved - x
+        moved = x
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            message, moved = layer(h, moved, pairs)
+            if index < last:
+                h = cast(EGNNLayer, layer).update(h, message, pairs)
+        return (moved - x).transpose(0, 1)
