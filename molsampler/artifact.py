@@ -8,7 +8,8 @@ size before they are parsed.
 Samples do not depend on how many are asked for. They are computed in blocks of a size fixed by the
 particle count (:func:`block_size`), always whole, the last one cut; block :math:`i` draws from a
 generator of its own, seeded by :func:`block_seed` ``(seed, i)``. The first 1,000 of 10,000 samples are
-therefore the same bits as 1,000 samples asked for alone.
+therefore the same bits as 1,000 samples asked for alone. On a CPU, blocks are computed by as many threads
+as torch has, one block per thread, which scales better than sharing every operation.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ import hashlib
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,6 +46,7 @@ from .errors import (
 )
 from .files import fsync_folder, read_limited, remove, sha256, temporary_path, write_bytes
 from .internal import InternalCoordinates, random_rotations, working_target
+from .mcmc import adapt, mala
 from .nn.generator import GeneratorConfig, build_generator
 from .particles import Particles
 from .samples import Samples, check_recorded, recorded_system, reduced_energies, reference_to
@@ -66,8 +72,9 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: Suffixes of formats that run code when they are loaded.
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib")
 
-#: Steps of the pilot run that settles the step size of ``refine``.
+#: Steps and chains of the pilot run that settles the step size of ``refine``.
 PILOT_STEPS = 100
+PILOT_CHAINS = 512
 #: First guess of that step size, in squared length units; adaptation covers many decades.
 PILOT_STEP_SIZE = 1e-2
 #: Samples handed on at a time by default.
@@ -421,7 +428,7 @@ def block_seed(seed: int, index: int) -> int:
 
 def block_size(particles: int) -> int:
     """Samples computed at once: a power of two that bounds pairwise tensors, fixed by the system."""
-    size = 512
+    size = 1024
     while size > 16 and size * particles**2 > 2**18:
         size //= 2
     return size
@@ -663,6 +670,20 @@ class Sampler:
         return self._generators[device]
 
 
+@dataclass
+class _Block:
+    """Samples of one block that were asked for, and what was counted on the way."""
+
+    positions: Tensor
+    energies: Tensor
+    evaluations: int
+    accepted: float
+    handed: tuple[int, int, int]
+    """Molecules with chiral centres; of the wrong hand before and after inversion."""
+    before: Tensor | None
+    """Energies before refinement, where the drift is measured."""
+
+
 class SampleStream:
     """Samples in blocks, with the statistics of the run so far; see :meth:`Sampler.stream`."""
 
@@ -692,26 +713,30 @@ class SampleStream:
         self._seconds = 0.0
         self._before: list[Tensor] = []
         self._after: list[Tensor] = []
-        self._measured = 0
-        self._wrong_before = self._wrong_after = self._handed = 0
+        self._handed = [0, 0, 0]
 
     def blocks(self) -> Iterator[Samples]:
         """The samples, ``batch_size`` at a time; their metadata holds what is known beforehand."""
-        batch: list[tuple[Tensor, Tensor]] = []
-        held = 0
-        for start in range(0, self.n, self.block):
-            kept = min(self.block, self.n - start)
-            positions, energies = self._compute(start // self.block + 1, kept)
-            batch.append((positions, energies))
-            held += kept
-            if held >= self.batch or start + kept == self.n:
-                yield Samples(
-                    torch.cat([pair[0] for pair in batch]),
-                    torch.cat([pair[1] for pair in batch]),
-                    None,
-                    self._provenance(),
-                )
-                batch, held = [], 0
+        batch: list[_Block] = []
+        done = held = 0
+        started = time.perf_counter()
+        with closing(self._computed()) as computed:
+            for block in computed:
+                self._count(block)
+                batch.append(block)
+                held += len(block.energies)
+                done += len(block.energies)
+                if held >= self.batch or done == self.n:
+                    samples = Samples(
+                        torch.cat([block.positions for block in batch]),
+                        torch.cat([block.energies for block in batch]),
+                        None,
+                        self._provenance(),
+                    )
+                    batch, held = [], 0
+                    self._seconds += time.perf_counter() - started
+                    yield samples
+                    started = time.perf_counter()
 
     def metadata(self) -> dict[str, Any]:
         """Provenance and what was measured on the samples given out so far."""
@@ -721,18 +746,20 @@ class SampleStream:
         """:meth:`metadata` without times, for files: the same samples make the same file."""
         result = self._provenance()
         result.update(energy_evaluations=self._evaluations, nonfinite_energies=self._nonfinite)
-        if self._handed:
+        molecules, wrong_before, wrong_after = self._handed
+        if molecules:
             result["handedness"] = {
-                "molecules": self._handed,
-                "wrong_before_inversion": self._wrong_before,
-                "wrong_after_inversion": self._wrong_after,
+                "molecules": molecules,
+                "wrong_before_inversion": wrong_before,
+                "wrong_after_inversion": wrong_after,
             }
-        if self.refine and self._before:
+        if self._before:
+            before, after = torch.cat(self._before), torch.cat(self._after)
             result.update(
                 acceptance=self._accepted / (self._blocks * self.block * self.refine),
                 step_size=self._step_size,
-                drift=energy_drift(torch.cat(self._before), torch.cat(self._after)),
-                drift_samples=self._measured,
+                drift=energy_drift(before, after),
+                drift_samples=len(before),
             )
         return result
 
@@ -755,14 +782,76 @@ class SampleStream:
             "torch_version": str(torch.__version__),
         }
 
+    def _computed(self) -> Generator[_Block, None, None]:
+        """All blocks in their order, by as many threads as there are where the system allows it."""
+        if self.refine and self._step_size is None:
+            self._step_size = self._pilot()
+        indices = range(1, -(-self.n // self.block) + 1)
+        threads = torch.get_num_threads()
+        shared = self.device.type == "cpu" and getattr(self.sampler.target, "concurrent", False)
+        if not shared or threads == 1:
+            yield from map(self._compute, indices)
+            return
+        waiting: deque[Future[_Block]] = deque()
+        pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            for index in indices:
+                # One more than can be computed at once, so that no thread waits for the consumer.
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(self._compute, index))
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            # Part of the setting is the process's, not the thread's.
+            torch.set_num_threads(threads)
+
+    def _count(self, block: _Block) -> None:
+        self._blocks += 1
+        self._evaluations += block.evaluations
+        self._nonfinite += int((~torch.isfinite(block.energies)).sum())
+        self._accepted += block.accepted
+        self._handed = [a + b for a, b in zip(self._handed, block.handed, strict=True)]
+        if block.before is not None:
+            self._before.append(block.before)
+            self._after.append(block.energies)
+
     def _random(self, index: int) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(block_seed(self.seed, index))
 
-    def _draw(self, random: torch.Generator, kept: int = 0) -> Tensor:
-        """A whole block from the generator, float32, of the right hand; the first ``kept`` are counted."""
+    def _compute(self, index: int) -> _Block:
+        """Block ``index``, on the CPU; changes nothing of the stream."""
+        start = (index - 1) * self.block
+        kept = min(self.block, self.n - start)
+        system = self.sampler.system
+        try:
+            with torch.no_grad():
+                random = self._random(index)
+                x, handed = self._draw(random, kept)
+                evaluations = self.block * int(getattr(self._network, "energy_evaluations", 0))
+                accepted, before = 0.0, None
+                if self.refine:
+                    if start < DRIFT_SAMPLES:
+                        before = reduced_energies(system, self._positions(x[:kept])).cpu()
+                        evaluations += kept
+                    x, accepted = self._refined(x, random)
+                    evaluations += self.block * (self.refine + 1)
+                x = self._turned(self._positions(x), random)
+                energies = reduced_energies(system, x).cpu()[:kept]
+                evaluations += self.block
+        except torch.cuda.OutOfMemoryError as error:
+            raise ResourceError(
+                f"the device ran out of memory on a block of {self.block} samples, a size that "
+                f"batch_size does not change; free device memory or use device='cpu' ({error})"
+            ) from None
+        return _Block(x[:kept].cpu(), energies, evaluations, accepted, handed, before)
+
+    def _draw(self, random: torch.Generator, kept: int = 0) -> tuple[Tensor, tuple[int, int, int]]:
+        """A whole block from the generator, float32, of the right hand, and how many of the first
+        ``kept`` are handed, and were wrong before and after inversion."""
         network = self._network
         latent = network.draw_latent(self.block, generator=random)  # type: ignore[operator]
-        self._evaluations += self.block * int(getattr(network, "energy_evaluations", 0))
         x: Tensor = network(latent)
         bad = ~(x.abs() <= COORDINATE_LIMIT).flatten(1).all(-1)
         if bool(bad.any()):
@@ -771,12 +860,23 @@ class SampleStream:
                 f"{int(bad.sum())} of {self.block} samples (seed {self.seed})"
             )
         particles = getattr(network, "particles", None)
-        if isinstance(particles, Particles) and particles.chiral_centres:
-            x, before, after = particles.right_handed(x)
-            self._handed += kept
-            self._wrong_before += int((before[:kept] > 0).sum())
-            self._wrong_after += int((after[:kept] > 0).sum())
-        return x.float()
+        if not (isinstance(particles, Particles) and particles.chiral_centres):
+            return x.float(), (0, 0, 0)
+        x, before, after = particles.right_handed(x)
+        wrong = (int((before[:kept] > 0).sum()), int((after[:kept] > 0).sum()))
+        return x.float(), (kept, *wrong)
+
+    def _refined(self, x: Tensor, random: torch.Generator) -> tuple[Tensor, float]:
+        """Positions after the MALA steps, and the number of accepted moves."""
+        # float64: near a wall a float32 energy difference is too coarse for the Metropolis test.
+        target, accepted = self.sampler.target, 0.0
+        state = mala.init(x.double(), target)
+        for _ in range(self.refine):
+            state, info = mala.step(
+                state, target, step_size=self._step_size or 0.0, generator=random
+            )
+            accepted += float(info.accepted.double().sum())
+        return state.position.float(), accepted
 
     def _positions(self, x: Tensor) -> Tensor:
         """Positions that belong to the generator's coordinates."""
@@ -791,67 +891,22 @@ class SampleStream:
             x = x @ random_rotations(len(x), generator=random, like=x)
         return x.float()
 
-    def _energies(self, x: Tensor) -> Tensor:
-        self._evaluations += len(x)
-        return reduced_energies(self.sampler.system, x).cpu()
-
-    def _compute(self, index: int, kept: int) -> tuple[Tensor, Tensor]:
-        """Positions and energies of the first ``kept`` samples of a block, on the CPU."""
-        started = time.perf_counter()
-        try:
-            with torch.no_grad():
-                if self.refine and self._step_size is None:
-                    self._step_size = self._pilot()
-                random = self._random(index)
-                x = self._draw(random, kept)
-                if self.refine:
-                    x = self._refined(x, random, kept)
-                x = self._turned(self._positions(x), random)
-                energies = self._energies(x)[:kept]
-        except torch.cuda.OutOfMemoryError as error:
-            raise ResourceError(
-                f"the device ran out of memory on a block of {self.block} samples, a size that "
-                f"batch_size does not change; free device memory or use device='cpu' ({error})"
-            ) from None
-        self._blocks += 1
-        self._nonfinite += int((~torch.isfinite(energies)).sum())
-        if self.refine and self._measured < DRIFT_SAMPLES:
-            self._after.append(energies)
-            self._measured += kept
-        self._seconds += time.perf_counter() - started
-        return x[:kept].cpu(), energies
-
     def _pilot(self) -> float:
         """The step size of refinement, from a block of its own; independent of n."""
-        from .mcmc import adapt, mala
-
-        random = self._random(0)
-        target = self.sampler.target
-        state = mala.init(self._draw(random).double(), target)
-        _, step_size = adapt.adapt_step_size(
-            state, target, steps=PILOT_STEPS, step_size=PILOT_STEP_SIZE, generator=random
-        )
-        self._evaluations += self.block * (PILOT_STEPS + 1)
-        return step_size
-
-    def _refined(self, x: Tensor, random: torch.Generator, kept: int) -> Tensor:
-        from .mcmc import mala
-
-        target = self.sampler.target
-        # float64: near a wall a float32 energy difference is too coarse for the Metropolis test.
-        state = mala.init(x.double(), target)
-        if self._measured < DRIFT_SAMPLES:
-            before = state.energy
-            if self.sampler.internal is not None:
-                before = self._energies(self._positions(state.position))
-            self._before.append(before[:kept].cpu())
-        for _ in range(self.refine):
-            state, info = mala.step(
-                state, target, step_size=self._step_size or 0.0, generator=random
+        target, random = self.sampler.target, self._random(0)
+        with torch.no_grad():
+            x, _ = self._draw(random)
+            _, step_size = adapt.adapt_step_size(
+                mala.init(x[:PILOT_CHAINS].double(), target),
+                target,
+                steps=PILOT_STEPS,
+                step_size=PILOT_STEP_SIZE,
+                generator=random,
             )
-            self._accepted += float(info.accepted.double().sum())
-        self._evaluations += self.block * (self.refine + 1)
-        return state.position.float()
+        network = int(getattr(self._network, "energy_evaluations", 0))
+        chains = min(self.block, PILOT_CHAINS)
+        self._evaluations += self.block * network + chains * (PILOT_STEPS + 1)
+        return step_size
 
 
 def energy_drift(before: Tensor, after: Tensor) -> float | None:

@@ -126,6 +126,7 @@ class System:
     temperature : kelvin at which energies are reduced, None for a system that is born reduced
     invariant : whether the energy is unchanged by rotation, reflection and translation
     exchangeable : whether the energy is unchanged by permuting the particles
+    concurrent : whether several threads may ask for energies at once
     description : one line for listings
     """
 
@@ -135,6 +136,7 @@ class System:
     temperature: float | None = None
     invariant: bool = False
     exchangeable: bool = False
+    concurrent: bool = False
     description: str = ""
 
     @property

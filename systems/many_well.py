@@ -64,6 +64,8 @@ class ManyWell(System):
 
     units = "energy kT, length arbitrary"
 
+    concurrent = True
+
     def __init__(self, n_pairs: int = 16) -> None:
         if isinstance(n_pairs, bool) or not isinstance(n_pairs, int) or n_pairs < 1:
             raise InputError(f"n_pairs must be a positive integer, got {n_pairs!r}")

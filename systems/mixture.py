@@ -45,6 +45,8 @@ class GaussianMixture(System):
     units = "energy kT, length arbitrary"
     log_z = 0.0
 
+    concurrent = True
+
     def __init__(self) -> None:
         self.space = Euclidean(1, 2)
         self.means = torch.tensor(_published_means(), dtype=torch.float64)

@@ -71,6 +71,7 @@ class PairPotential(System):
 
     invariant = True
     exchangeable = True
+    concurrent = True
 
     def __init__(
         self,

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import struct
+import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -76,22 +78,62 @@ def load(folder: Path) -> Sampler:
 
 @pytest.mark.parametrize("refine", [0, 3])
 def test_samples_are_a_prefix_of_more_samples(sampler: Sampler, refine: int) -> None:
-    few = sampler.sample(700, seed=5, refine=refine, device="cpu")
-    many = sampler.sample(1400, seed=5, refine=refine, device="cpu")
-    assert torch.equal(few.positions, many.positions[:700])
-    assert torch.equal(few.energies, many.energies[:700])
-    other = sampler.sample(700, seed=6, refine=refine, device="cpu")
+    few = sampler.sample(1200, seed=5, refine=refine, device="cpu")
+    many = sampler.sample(2100, seed=5, refine=refine, device="cpu")
+    assert torch.equal(few.positions, many.positions[:1200])
+    assert torch.equal(few.energies, many.energies[:1200])
+    other = sampler.sample(1200, seed=6, refine=refine, device="cpu")
     assert not torch.equal(few.positions, other.positions)
 
 
 def test_batch_size_changes_nothing(sampler: Sampler) -> None:
-    whole = sampler.sample(1300, refine=2, device="cpu")
-    for batch_size in (1, 511, 512, 10_000):
-        again = sampler.sample(1300, refine=2, device="cpu", batch_size=batch_size)
+    whole = sampler.sample(2300, refine=2, device="cpu")
+    for batch_size in (1, 1023, 1024, 10_000):
+        again = sampler.sample(2300, refine=2, device="cpu", batch_size=batch_size)
         assert torch.equal(again.positions, whole.positions)
         assert torch.equal(again.energies, whole.energies)
-    sizes = [len(block) for block in sampler.stream(1300, batch_size=600).blocks()]
-    assert sizes == [1024, 276]
+    sizes = [len(block) for block in sampler.stream(2300, batch_size=1100).blocks()]
+    assert sizes == [2048, 252]
+
+
+@pytest.mark.parametrize("refine", [0, 3])
+def test_threads_change_nothing(sampler: Sampler, refine: int) -> None:
+    assert sampler.system.concurrent
+    threads, runs = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            runs.append(sampler.sample(2300, seed=3, refine=refine, device="cpu"))
+            # The pool's threads leave the process as they found it, also when the consumer stops early.
+            stream = sampler.stream(10_000, refine=refine, device="cpu", batch_size=1)
+            with closing(stream.blocks()) as blocks:
+                next(blocks)
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    for other in runs[1:]:
+        assert torch.equal(other.positions, runs[0].positions)
+        assert torch.equal(other.energies, runs[0].energies)
+        assert {**other.metadata, "seconds": 0} == {**runs[0].metadata, "seconds": 0}
+
+
+def test_systems_that_do_not_allow_it_are_asked_by_one_thread(
+    sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, real = set(), Generator.forward
+
+    def watched(self: Generator, latent: Any) -> torch.Tensor:
+        seen.add(threading.get_ident())
+        return real(self, latent)
+
+    monkeypatch.setattr(Generator, "forward", watched)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    sampler.sample(5000, device="cpu")
+    assert threading.get_ident() not in seen
+    seen.clear()
+    monkeypatch.setattr(type(sampler.system), "concurrent", False)
+    sampler.sample(5000, device="cpu")
+    assert seen == {threading.get_ident()}
 
 
 def test_global_random_state_plays_no_part(sampler: Sampler) -> None:
@@ -126,19 +168,19 @@ def test_energies_are_those_of_the_positions(sampler: Sampler) -> None:
 
 
 def test_refinement_reports_acceptance_and_drift(sampler: Sampler) -> None:
-    raw = sampler.sample(600, device="cpu")
-    refined = sampler.sample(600, refine=30, device="cpu")
+    raw = sampler.sample(1100, device="cpu")
+    refined = sampler.sample(1100, refine=30, device="cpu")
     report = refined.metadata
     # Adapted to 0.574 on a pilot run of 512 chains, then frozen.
     assert 0.4 < report["acceptance"] < 0.75
     assert report["step_size"] > 0
-    assert report["drift_samples"] == 600
+    assert report["drift_samples"] == 1100
     expected = (raw.energies.sort().values - refined.energies.sort().values).square().mean().sqrt()
     assert report["drift"] == pytest.approx(float(expected), rel=1e-3)
     assert refined.energies.median() < raw.energies.median()
-    # Two blocks, each with one network call of one evaluation, 31 for the chain, one at the end;
-    # a pilot block with 1 + 101.
-    assert report["energy_evaluations"] == 512 * (2 * 33 + 102)
+    # Two blocks, each with one network call of one evaluation, 31 for the chain, one at the end; one for
+    # every sample before refinement; a pilot block with one, and 101 for its 512 chains.
+    assert report["energy_evaluations"] == 1024 * (2 * 33 + 1) + 1100 + 512 * 101
     assert {"acceptance", "drift"}.isdisjoint(raw.metadata)
 
 
@@ -148,7 +190,7 @@ def test_metadata_says_where_samples_come_from(sampler: Sampler) -> None:
     assert metadata["artifact_hash"] == sampler.hash
     assert metadata["seed"] == 11
     assert metadata["refine"] == 0
-    assert metadata["energy_evaluations"] == 2 * 512
+    assert metadata["energy_evaluations"] == 2 * 1024
     assert metadata["nonfinite_energies"] == 0
 
 
@@ -163,10 +205,10 @@ def test_samples_of_infinite_energy_are_kept_and_counted(
         return x
 
     monkeypatch.setattr(Generator, "forward", overlapping)
-    samples = sampler.sample(600, device="cpu")
-    assert len(samples) == 600
+    samples = sampler.sample(1100, device="cpu")
+    assert len(samples) == 1100
     assert samples.metadata["nonfinite_energies"] == 2
-    assert torch.isinf(samples.energies).nonzero().flatten().tolist() == [7, 512 + 7]
+    assert torch.isinf(samples.energies).nonzero().flatten().tolist() == [7, 1024 + 7]
 
 
 def test_unusable_coordinates_are_an_error(
@@ -174,7 +216,7 @@ def test_unusable_coordinates_are_an_error(
 ) -> None:
     real = Generator.forward
     monkeypatch.setattr(Generator, "forward", lambda self, z: real(self, z) * torch.nan)
-    with pytest.raises(DivergenceError, match="512 of 512"):
+    with pytest.raises(DivergenceError, match="1024 of 1024"):
         sampler.sample(1, device="cpu")
 
 
@@ -184,14 +226,14 @@ def test_streaming_to_a_file_gives_the_same_samples(
 ) -> None:
     path, done = tmp_path / f"a{suffix}", []
     report = sampler.sample_to_file(
-        path, 1300, seed=2, refine=2, device="cpu", batch_size=512, progress=done.append
+        path, 2300, seed=2, refine=2, device="cpu", batch_size=1024, progress=done.append
     )
     loaded = export.load(path, system=SYSTEM)
-    expected = sampler.sample(1300, seed=2, refine=2, device="cpu")
+    expected = sampler.sample(2300, seed=2, refine=2, device="cpu")
     assert torch.allclose(loaded.positions, expected.positions, atol=1e-6)
     if suffix == ".npz":
         assert torch.equal(loaded.positions, expected.positions)
-    assert done == [512, 1024, 1300]
+    assert done == [1024, 2048, 2300]
     # A file does not say how long it took, so that equal seeds give equal bytes.
     assert {**loaded.metadata, "seconds": report["seconds"]} == report
     assert {**report, "seconds": 0} == {**expected.metadata, "seconds": 0}
@@ -494,4 +536,4 @@ def test_every_shipped_artifact_loads() -> None:
 
 
 def test_blocks_bound_pair_tensors() -> None:
-    assert [block_size(n) for n in (1, 13, 22, 55, 1000)] == [512, 512, 512, 64, 16]
+    assert [block_size(n) for n in (1, 13, 22, 55, 1000)] == [1024, 1024, 512, 64, 16]

@@ -16,6 +16,7 @@ class Cluster(System):
 
     invariant = True
     exchangeable = True
+    concurrent = True
     length_nm = 0.34
 
     def __init__(self, n: int = 13, d: int = 3, name: str = "toy-cluster"):

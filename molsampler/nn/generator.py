@@ -236,10 +236,11 @@ class Generator(nn.Module):
         score: Tensor = _Score.apply(seen, self.target, length, steepest)  # type: ignore[no-untyped-call]
         # Squares of larger scores overflow float32; the drift is truncated long before.
         score = score.clamp(-_STEEPEST, _STEEPEST)
-        with torch.no_grad():
-            whole = step * score
-            truncated = (drift(score, step) - whole).abs().amax(-1, keepdim=True) > 0
-        score = torch.where(truncated, score.detach(), score)
+        if score.requires_grad:
+            with torch.no_grad():
+                whole = step * score
+                truncated = (drift(score, step) - whole).abs().amax(-1, keepdim=True) > 0
+            score = torch.where(truncated, score.detach(), score)
         move = self.space.project(drift(score, step))
         return x + move + torch.sqrt(2.0 * step) * kick
 
