@@ -9,6 +9,7 @@ what to quote. Run it on an otherwise idle machine.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import platform
 import statistics
 import time
@@ -19,9 +20,14 @@ from torch import Tensor, nn
 
 from molsampler import Sampler
 from molsampler.artifact import list_pretrained
+from molsampler.convergence import assess
+from molsampler.errors import InputError
 from molsampler.mcmc import adapt, mala
 from molsampler.nn.egnn import EGNN
 from molsampler.systems import get_system
+from molsampler.systems.reference import observables
+from molsampler.systems.reference_md import LangevinReplicas
+from molsampler.target import System
 
 Row = tuple[str, str, str]
 
@@ -97,6 +103,7 @@ def network(n: int, batch: int, width: int, rate: float) -> list[Row]:
             unordered=unordered, deep_head=True,
         )  # fmt: skip
     nets["unordered pairs, compiled"] = torch.compile(nets["unordered pairs"], dynamic=False)  # type: ignore[assignment]
+    torch.compiler.reset()
     rows, base = [], (0.0, 0.0)
     for name, net in nets.items():
 
@@ -178,55 +185,72 @@ def energies(name: str, batch: int) -> list[Row]:
 
 
 def sampling(name: str) -> list[Row]:
-    """One-step samples per second, MALA steps per second, and the break-even number of samples."""
+    """One-step samples per second, beside effective samples per second of MALA and OpenMM's Langevin."""
     sampler = Sampler.load(name)
-    system = sampler.system
-    count = 8192
-    began = time.perf_counter()
+    count = 16384
     samples = sampler.sample(count, seed=0, device="cpu")
-    one_step = count / (time.perf_counter() - began)
+    one_step = count / timed(lambda: sampler.sample(count, seed=0, device="cpu"), repeats=3)
+    rows = [(f"{name} one-step samples", f"{one_step:,.0f} /s", "independent")]
+    # A molecule's bonds and slow torsions need longer walks than a table of speeds can wait for.
+    if sampler.internal is not None:
+        return rows
+    walks = {"MALA": monte_carlo(sampler.system, samples.positions)}
+    with contextlib.suppress(InputError):  # no OpenMM twin
+        walks["OpenMM Langevin"] = langevin(sampler.system, samples.positions)
+    training = sampler.card.training
+    for walk, (steps, inefficiency) in walks.items():
+        rate = steps / inefficiency
+        note = f"one-step is {one_step / rate:.2f}x, start and burn-in of the walk not counted"
+        if training is not None and one_step > rate:
+            even = training.cost.seconds / (1 / rate - 1 / one_step)
+            note += f"; training time repaid after {even:.1e} samples"
+        rows.append(
+            (
+                f"{name} {walk}, effective samples",
+                f"{rate:,.0f} /s ({steps:,.0f} steps/s, inefficiency {inefficiency:,.0f})",
+                note,
+            )
+        )
+    return rows
 
-    state = mala.init(samples.positions[:4096], system)
+
+def inefficiency_of(system: System, frames: list[Tensor], stride: int) -> float:
+    """Steps per independent sample of the slowest observable, from frames ``(chains, n, d)``.
+
+    Chains too short to leave a mode make it too small.
+    """
+    series = [observables(system, x) for x in frames]
+    traces = {key: torch.stack([each[key] for each in series], dim=1).numpy() for key in series[0]}
+    return stride * assess(traces).statistical_inefficiency
+
+
+def monte_carlo(system: System, x: Tensor) -> tuple[float, float]:
+    """MALA steps per second over 4,096 chains at once, and their inefficiency over 128."""
     rng = torch.Generator().manual_seed(0)
+    state = mala.init(x[:4096].double(), system)
     state, step_size = adapt.adapt_step_size(
         state, system, steps=200, step_size=1e-2, generator=rng
     )
-    seconds = timed(
-        lambda: mala.step(state, system, step_size=step_size, generator=rng), repeats=3
-    ) / len(state.energy)
-    # Integrated autocorrelation of the energy along each chain, from lagged products over 4,096 chains.
-    series = []
-    for _ in range(400):
+    seconds = timed(lambda: mala.step(state, system, step_size=step_size, generator=rng), repeats=3)
+    rate = len(state.energy) / seconds
+    state, frames, stride = mala.init(state.position[:128], system), [], 10
+    for step in range(1000 * stride):
         state, _ = mala.step(state, system, step_size=step_size, generator=rng)
-        series.append(state.energy)
-    energy = torch.stack(series).double()
-    centred = energy - energy.mean()
-    variance = centred.square().mean()
-    inefficiency = 1.0
-    for lag in range(1, 300):
-        correlation = float((centred[:-lag] * centred[lag:]).mean() / variance)
-        if correlation < 0.02:
-            break
-        inefficiency += 2 * correlation
-    walk = 1 / (seconds * inefficiency)
-    rows = [
-        (f"{name} one-step samples", f"{one_step:,.0f} /s", "independent"),
-        (
-            f"{name} MALA",
-            f"{1 / seconds:,.0f} steps/s",
-            f"statistical inefficiency {inefficiency:.0f}",
-        ),
-        (
-            f"{name} MALA, effective samples",
-            f"{walk:,.0f} /s",
-            f"one-step is {one_step / walk:.2f}x, start and burn-in of the chains not counted",
-        ),
-    ]
-    training = sampler.card.training
-    if training is not None and one_step > walk:
-        even = training.cost.seconds / (1 / walk - 1 / one_step)
-        rows.append((f"{name} break-even", f"{even:,.0f} samples", "training time repaid"))
-    return rows
+        if step % stride == 0:
+            frames.append(state.position)
+    return rate, inefficiency_of(system, frames, stride)
+
+
+def langevin(system: System, x: Tensor) -> tuple[float, float]:
+    """Steps per second of OpenMM's Langevin integrator over 32 replicas, and their inefficiency."""
+    replicas = LangevinReplicas(system, x[:32].double(), generator=torch.Generator().manual_seed(0))
+    frames, stride = [], 20
+    began = time.perf_counter()
+    for _ in range(1000):
+        replicas.advance(stride)
+        frames.append(replicas.read()[0])
+    rate = 1000 * stride * replicas.replicas / (time.perf_counter() - began)
+    return rate, inefficiency_of(system, frames, stride)
 
 
 def main() -> None:
@@ -243,10 +267,10 @@ def main() -> None:
             f"GEMM {rate / 1e9:.0f} GFLOP/s",
         )
     ]
-    for width in (64, 128):
-        rows += network(13, 256, width, rate)
-    for n in (38, 55):
-        rows += network(n, 32, 64, rate)
+    for n, batch, width in (
+        (13, 256, 64), (13, 256, 128), (13, 32, 64), (13, 1024, 64), (38, 32, 64), (55, 32, 64),
+    ):  # fmt: skip
+        rows += network(n, batch, width, rate)
     for name in ("dw4", "lj13", "lj55"):
         rows += energies(name, 1024)
     for name in list_pretrained():
