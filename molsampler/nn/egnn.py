@@ -112,7 +112,8 @@ class BondFeatures(nn.Module):
         # Columns: one, two, three bonds apart, further.
         far = np.where((distance < 0) | (distance > NEAR), NEAR + 1, distance)
         steps = (far[..., None] == np.arange(1, NEAR + 2)).astype(float)
-        pairs = tuple(np.array(pair_indices(n, unordered=unordered)).T)
+        # In the order of Pairs; made by numpy, since torch may be building on the meta device.
+        pairs = np.triu_indices(n, 1) if unordered else np.nonzero(~np.eye(n, dtype=bool))
         self.register_buffer(
             "classes", torch.tensor(np.array(table)[pairs].tolist()), persistent=False
         )
@@ -153,11 +154,6 @@ class BondFeatures(nn.Module):
             self.spring[1:] = spring * (stiff > 0)[1:].to(self.spring)
 
 
-def pair_indices(n: int, *, unordered: bool) -> list[tuple[int, int]]:
-    """Pairs of different particles in the network's order: i < j, or all ordered ones."""
-    return [(i, j) for i in range(n) for j in range(i + 1 if unordered else 0, n) if i != j]
-
-
 class Pairs:
     """Pairs (i, j) of ``n`` particles: from particles ``(n, b, f)`` to pairs ``(pairs, b, f)`` and back.
 
@@ -165,14 +161,20 @@ class Pairs:
     """
 
     def __init__(self, n: int, *, unordered: bool, like: Tensor):
-        receiver, sender = torch.tensor(pair_indices(n, unordered=unordered), device=like.device).T
+        if unordered:
+            receiver, sender = torch.triu_indices(n, n, offset=1, device=like.device)
+        else:
+            pair = torch.arange(n * (n - 1), device=like.device)
+            receiver, rest = pair // (n - 1), pair % (n - 1)
+            sender = rest + (rest >= receiver)
         eye = torch.eye(n, dtype=like.dtype, device=like.device)
+        receive, send = eye[receiver], eye[sender]
         self.unordered = unordered
-        self._receive, self._send = eye[receiver], eye[sender]
-        self._signed = self._receive - self._send
-        #: A message belongs to both ends of an unordered pair, and to the first of an ordered one.
-        self._ends = self._receive + self._send if unordered else self._receive
-        self._vectors = self._signed if unordered else self._receive
+        self._signed = receive - send
+        # A message belongs to both ends of an unordered pair, and to the first of an ordered one.
+        self._combine = receive + send if unordered else torch.cat([receive, send], dim=1)
+        self._messages = receive + send if unordered else receive
+        self._vectors = self._signed if unordered else receive
 
     def difference(self, x: Tensor) -> Tensor:
         """Position of i minus position of j."""
@@ -180,14 +182,11 @@ class Pairs:
 
     def combine(self, first: Tensor, second: Tensor) -> Tensor:
         """``first`` of i plus ``second`` of j; the two are one for unordered pairs."""
-        if self.unordered:
-            return _product(self._ends, first)
-        matrix = torch.cat([self._receive, self._send], dim=1)
-        return _product(matrix, torch.cat([first, second]))
+        return _product(self._combine, first if self.unordered else torch.cat([first, second]))
 
     def sum_messages(self, message: Tensor) -> Tensor:
         """Sum over the pairs of each particle."""
-        return _product(self._ends.T, message)
+        return _product(self._messages.T, message)
 
     def sum_vectors(self, vector: Tensor) -> Tensor:
         """The same for quantities that change sign with the order of the pair."""
