@@ -16,7 +16,7 @@ import torch
 from toy_systems import Cluster
 
 from molsampler import artifact, export, memory
-from molsampler.artifact import Card, Cost, Sampler, Training, block_seed, block_size
+from molsampler.artifact import Card, Cost, Sampler, Training
 from molsampler.documents import sealed
 from molsampler.errors import (
     DivergenceError,
@@ -29,6 +29,7 @@ from molsampler.errors import (
     UnknownNameError,
 )
 from molsampler.nn.generator import Generator, GeneratorConfig, build_generator
+from molsampler.stream import block_seed, block_size
 from molsampler.systems import PairPotential
 
 SYSTEM = Cluster(4, 3, "toy-small")

@@ -15,9 +15,10 @@ import torch
 from children import leftovers, run
 
 from molsampler import artifact, cli, export, files
-from molsampler.artifact import Sampler, SampleStream
+from molsampler.artifact import Sampler
 from molsampler.export import npz, trajectory
 from molsampler.mcmc import mala, smc
+from molsampler.stream import SampleStream
 from molsampler.systems import get_system, reference_md
 from molsampler.train import checkpoint, loop
 from molsampler.train import run as training
