@@ -2,8 +2,17 @@
 
 import pytest
 import torch
+from torch.nn.functional import silu
 
-from molsampler.nn import Denoiser, EGNNConfig, GeneratorConfig, Latent, MLPConfig, build_generator
+from molsampler.nn import (
+    Denoiser,
+    EGNNConfig,
+    GeneratorConfig,
+    Latent,
+    MLPConfig,
+    build_generator,
+    egnn,
+)
 from molsampler.nn.body import build_body
 from molsampler.nn.mlp import LocalBasis
 from molsampler.space import Euclidean, MeanFree
@@ -103,6 +112,75 @@ def test_unordered_layer_equals_dense_layer_with_tied_weights():
     y = space.randn(8, generator=torch.Generator().manual_seed(0), like=torch.empty(0))
     s = torch.full((8,), 0.3)
     assert torch.allclose(tied(y, s), dense(y, s), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(BODIES))
+def test_network_is_the_sum_over_pairs_of_its_docstring(name):
+    """Particle by particle and pair by pair, as the equations are printed, one configuration at a time."""
+    torch.manual_seed(0)
+    space = MeanFree(5, 3)
+    net = build_body(BODIES[name], space, 2)
+    x = space.randn(3, generator=None, like=torch.empty(0))
+    features = torch.randn(3, 5, 2)
+    expected = []
+    for positions, given in zip(x, features, strict=True):
+        h, y = net.embed(given), positions
+        for layer in net.layers:
+            moves, seen = torch.zeros_like(y), torch.zeros_like(h)
+            for i, j in ((i, j) for i in range(5) for j in range(5) if i != j):
+                square = (y[i] - y[j]).square().sum()[None]
+                distance = torch.sqrt(square + 1e-8)
+                second = layer.from_i if layer.from_j is None else layer.from_j
+                edge = layer.from_edge(layer.edge(square, distance))
+                message = silu(layer.message(silu(layer.from_i(h[i]) + second(h[j]) + edge)))
+                if layer.attention is not None:
+                    message = message * torch.sigmoid(layer.attention(message))
+                inner = message if layer.hidden_head is None else silu(layer.hidden_head(message))
+                moves[i] += (y[i] - y[j]) / (distance + 1) * layer.head(inner)
+                seen[i] += message
+            y = y + moves / 4**0.5
+            h = h + layer.node_out(silu(layer.node(torch.cat([h, seen / 4**0.5], dim=-1))))
+        expected.append(y - positions)
+    assert torch.allclose(net(x, features), torch.stack(expected), atol=1e-5)
+    assert float(torch.stack(expected).detach().abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("name", list(BODIES))
+def test_evaluation_in_pieces_gives_what_training_sees(name, monkeypatch):
+    torch.manual_seed(0)
+    target = get_system("lj13")
+    net = build_body(BODIES[name], target.space, 2)
+    x, features = (
+        target.space.randn(50, generator=None, like=torch.empty(0)),
+        torch.randn(50, 13, 2),
+    )
+    whole, sizes, real = net(x, features), [], egnn.EGNN._displacement
+    monkeypatch.setattr(egnn, "_PIECE", 7 * 13 * 12 * 32 * 4)
+
+    def counted(self, x, features):
+        sizes.append(len(x))
+        return real(self, x, features)
+
+    monkeypatch.setattr(egnn.EGNN, "_displacement", counted)
+    with torch.no_grad():
+        assert torch.allclose(net(x, features), whole, atol=1e-6)
+        assert net(x[:0], features[:0]).shape == (0, 13, 3)
+    assert len(sizes) > 3
+    assert max(sizes) <= 14
+    sizes.clear()
+    net(x, features)
+    assert sizes == [50]
+
+
+def test_radial_features_are_never_denormal():
+    features = egnn.EdgeFeatures(rbf=24, rbf_range=3.0, inverse=True)
+    distance = torch.linspace(0.0, 100.0, 1001)[:, None]
+    values = features(distance.square(), distance)[:, 1:-1]
+    exact = torch.exp(-features.gamma * (distance.double() - features.centres.double()).square())
+    assert float(values.min()) > torch.finfo(torch.float32).tiny
+    assert float((values - exact).abs().max()) < 1e-5
+    # Unclamped, most of them would be.
+    assert float((exact < torch.finfo(torch.float32).tiny).double().mean()) > 0.5
 
 
 def test_generator_without_target_but_with_langevin_layers_is_refused():
