@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,19 +15,11 @@ from molsampler.target import System
 from molsampler.units import TWIN_MASS, TWIN_TEMPERATURE, kT
 
 from .expression import Expression
-from .expression_plan import Plan
+from .pair_sums import chunks, pair_sums
 
 if TYPE_CHECKING:
     import mdtraj
     import openmm
-
-#: Pair values held per tensor and thread: a few such tensors fit in a core's share of the cache.
-_CPU_CHUNK = 80_000
-_DEVICE_CHUNK = 8_000_000
-
-#: The batch is padded to a multiple of this, so that every row takes the vectorised path of each
-#: kernel: on one thread its result then does not depend, even in the last bit, on the batch.
-_LANES = 64
 
 _MAX_PARTICLES = 10_000
 
@@ -186,8 +177,8 @@ class PairPotential(System):
 
     def _energy(self, x: Tensor) -> Tensor:
         energy = x.new_empty(len(x))
-        for part in self._chunks(x):
-            pairs = _Pairs(x[part], self.function.value_only)
+        for part in chunks(x):
+            pairs = pair_sums(x[part], self.function.value_only)
             touching = None
             if self.function.cusp_at_zero:
                 # u(0) is finite but has no slope; the energy must agree with energy_and_score.
@@ -199,109 +190,18 @@ class PairPotential(System):
         return energy
 
     def _energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        parts = chunks(x)
+        if len(parts) == 1:
+            pairs = pair_sums(x, self.function.full)
+            pairs.evaluate()
+            return pairs.energy(), pairs.score().reshape(x.shape)
         energy, score = x.new_empty(len(x)), x.new_empty(x.shape)
-        for part in self._chunks(x):
-            pairs = _Pairs(x[part], self.function.full)
+        for part in parts:
+            pairs = pair_sums(x[part], self.function.full)
             pairs.evaluate()
             energy[part] = pairs.energy()
             score[part].flatten(1).copy_(pairs.score())
         return energy, score
-
-    def _chunks(self, x: Tensor) -> list[slice]:
-        """Slices of the batch small enough for the cache, nearly equal, in whole lanes."""
-        n, _ = self.shape
-        budget = _DEVICE_CHUNK
-        if x.device.type == "cpu":
-            budget = _CPU_CHUNK * torch.get_num_threads()
-        count = math.ceil(len(x) * n * (n // 2) / budget)
-        size = math.ceil(len(x) / max(count, 1) / _LANES) * _LANES
-        return [slice(k, min(k + size, len(x))) for k in range(0, len(x), max(size, 1))]
-
-
-class _Pairs:
-    """Pair sums for a chunk of configurations, laid out with the batch last.
-
-    Pairs are enumerated by cyclic shifts k = 1..n//2, pair (k, i) being particles i and i + k mod n.
-    Differences are then one subtraction of a strided view, and the force on each particle is two
-    sums over k, again of strided views: no gathers, no scatters. For even n the last shift meets
-    every pair twice and counts half.
-    """
-
-    def __init__(self, x: Tensor, plan: Plan) -> None:
-        rows, n, d = x.shape
-        batch = -(-rows // _LANES) * _LANES
-        shifts = n // 2
-        width = n + shifts
-        wrapped = x.new_empty(width, d, batch)
-        # One matrix transposition brings the positions in, and one takes the forces out.
-        coordinates = wrapped[:n].view(n * d, batch)
-        coordinates[:, :rows] = x.reshape(rows, n * d).t()
-        coordinates[:, rows:] = coordinates[:, rows - 1 : rows]
-        # Centred, because the harmonic part is computed from the distances to the mean.
-        centred = wrapped[:n].permute(1, 0, 2)
-        centred -= centred.mean(1, keepdim=True)
-        wrapped[n:] = wrapped[:shifts]
-        step = d * batch
-        shifted = wrapped.as_strided((d, shifts, n, batch), (batch, step, step, 1), step)
-        # The first `shifts` columns are room for a wrapped-around copy when forces are collected.
-        self._padded = x.new_empty(d, shifts, width, batch)
-        self._difference = self._padded[:, :, shifts:]
-        torch.sub(centred[:, None], shifted, out=self._difference)
-        self._slots = [x.new_empty(shifts, n, batch) for _ in range(plan.slots)]
-        squared = torch.mul(self._difference[0], self._difference[0], out=self._slots[0])
-        for k in range(1, d):
-            squared.addcmul_(self._difference[k], self._difference[k])
-        self._centred = centred
-        self._plan = plan
-        self._rows = rows
-
-    def touching(self) -> Tensor:
-        """Whether two particles coincide, shape ``(b,)``; to be asked before :meth:`evaluate`."""
-        return self._slots[0].amin((0, 1))[: self._rows] == 0
-
-    def evaluate(self) -> None:
-        """Run the plan, which overwrites the squared distances in slot 0."""
-        plan = self._plan
-        plan.run(self._slots)
-        if self._centred.shape[1] % 2 == 0:
-            for slot in {plan.value.slot, plan.slope.slot}:
-                if slot is not None:
-                    self._slots[slot][-1] *= 0.5
-
-    def energy(self) -> Tensor:
-        """Sum over pairs of the function, shape ``(b,)``."""
-        form, n = self._plan.value, self._centred.shape[1]
-        energy = self._centred.new_full(self._centred.shape[2:], form.constant * n * (n - 1) / 2)
-        if form.slot is not None:
-            energy.add_(self._slots[form.slot].sum((0, 1)), alpha=form.scale)
-        if form.quadratic:
-            energy.add_(self._centred.square().sum((0, 1)), alpha=form.quadratic * n)
-        return energy[: self._rows]
-
-    def score(self) -> Tensor:
-        """Minus the gradient, shape ``(b, n d)``."""
-        form = self._plan.slope
-        d, n, batch = self._centred.shape
-        score = self._centred.new_empty(n, d, batch)
-        # A constant u'(r)/r is the force of a harmonic trap about the mean.
-        by_dimension = score.permute(1, 0, 2)
-        torch.mul(self._centred, -form.constant * n, out=by_dimension)
-        if form.slot is not None:
-            self._add_pair_forces(by_dimension, self._slots[form.slot], form.scale)
-        return score.view(n * d, batch)[:, : self._rows].t()
-
-    def _add_pair_forces(self, score: Tensor, slope: Tensor, scale: float) -> None:
-        d, n, batch = score.shape
-        self._difference.mul_(slope)
-        shifts, width = self._padded.shape[1:3]
-        self._padded[:, :, :shifts] = self._padded[:, :, n:]
-        partner = self._padded.as_strided(
-            (d, shifts, n, batch),
-            (shifts * width * batch, (width - 1) * batch, batch, 1),
-            (shifts - 1) * batch,
-        )
-        score.add_(self._difference.sum(1), alpha=-scale)
-        score.add_(partner.sum(1), alpha=scale)
 
 
 def _integer(name: str, value: Any, least: int, most: int) -> int:
