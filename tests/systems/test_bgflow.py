@@ -150,7 +150,9 @@ def test_a_row_that_is_not_finite_stays_alone() -> None:
     energy, score = system.energy_and_score(x)
     assert energy[1] == math.inf
     assert (score[1] == 0).all()
-    assert torch.equal(energy[[0, 2]], own.energy_and_score(x)[0][[0, 2]])
+    # The energy alone and that beside a score round differently, so this compares the former.
+    assert torch.equal(energy[[0, 2]], own.energy(x)[[0, 2]])
+    torch.testing.assert_close(score[[0, 2]], own.energy_and_score(x)[1][[0, 2]])
 
 
 def test_without_bgflow_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
