@@ -37,7 +37,8 @@ for name in names:
     file = Path(importlib.import_module(name).__file__).resolve()
     if target not in file.parents:
         sys.exit(f"{name} was imported from {file}, not from the installed wheel")
-from molsampler.artifact import Sampler, list_pretrained
+from molsampler.sampler import Sampler
+from molsampler.sampler.store import list_pretrained
 from molsampler.systems import get_system, list_systems
 
 for name in list_systems():

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from molsampler import internal
 from molsampler.errors import InputError
 from molsampler.mcmc import adapt, mala
+from molsampler.molecule import internal
 from molsampler.samples import Samples
 from molsampler.target import System, Target
 

@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from molsampler.files import atomic_path, check_output
+from molsampler.storage.files import atomic_path, check_output
 
 from .comparison import GATE_SIGMAS, Comparison, Metric, format_value
 from .torsions import BASINS, BROKEN

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from molsampler import Sampler
-from molsampler.artifact import list_pretrained
-from molsampler.convergence import assess
 from molsampler.errors import InputError
 from molsampler.mcmc import adapt, mala
+from molsampler.mcmc.convergence import assess
 from molsampler.nn.egnn import EGNN
+from molsampler.reference.dynamics import LangevinReplicas
+from molsampler.reference.run import observables
+from molsampler.sampler.store import list_pretrained
 from molsampler.systems import get_system
-from molsampler.systems.reference import observables
-from molsampler.systems.reference_md import LangevinReplicas
 from molsampler.target import System
 
 Row = tuple[str, str, str]

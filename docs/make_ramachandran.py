@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from molsampler import Sampler, export
+from molsampler.reference.run import load_reference
 from molsampler.samples import Samples
-from molsampler.systems.reference import load_reference
 from molsampler.target import System
 
 NAME = "alanine-dipeptide"

@@ -19,14 +19,14 @@ from . import errors
 from .errors import MolsamplerError
 
 if TYPE_CHECKING:
-    from .artifact import Sampler
+    from .sampler.sampler import Sampler
     from .samples import Samples
 
 __version__ = "0.1.0"
 
 __all__ = ["MolsamplerError", "Sampler", "Samples", "__version__", "errors"]
 
-_LAZY = {"Sampler": ".artifact", "Samples": ".samples"}
+_LAZY = {"Sampler": ".sampler.sampler", "Samples": ".samples"}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,13 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .errors import (
-    FileFormatError,
-    InputError,
-    NonFiniteError,
-    ShapeError,
-    UnknownNameError,
-)
+from .errors import FileFormatError, InputError, NonFiniteError, ShapeError, UnknownNameError
 from .target import COORDINATE_LIMIT, System
 
 if TYPE_CHECKING:
@@ -37,7 +31,7 @@ def resolve_system(reference: System | str) -> System:
     """
     if isinstance(reference, System):
         return reference
-    from .systems import get_system
+    from molsampler.systems import get_system
 
     return get_system(reference)
 
@@ -56,7 +50,7 @@ def recorded_system(reference: Any) -> System:
         It is an OpenMM system, of which files hold the name and a hash only.
     """
     if isinstance(reference, dict):
-        from .systems.pair_potential import from_mapping
+        from molsampler.systems.pair.potential import from_mapping
 
         if reference.get("kind") == "openmm":
             raise InputError(

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 from .registry import get_system, list_systems
 
 if TYPE_CHECKING:
-    from .double_well import DoubleWell
-    from .lennard_jones import LennardJones
     from .many_well import ManyWell
     from .mixture import GaussianMixture
-    from .openmm import AlanineDipeptide, OpenMMSystem
-    from .pair_potential import PairPotential
+    from .openmm.alanine_dipeptide import AlanineDipeptide
+    from .openmm.system import OpenMMSystem
+    from .pair.double_well import DoubleWell
+    from .pair.lennard_jones import LennardJones
+    from .pair.potential import PairPotential
 
 __all__ = [
     "AlanineDipeptide",
@@ -38,12 +39,12 @@ __all__ = [
 
 _LAZY = {
     "AlanineDipeptide": ".openmm",
-    "DoubleWell": ".double_well",
+    "DoubleWell": ".pair.double_well",
     "GaussianMixture": ".mixture",
-    "LennardJones": ".lennard_jones",
+    "LennardJones": ".pair.lennard_jones",
     "ManyWell": ".many_well",
     "OpenMMSystem": ".openmm",
-    "PairPotential": ".pair_potential",
+    "PairPotential": ".pair.potential",
 }
 
 

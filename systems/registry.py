@@ -9,15 +9,15 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from molsampler.documents import read_yaml
 from molsampler.errors import FileFormatError, InputError, UnknownNameError, nearest
+from molsampler.storage.plain_yaml import read_yaml
 from molsampler.target import System
 
 #: Registered name -> (module, class, arguments). Modules are imported when a system is asked for.
 _SYSTEMS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "dw4": (".double_well", "DoubleWell", {"n": 4, "d": 2}),
-    "lj13": (".lennard_jones", "LennardJones", {"n": 13}),
-    "lj55": (".lennard_jones", "LennardJones", {"n": 55}),
+    "dw4": (".pair.double_well", "DoubleWell", {"n": 4, "d": 2}),
+    "lj13": (".pair.lennard_jones", "LennardJones", {"n": 13}),
+    "lj55": (".pair.lennard_jones", "LennardJones", {"n": 55}),
     "mog40": (".mixture", "GaussianMixture", {}),
     "mw32": (".many_well", "ManyWell", {"n_pairs": 16}),
     "alanine-dipeptide": (".openmm", "AlanineDipeptide", {}),
@@ -25,8 +25,8 @@ _SYSTEMS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 #: Families whose member is chosen by the particle count in its name: lj7, dw8, ...
 _FAMILIES: dict[str, tuple[str, str]] = {
-    "lj": (".lennard_jones", "LennardJones"),
-    "dw": (".double_well", "DoubleWell"),
+    "lj": (".pair.lennard_jones", "LennardJones"),
+    "dw": (".pair.double_well", "DoubleWell"),
 }
 
 #: Largest particle count accepted in a family name; pair tensors grow as n^2.
@@ -43,8 +43,8 @@ def get_system(name: str | PathLike[str]) -> System:
 
     ``name`` is one of :func:`list_systems`; ``lj<N>`` or ``dw<N>`` for N particles; or a path that
     ends in ``.yaml`` or ``.yml``. A system file has a ``kind`` (``pair_potential`` if absent) and
-    the keys of that kind, see :func:`molsampler.systems.pair_potential.from_mapping` and, for
-    ``kind: openmm``, :func:`molsampler.systems.openmm_file.from_mapping`.
+    the keys of that kind, see :func:`molsampler.systems.pair.potential.from_mapping` and, for
+    ``kind: openmm``, :func:`molsampler.systems.openmm.files.from_mapping`.
 
     Raises
     ------
@@ -91,8 +91,8 @@ def _from_file(path: Path) -> System:
         )
     kind = content.pop("kind", "pair_potential")
     readers = {
-        "pair_potential": (".pair_potential", "from_mapping"),
-        "openmm": (".openmm_file", "from_mapping"),
+        "pair_potential": (".pair.potential", "from_mapping"),
+        "openmm": (".openmm.files", "from_mapping"),
     }
     if not isinstance(kind, str) or kind not in readers:
         raise UnknownNameError(

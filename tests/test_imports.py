@@ -71,7 +71,7 @@ def test_folder_imported_as_top_level_package_is_refused(name: str) -> None:
 
 
 def test_lazy_names_are_the_real_ones_and_others_are_refused() -> None:
-    from molsampler.artifact import Sampler
+    from molsampler.sampler.sampler import Sampler
     from molsampler.samples import Samples
 
     assert molsampler.Sampler is Sampler

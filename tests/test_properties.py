@@ -20,7 +20,7 @@ from molsampler import export
 from molsampler.analysis.energies import total_variation, trimmed_wasserstein2, wasserstein2_1d
 from molsampler.analysis.transport import wasserstein2
 from molsampler.errors import NonFiniteError, ShapeError
-from molsampler.nn.generator import GeneratorConfig, Latent, build_generator
+from molsampler.nn.generators.implicit import GeneratorConfig, Latent, build_generator
 from molsampler.samples import Samples
 from molsampler.space import Euclidean, MeanFree
 from molsampler.systems import get_system

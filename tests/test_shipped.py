@@ -17,9 +17,9 @@ from molsampler.analysis.distances import distance_total_variation
 from molsampler.analysis.energies import total_variation, wasserstein2_1d
 from molsampler.analysis.modes import mode_distance, mode_weights
 from molsampler.analysis.torsions import molecule_of
-from molsampler.artifact import list_pretrained
-from molsampler.particles import signed_volumes
-from molsampler.systems.reference import load_reference
+from molsampler.molecule.particles import signed_volumes
+from molsampler.reference.run import load_reference
+from molsampler.sampler.store import list_pretrained
 
 N = 4000
 

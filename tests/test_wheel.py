@@ -76,7 +76,12 @@ def test_every_package_folder_is_listed_in_setup_cfg() -> None:
     config = ConfigParser()
     config.read(ROOT / "setup.cfg")
     listed = set(config["options"]["packages"].split())
-    folders = {"molsampler.systems", "molsampler.analysis"}
-    for init in (ROOT / "molsampler").rglob("__init__.py"):
-        folders.add(".".join(init.parent.relative_to(ROOT).parts))
+    folders = set()
+    for folder, package in (
+        ("molsampler", ()),
+        ("systems", ("molsampler",)),
+        ("analysis", ("molsampler",)),
+    ):
+        for init in (ROOT / folder).rglob("__init__.py"):
+            folders.add(".".join((*package, *init.parent.relative_to(ROOT).parts)))
     assert listed == folders

@@ -12,7 +12,8 @@ from .options import Overwrite
 from .terminal import note, print_json, print_table, progress
 
 if TYPE_CHECKING:
-    from ..analysis import Comparison
+    from molsampler.analysis import Comparison
+
     from ..samples import Samples
     from ..target import System
 
@@ -37,10 +38,11 @@ def compare(
     overwrite: Overwrite = False,
 ) -> None:
     """Compare samples with a reference: every metric with its standard error and its floor."""
-    from ..analysis import write_json, write_report
+    from molsampler.analysis import write_json, write_report
+
     from ..export import load
-    from ..files import check_output
     from ..samples import resolve_system
+    from ..storage.files import check_output
 
     to_stdout = metrics is not None and str(metrics) == "-"
     for path in (output, None if to_stdout else metrics):
@@ -72,7 +74,7 @@ def run(
     seed: int,
 ) -> Comparison:
     """A comparison, with progress on standard error."""
-    from ..analysis import compare
+    from molsampler.analysis import compare
 
     with progress(f"comparing samples of {system.name}", None) as update:
         return compare(
@@ -88,7 +90,7 @@ def run(
 
 def print_comparison(comparison: Comparison) -> None:
     """Metrics as rows, sample sets as columns, the floors last; a star marks what fails its gate."""
-    from ..analysis.comparison import GATE_SIGMAS, format_value
+    from molsampler.analysis.comparison import GATE_SIGMAS, format_value
 
     columns: Mapping[str, Comparison] = {
         comparison.label: comparison,

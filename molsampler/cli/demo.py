@@ -16,7 +16,8 @@ from .options import Device, Overwrite, Seed
 from .terminal import duration, note, progress
 
 if TYPE_CHECKING:
-    from ..analysis import Comparison
+    from molsampler.analysis import Comparison
+
     from ..samples import Samples
     from ..target import System
 
@@ -76,7 +77,7 @@ def demo(
     Takes under three minutes on two cores.
     """
     from ..errors import OutputExistsError
-    from ..files import write_bytes
+    from ..storage.files import write_bytes
 
     started = time.monotonic()
     if output.is_symlink() or (output.exists() and not output.is_dir()):
@@ -106,9 +107,10 @@ def demo(
 
 def _tour(name: str, folder: Path, *, seed: int, device: str | None) -> str:
     """Sample, refine, run the reference, compare and write; return a section of the page."""
-    from ..analysis import headline, write_report
-    from ..artifact import Sampler
+    from molsampler.analysis import headline, write_report
+
     from ..export import save
+    from ..sampler.sampler import Sampler
 
     sampler = Sampler.load(name)
     system = sampler.system
@@ -144,7 +146,7 @@ def _compare(
     samples: Samples, refined: Samples, reference: Samples, system: System, *, seed: int
 ) -> Comparison:
     """The samples as they are, with two more lines: refined, and Monte Carlo at the cost of those."""
-    from ..analysis import compare_many, equal_budget_monte_carlo
+    from molsampler.analysis import compare_many, equal_budget_monte_carlo
 
     one_step, after = "one step", f"refined by {REFINE} MALA steps"
     with progress(f"comparing {system.name}", None) as update:

@@ -114,7 +114,7 @@ def _configuration(name: str) -> Tensor:
 
 
 def _golden_energies() -> str:
-    from ..systems import get_system
+    from molsampler.systems import get_system
 
     worst = 0.0
     for name, expected in GOLDEN.items():
@@ -128,7 +128,7 @@ def _golden_energies() -> str:
 def _score_against_finite_difference() -> str:
     import torch
 
-    from ..systems import get_system
+    from molsampler.systems import get_system
 
     system, step = get_system("lj13"), 1e-5
     x = 1.1 * _configuration("lj13")
@@ -145,7 +145,8 @@ def _openmm_twin() -> str:
     import openmm
     from openmm import unit
 
-    from ..systems import get_system
+    from molsampler.systems import get_system
+
     from ..units import TWIN_TEMPERATURE, kT
 
     system = get_system("lj13")
@@ -165,9 +166,10 @@ def _openmm_twin() -> str:
 def _round_trips() -> str:
     import torch
 
+    from molsampler.systems import get_system
+
     from ..export import FORMATS, load, save
     from ..samples import Samples
-    from ..systems import get_system
 
     system = get_system("lj13")
     generator = torch.Generator().manual_seed(0)
@@ -198,7 +200,8 @@ def _quiet() -> Iterator[None]:
 def _shipped_samplers() -> str:
     import torch
 
-    from ..artifact import Sampler, list_pretrained
+    from ..sampler.sampler import Sampler
+    from ..sampler.store import list_pretrained
 
     for name in list_pretrained():
         samples = Sampler.load(name).sample(8, seed=0)

@@ -45,7 +45,7 @@ def info(
 
 
 def _artifact(source: str, system: str | None) -> dict[str, Any]:
-    from ..artifact import Sampler
+    from ..sampler.sampler import Sampler
     from ..samples import resolve_system
 
     # Loading checks the hash of the weights and raises where it does not hold.

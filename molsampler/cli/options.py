@@ -60,7 +60,7 @@ def check_samples_output(path: Path, *, overwrite: bool) -> None:
     """
     from ..errors import InputError, nearest
     from ..export import FORMATS
-    from ..files import check_output
+    from ..storage.files import check_output
 
     if path.suffix not in FORMATS:
         raise InputError(

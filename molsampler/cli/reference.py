@@ -74,8 +74,9 @@ def reference(
     A run that has not converged says so in a warning; its samples are written all the same.
     """
     check_samples_output(output, overwrite=overwrite)
+    from molsampler.systems import get_system
+
     from ..export import save
-    from ..systems import get_system
 
     target = get_system(system)
     samples = run(
@@ -102,7 +103,7 @@ def run(
     target: PhysicalSystem, number: int, *, method: Method, seed: int, **options: Any
 ) -> Samples:
     """Reference samples, with progress on standard error."""
-    from ..systems.reference import sample_reference
+    from ..reference.run import sample_reference
 
     with progress(f"reference {target.name}", number) as update:
         return sample_reference(

@@ -39,9 +39,9 @@ def sample(
 ) -> None:
     """Draw independent samples from a trained sampler and write them to a file."""
     check_samples_output(output, overwrite=overwrite)
-    from ..artifact import Sampler
     from ..export import save_blocks
     from ..export.trajectory import EnergyStatistics
+    from ..sampler.sampler import Sampler
     from ..samples import resolve_system
 
     sampler = Sampler.load(source, system=None if system is None else resolve_system(system))

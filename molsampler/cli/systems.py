@@ -8,9 +8,10 @@ from .terminal import note, print_json, print_table
 
 def systems(json: Json = False) -> None:
     """List the systems, with shapes, units and whether a trained sampler ships."""
-    from ..artifact import list_pretrained
+    from molsampler.systems import get_system, list_systems
+
     from ..errors import MissingDependencyError
-    from ..systems import get_system, list_systems
+    from ..sampler.store import list_pretrained
 
     shipped = set(list_pretrained())
     rows = []

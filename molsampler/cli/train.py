@@ -50,8 +50,9 @@ def train(
 
     Ctrl-C and SIGTERM finish the iteration, save the state and end with exit code 130 or 143.
     """
-    from ..internal import available
-    from ..systems import get_system
+    from molsampler.systems import get_system
+
+    from ..molecule.internal import available
     from ..train import Progress, load_config
     from ..train import train as run
 

@@ -38,7 +38,7 @@ from ..errors import (
     ShapeError,
     nearest,
 )
-from ..files import atomic_path, check_output, check_space, sha256
+from ..storage.files import atomic_path, check_output, check_space, sha256
 from ..target import System
 from . import npz
 from .sidecar import check_file, read_sidecar, sidecar_path

@@ -31,13 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import memory
-from ..errors import (
-    FileFormatError,
-    InputError,
-    IntegrityError,
-    MolsamplerError,
-    ShapeError,
-)
+from ..errors import FileFormatError, InputError, IntegrityError, MolsamplerError, ShapeError
 
 #: Members that are read; archives with others are accepted and those are left alone.
 MEMBERS = ("positions", "energies", "weights", "metadata")

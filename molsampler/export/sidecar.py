@@ -17,9 +17,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..documents import SEAL, parse_json, sealed, unsealed
 from ..errors import FileFormatError, IntegrityError, OutputExistsError
-from ..files import read_limited, sha256, write_bytes
+from ..storage.files import read_limited, sha256, write_bytes
+from ..storage.sealed_json import SEAL, parse_json, sealed, unsealed
 
 #: Largest sidecar that is believed (bytes).
 SIZE_LIMIT = 16 * 2**20

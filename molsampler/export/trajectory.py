@@ -28,7 +28,7 @@ from ..errors import (
     ShapeError,
     StorageError,
 )
-from ..files import atomic_path, check_output, check_space, sha256, write_bytes
+from ..storage.files import atomic_path, check_output, check_space, sha256, write_bytes
 from ..target import COORDINATE_LIMIT, System
 from . import dcd, hdf5, pdb, xtc
 from .lengths import Frames, from_nanometres, to_nanometres, topology_of

@@ -7,7 +7,7 @@ noisy configurations into scores.
 
 from .body import BodyConfig, EGNNConfig, MLPConfig, build_body
 from .denoiser import Denoiser
-from .generator import Generator, GeneratorConfig, Latent, build_generator
+from .generators.implicit import Generator, GeneratorConfig, Latent, build_generator
 
 __all__ = [
     "BodyConfig",

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..particles import Particles
+from ..molecule.particles import Particles
 from ..space import Space
 from .egnn import EGNN
 from .mlp import MLP

@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..schedule import Scales
+from ..diffusion.schedule import Scales
 from ..space import Space
 from .body import EGNNConfig, MLPConfig, build_body
 

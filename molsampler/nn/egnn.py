@@ -17,9 +17,9 @@ edge layer is split into per-particle halves, which makes its cost linear in the
 The displacement output is translation invariant and equivariant under rotation, reflection and
 permutation, by construction.
 
-**Molecules.** With :class:`~molsampler.particles.Particles` the first features carry an embedding of the
-particle's type, edges carry the distance on the bond graph (1, 2, 3 or more) and the deviation from a learned
-reference length, and each layer moves near pairs by learned springs,
+**Molecules.** With :class:`~molsampler.molecule.particles.Particles` the first features carry an embedding
+of the particle's type, edges carry the distance on the bond graph (1, 2, 3 or more) and the deviation from
+a learned reference length, and each layer moves near pairs by learned springs,
 
 .. math:: x_i \leftarrow x_i + \sum_{j\ \mathrm{near}} k_c\,(\ell_c / d_{ij} - 1)\,(x_i - x_j),
 
@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import InputError
-from ..particles import NEAR, Particles
+from ..molecule.particles import NEAR, Particles
 
 #: Bytes of one tensor of messages in evaluation on a CPU: two of them fit a core's share of the cache.
 _PIECE = 5 * 2**18

@@ -18,7 +18,7 @@ import safetensors.torch
 from torch import Tensor
 
 from ..errors import FileFormatError
-from ..files import read_limited, write_bytes
+from ..storage.files import read_limited, write_bytes
 
 KEEP = 2
 #: Bounds on what a file may make its reader do.

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from ..documents import parse_yaml, read_yaml
+from ..diffusion.identities import Identity
 from ..errors import FileFormatError, InputError, IntegrityError, UnknownNameError, nearest
-from ..identities import Identity
 from ..nn.body import BodyConfig, EGNNConfig, Frozen
-from ..nn.generator import GeneratorConfig, LangevinScheme
+from ..nn.generators.implicit import GeneratorConfig, LangevinScheme
+from ..storage.plain_yaml import parse_yaml, read_yaml
 
 PRESETS = ("fast", "paper")
 _FOLDER = Path(__file__).parent / "presets"
@@ -22,7 +22,7 @@ _SEAL = "# SHA-256 of the lines below: "
 
 
 class LinearBetaConfig(Frozen):
-    """:class:`~molsampler.schedule.LinearBeta`."""
+    """:class:`~molsampler.diffusion.schedule.LinearBeta`."""
 
     kind: Literal["linear-beta"] = "linear-beta"
     beta_min: float
@@ -31,7 +31,7 @@ class LinearBetaConfig(Frozen):
 
 
 class LogUniformConfig(Frozen):
-    """:class:`~molsampler.schedule.LogUniformSigma`, in units of the data scale."""
+    """:class:`~molsampler.diffusion.schedule.LogUniformSigma`, in units of the data scale."""
 
     kind: Literal["log-uniform"] = "log-uniform"
     sigma_min: float = Field(0.02, gt=0)
@@ -73,7 +73,7 @@ class TrainConfig(Frozen):
     """Everything that decides a training run, apart from the target and the machine.
 
     ``coordinates: internal`` samples a molecule by bond lengths, angles and torsions
-    (:mod:`molsampler.internal`), with a perceptron.
+    (:mod:`molsampler.molecule.internal`), with a perceptron.
 
     ``sampling_scheme`` is that of the averaged generator's Langevin layers, if not the one trained
     with: learned steps stay short under ``euler``, which punishes long ones, and are then sampled with
@@ -132,7 +132,7 @@ def load_config(
 
     Keys may be dotted (``generator.body.width=32``). ``invariant`` says whether a system without
     its own preset gets an equivariant network (True) or a perceptron; ``molecule`` that it gets internal
-    coordinates (:func:`molsampler.internal.available`).
+    coordinates (:func:`molsampler.molecule.internal.available`).
 
     Raises
     ------

@@ -1,7 +1,7 @@
 r"""How far samples are from the replay: the data-free criterion that selects and calibrates a generator.
 
 The replay is a population of chains of the target, made from the energy alone and kept at equilibrium
-(:mod:`molsampler.train.replay`). Unlike the drift under local refinement, a comparison with it sees wrong
+(:mod:`molsampler.mcmc.population`). Unlike the drift under local refinement, a comparison with it sees wrong
 weights of separated modes and slow coordinates that no local move sets right.
 
 Samples :math:`x` and population :math:`y` are compared through one-dimensional observables
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..mcmc import mala
-from ..nn.generator import Generator
+from ..nn.generators.implicit import Generator
 from ..space import MeanFree, Space
 from ..target import COORDINATE_LIMIT, Target
 

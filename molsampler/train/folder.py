@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import InputError, OutputExistsError, RunLockedError, StorageError
-from ..files import remove, write_bytes
+from ..storage.files import remove, write_bytes
 from . import config as configuration
 from .config import TrainConfig
 

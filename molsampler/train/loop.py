@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..dikl import diffuse, dikl_loss, weight
+from ..diffusion.posterior import posterior_score, start_chains
+from ..diffusion.schedule import Scales
 from ..errors import DivergenceError, FileFormatError, NonFiniteError
 from ..mcmc import adapt, mala
-from ..nn.generator import Generator, Latent
-from ..particles import Particles
-from ..posterior import posterior_score, start_chains
-from ..schedule import Scales
+from ..mcmc import population as chains
+from ..molecule.particles import Particles
+from ..nn.generators.implicit import Generator, Latent
+from ..objectives.dikl_loss import diffuse, dikl_loss, weight
 from ..target import CountingTarget, Target
-from . import replay
 from .config import PosteriorConfig, ReplayConfig, TrainConfig
 from .criterion import REACH, Discrepancy, calibrate
 from .state import TrainState, build_schedule, build_state
@@ -56,7 +56,7 @@ def start(
             if isinstance(config.target_score, ReplayConfig)
             else ReplayConfig(size=_PILOT, equilibration=500)
         )
-        population, step_size = replay.equilibrate(
+        population, step_size = chains.equilibrate(
             plan,
             counting,
             generator=rng,
@@ -430,7 +430,7 @@ class Trainer:
         state, plan = self.state, self.replay
         if plan is None or state.replay is None or not plan.refresh:
             return
-        state.replay = replay.refresh(
+        state.replay = chains.refresh(
             state.replay,
             self.target,
             start=state.iteration * plan.refresh,

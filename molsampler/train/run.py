@@ -15,10 +15,13 @@ from typing import Any, Literal
 
 import torch
 
-from .. import artifact, internal, memory
-from ..artifact import check_device
+from .. import memory
 from ..errors import MolsamplerError, ResourceError
-from ..internal import InternalTarget
+from ..molecule import internal
+from ..molecule.internal import InternalTarget
+from ..sampler import store
+from ..sampler.card import Cost, Training
+from ..sampler.sampler import Sampler, check_device
 from ..target import System, Target
 from . import checkpoint, loop
 from .config import PosteriorConfig, TrainConfig
@@ -249,16 +252,16 @@ def _export(
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), "
         f"{state.mixture.moments.device.type}",
     }
-    artifact.save(
+    store.save(
         folder.artifact,
         state.selected,
         system=target,
         architecture=state.selected.config.model_dump(),
-        training=artifact.Training(
+        training=Training(
             config=config.model_dump(mode="json"),
             command=command or f"molsampler train {config.system} RUN_DIR",
             seed=config.seed,
-            cost=artifact.Cost(**cost),
+            cost=Cost(**cost),
         ),
         quality=[
             *_discrepancy(config, state),
@@ -319,7 +322,7 @@ def _loads(folder: RunFolder, target: System) -> bool:
     if not folder.artifact.exists():
         return False
     try:
-        artifact.Sampler.load(folder.artifact, system=target)
+        Sampler.load(folder.artifact, system=target)
     except MolsamplerError as error:
         _log.warning("the artifact is written again: %s", error)
         return False

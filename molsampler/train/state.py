@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..diffusion.identity_mixture import IdentityMixture
+from ..diffusion.schedule import LinearBeta, LogUniformSigma
 from ..errors import FileFormatError
-from ..internal import InternalTarget
 from ..mcmc import mala
+from ..molecule.internal import InternalTarget
+from ..molecule.particles import Particles
 from ..nn.body import EGNNConfig
 from ..nn.denoiser import Denoiser
 from ..nn.egnn import EGNN
-from ..nn.generator import Generator, build_generator
-from ..particles import Particles
-from ..schedule import LinearBeta, LogUniformSigma
+from ..nn.generators.implicit import Generator, build_generator
 from ..target import Target
 from .config import LinearBetaConfig, ReplayConfig, TrainConfig
-from .replay import IdentityMixture
 
 #: First stiffness of a generator's springs. Jacobi sweeps over bonds and angles diverge at two over the
 #: largest eigenvalue of the constraint graph, which is below ten for molecules of four-valent atoms.

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from molsampler import artifact
 from molsampler.cli import main
-from molsampler.nn.generator import build_generator
+from molsampler.nn.generators.implicit import build_generator
+from molsampler.sampler import store
 from molsampler.systems import get_system
 
 
@@ -42,7 +42,7 @@ def make_sampler(folder: Path, name: str) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         generator = build_generator(ARCHITECTURE, system.space, system)
-    artifact.save(folder, generator, system=system, architecture=ARCHITECTURE)
+    store.save(folder, generator, system=system, architecture=ARCHITECTURE)
     return folder
 
 
@@ -57,4 +57,4 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_samplers(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifact, "PRETRAINED", shipped)
+    monkeypatch.setattr(store, "PRETRAINED", shipped)

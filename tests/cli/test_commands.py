@@ -196,8 +196,8 @@ def test_doctor_passes_here(run) -> None:
 def test_doctor_notices(run, how, monkeypatch, shipped: Path, tmp_path: Path) -> None:
     import shutil
 
-    from molsampler import artifact
     from molsampler.cli import doctor
+    from molsampler.sampler import store
 
     if how == "wrong golden value":
         monkeypatch.setitem(doctor.GOLDEN, "lj13", -38.865)
@@ -207,7 +207,7 @@ def test_doctor_notices(run, how, monkeypatch, shipped: Path, tmp_path: Path) ->
         shutil.copytree(shipped, folder)
         with open(folder / "lj13" / "weights.safetensors", "ab") as file:
             file.write(b"x")
-        monkeypatch.setattr(artifact, "PRETRAINED", folder)
+        monkeypatch.setattr(store, "PRETRAINED", folder)
         broken = {"shipped samplers match their hashes and sample"}
     outcome = run("doctor", "--json")
     assert outcome.code == 1

@@ -10,8 +10,8 @@ import pytest
 
 from molsampler import export
 from molsampler.cli import demo as module
+from molsampler.reference.run import load_reference
 from molsampler.samples import Samples
-from molsampler.systems.reference import load_reference
 from molsampler.target import System
 
 

@@ -110,7 +110,7 @@ def test_signal_handlers_are_restored(run) -> None:
 def test_interrupted_work_leaves_no_file(number: signal.Signals, code: int, tmp_path: Path) -> None:
     # Imports come first, so that the signal arrives while the chains run.
     code_line = (
-        "import sys, molsampler.cli, molsampler.systems.reference_mcmc, molsampler.export\n"
+        "import sys, molsampler.cli, molsampler.reference.monte_carlo, molsampler.export\n"
         "print('ready', file=sys.stderr, flush=True)\n"
         "sys.exit(molsampler.cli.main())"
     )

@@ -10,9 +10,9 @@ import pytest
 import torch
 from toy_systems import Cluster
 
-from molsampler import artifact
-from molsampler.artifact import Sampler
-from molsampler.nn.generator import GeneratorConfig, build_generator
+from molsampler.nn.generators.implicit import GeneratorConfig, build_generator
+from molsampler.sampler import store
+from molsampler.sampler.sampler import Sampler
 from molsampler.samples import Samples
 
 ROWS = pytest.StashKey[list[tuple[str, int, int, float]]]()
@@ -74,7 +74,7 @@ def save_sampler() -> Callable[..., Sampler]:
         with torch.no_grad():
             for parameter in generator.parameters():
                 parameter.add_(shift)
-        return artifact.save(
+        return store.save(
             folder,
             generator,
             system=SYSTEM,

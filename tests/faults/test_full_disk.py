@@ -16,8 +16,8 @@ import torch
 from children import leftovers, run
 
 from molsampler import export
-from molsampler.artifact import Sampler
 from molsampler.errors import StorageError
+from molsampler.sampler.sampler import Sampler
 from molsampler.samples import Samples
 from molsampler.train import checkpoint, load_config
 from molsampler.train.folder import RunFolder

@@ -24,9 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from molsampler import export
-from molsampler.artifact import Sampler
 from molsampler.cli import main
-from molsampler.documents import YAML_LIMIT, parse_yaml, sealed
 from molsampler.errors import (
     ExpressionError,
     FileFormatError,
@@ -35,7 +33,10 @@ from molsampler.errors import (
     ShapeError,
 )
 from molsampler.export import decoder
+from molsampler.sampler.sampler import Sampler
 from molsampler.samples import Samples
+from molsampler.storage.plain_yaml import YAML_LIMIT, parse_yaml
+from molsampler.storage.sealed_json import sealed
 from molsampler.systems import PairPotential, get_system
 from molsampler.train import checkpoint, load_config
 

@@ -14,12 +14,16 @@ import pytest
 import torch
 from children import leftovers, run
 
-from molsampler import artifact, cli, export, files
-from molsampler.artifact import Sampler
+from molsampler import cli, export
 from molsampler.export import npz, trajectory
 from molsampler.mcmc import mala, smc
-from molsampler.stream import SampleStream
-from molsampler.systems import get_system, reference_md
+from molsampler.reference import dynamics
+from molsampler.sampler import sampler as sampler_module
+from molsampler.sampler import store
+from molsampler.sampler.sampler import Sampler
+from molsampler.sampler.stream import SampleStream
+from molsampler.storage import files
+from molsampler.systems import get_system
 from molsampler.train import checkpoint, loop
 from molsampler.train import run as training
 
@@ -89,7 +93,7 @@ TRAINING: dict[str, tuple[Any, str, int]] = {
     "training": (loop.Trainer, "_dikl_step", 2),
     "evaluating": (loop.Trainer, "evaluate", 1),
     "logging": (training.RunFolder, "log", 5),
-    "exporting the artifact": (artifact, "write_bytes", 2),
+    "exporting the artifact": (store, "write_bytes", 2),
     "later checkpoint": (checkpoint, "write_bytes", 2),
 }
 
@@ -160,15 +164,15 @@ def test_training_in_every_phase(
 #: Command -> phase -> where the signal arrives.
 WORK: dict[str, dict[str, tuple[Any, str, int]]] = {
     "sample": {
-        "loading": (artifact, "_read_weights", 1),
+        "loading": (sampler_module, "_read_weights", 1),
         "sampling": (SampleStream, "_compute", 2),
         "writing": (npz, "_verify", 1),
         "renaming": (files, "fsync_folder", 1),
     },
     "reference": {
-        "minimising": (reference_md.LangevinReplicas, "_minimised", 1),
-        "dynamics": (reference_md.LangevinReplicas, "advance", 4),
-        "reading": (reference_md.LangevinReplicas, "read", 5),
+        "minimising": (dynamics.LangevinReplicas, "_minimised", 1),
+        "dynamics": (dynamics.LangevinReplicas, "advance", 4),
+        "reading": (dynamics.LangevinReplicas, "read", 5),
         "writing": (export, "save_trajectory", 1),
     },
     "export": {
@@ -194,14 +198,14 @@ def arguments(command: str, folder: Path) -> tuple[list[str], Path]:
 @pytest.fixture
 def prepared(tmp_path: Path) -> Path:
     """A folder with an untrained sampler of dw4, samples of it, and an empty folder for results."""
-    from molsampler.nn.generator import build_generator
+    from molsampler.nn.generators.implicit import build_generator
 
     system = get_system("dw4")
     architecture = {"body": {"kind": "egnn", "width": 4, "layers": 1}}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         generator = build_generator(architecture, system.space, system)
-    artifact.save(tmp_path / "toy", generator, system=system, architecture=architecture)
+    store.save(tmp_path / "toy", generator, system=system, architecture=architecture)
     Sampler.load(tmp_path / "toy").sample(5).save(tmp_path / "in.npz")
     (tmp_path / "out").mkdir()
     return tmp_path

@@ -14,10 +14,10 @@ import torch
 from children import killed_at, leftovers, run, start, wait
 
 from molsampler import export
-from molsampler.artifact import Sampler
 from molsampler.export.sidecar import check_file, read_sidecar
-from molsampler.files import write_bytes
+from molsampler.sampler.sampler import Sampler
 from molsampler.samples import Samples
+from molsampler.storage.files import write_bytes
 from molsampler.train import checkpoint
 from molsampler.train.folder import RunFolder
 
@@ -222,7 +222,7 @@ def test_leftovers_of_the_living_are_left_alone(tmp_path: Path) -> None:
     path, log = tmp_path / "a.bin", tmp_path / "log"
 
     def write_slowly() -> None:
-        from molsampler.files import atomic_path
+        from molsampler.storage.files import atomic_path
 
         with atomic_path(path) as temporary:
             temporary.write_bytes(b"slow")

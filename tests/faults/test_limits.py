@@ -12,11 +12,11 @@ import torch
 from children import run
 
 from molsampler import export, memory
-from molsampler.artifact import Sampler
 from molsampler.cli import main
 from molsampler.errors import InputError, ResourceError
+from molsampler.reference.run import sample_reference
+from molsampler.sampler.sampler import Sampler
 from molsampler.systems import get_system
-from molsampler.systems.reference import sample_reference
 from molsampler.train import load_config, train
 
 Tally = Callable[[str, int, int], None]

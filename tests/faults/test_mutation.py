@@ -23,9 +23,9 @@ import pytest
 import torch
 
 from molsampler import export
-from molsampler.artifact import Sampler
 from molsampler.cli import info
 from molsampler.errors import MolsamplerError
+from molsampler.sampler.sampler import Sampler
 from molsampler.samples import Samples
 from molsampler.systems import get_system
 from molsampler.train import checkpoint, load_config

@@ -16,10 +16,11 @@ import pytest
 import torch
 from children import leftovers, run
 
-from molsampler import artifact
+from molsampler.diffusion.identity_mixture import IdentityMixture
 from molsampler.errors import ResourceError, StorageError
+from molsampler.sampler import store
 from molsampler.systems import get_system
-from molsampler.train import TrainConfig, checkpoint, load_config, loop, replay, train
+from molsampler.train import TrainConfig, checkpoint, load_config, loop, train
 from molsampler.train.folder import RunFolder
 
 Tally = Callable[[str, int, int], None]
@@ -98,7 +99,7 @@ def test_killed_between_and_during_saves(kills: int, tmp_path: Path, tally: Tall
     """kill -9 loses the iterations since the last checkpoint, which come out the same again."""
     system, settings = get_system("dw4"), config(20)
     train(system, tmp_path / "whole", settings)
-    places = ((RunFolder, "log"), (checkpoint, "write_bytes"), (artifact, "write_bytes"))
+    places = ((RunFolder, "log"), (checkpoint, "write_bytes"), (store, "write_bytes"))
     for k in range(kills):
         place, name = places[k % len(places)]
 
@@ -207,14 +208,14 @@ def test_averages_survive_a_step_that_is_not_finite(
     """A NaN loss of the teacher is skipped and counted; running averages do not keep it."""
     system, settings = get_system("dw4"), config(6)
     calls = 0
-    weight = replay.IdentityMixture.weight
+    weight = IdentityMixture.weight
 
     def sometimes(self: Any, t: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
         return weight(self, t) * (float("nan") if calls == 3 else 1.0)
 
-    monkeypatch.setattr(replay.IdentityMixture, "weight", sometimes)
+    monkeypatch.setattr(IdentityMixture, "weight", sometimes)
     result = train(system, tmp_path / "run", settings)
     assert (result.status, result.skipped) == ("completed", 1)
     found = checkpoint.load_latest(tmp_path / "run" / "checkpoints")

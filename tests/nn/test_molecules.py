@@ -6,12 +6,12 @@ import pytest
 import torch
 from chains import Chain, methane
 
-from molsampler import artifact
-from molsampler.documents import sealed
 from molsampler.errors import FileFormatError, InputError
+from molsampler.molecule.particles import Particles, signed_volumes
 from molsampler.nn import Denoiser, EGNNConfig, GeneratorConfig, Latent, build_generator
-from molsampler.particles import Particles, signed_volumes
+from molsampler.sampler import Sampler, store
 from molsampler.space import Euclidean, MeanFree
+from molsampler.storage.sealed_json import sealed
 from molsampler.target import System
 
 TOLERANCE = 1e-5
@@ -154,25 +154,25 @@ def saved(tmp_path):
     torch.manual_seed(1)
     net = build_generator(config, system.space, None)
     folder = tmp_path / "artifact"
-    artifact.save(folder, net, system=system, architecture=config.model_dump())
+    store.save(folder, net, system=system, architecture=config.model_dump())
     return folder, system
 
 
 def test_an_artifact_rebuilds_the_network_from_its_card_alone(saved) -> None:
     folder, system = saved
-    samples = artifact.Sampler.load(folder, system=system).sample(700, seed=1)
-    again = artifact.Sampler.load(folder, system=Bare(system)).sample(700, seed=1)
+    samples = Sampler.load(folder, system=system).sample(700, seed=1)
+    again = Sampler.load(folder, system=Bare(system)).sample(700, seed=1)
     assert torch.equal(samples.positions, again.positions)
     card = json.loads((folder / "card.json").read_text())
     card["architecture"]["body"]["particles"]["bonds"][0] = [0, 7]
     (folder / "card.json").write_bytes(sealed(json.dumps(card)))
     with pytest.raises(FileFormatError, match="particles"):
-        artifact.Sampler.load(folder, system=system)
+        Sampler.load(folder, system=system)
 
 
 def test_samples_of_a_chiral_molecule_are_right_handed(saved) -> None:
     folder, system = saved
-    sampler = artifact.Sampler.load(folder, system=system)
+    sampler = Sampler.load(folder, system=system)
     samples = sampler.sample(2000, seed=1)
     assert (signed_volumes(samples.positions, system.chiral_centres) > 0).all()
     counted = samples.metadata["handedness"]
@@ -187,7 +187,7 @@ def test_samples_of_a_chiral_molecule_are_right_handed(saved) -> None:
     card = json.loads((folder / "card.json").read_text())
     card["architecture"]["body"]["particles"]["chiral_centres"] = []
     (folder / "card.json").write_bytes(sealed(json.dumps(card)))
-    both = artifact.Sampler.load(folder, system=system).sample(2000, seed=1)
+    both = Sampler.load(folder, system=system).sample(2000, seed=1)
     wrong = int((signed_volumes(both.positions, system.chiral_centres) <= 0).sum())
     assert wrong == counted["wrong_before_inversion"]
     assert "handedness" not in both.metadata

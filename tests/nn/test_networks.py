@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
+from molsampler.mcmc.population import Gaussian
 from molsampler.nn import (
     Denoiser,
     EGNNConfig,
@@ -17,7 +18,6 @@ from molsampler.nn.body import build_body
 from molsampler.nn.mlp import LocalBasis
 from molsampler.space import Euclidean, MeanFree
 from molsampler.systems import get_system
-from molsampler.train.replay import Gaussian
 
 TOLERANCE = 1e-5
 BODIES = {

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from molsampler.errors import ExpressionError
-from molsampler.systems.expression import FUNCTIONS, MAX_LENGTH, Expression
+from molsampler.systems.pair.expression import FUNCTIONS, MAX_LENGTH, Expression
 
 RADII = (0.37, 0.9, 1.0, 1.3, 2.6)
 

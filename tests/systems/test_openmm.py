@@ -24,15 +24,11 @@ from molsampler.errors import (
     SimulationError,
     UnknownNameError,
 )
-from molsampler.particles import Particles
+from molsampler.molecule.graph import equivalence_classes, rotatable_bonds, within_bonds
+from molsampler.molecule.particles import Particles
 from molsampler.space import Euclidean, MeanFree
 from molsampler.systems import OpenMMSystem, get_system
-from molsampler.systems import openmm as module
-from molsampler.systems.molecular_graph import (
-    equivalence_classes,
-    rotatable_bonds,
-    within_bonds,
-)
+from molsampler.systems.openmm import alanine_dipeptide as module
 from molsampler.units import TWIN_TEMPERATURE, kT
 
 openmm = pytest.importorskip("openmm")
@@ -572,7 +568,7 @@ def test_starts_turn_torsions_and_nothing_else(alanine) -> None:
 
 @pytest.fixture
 def peptide(tmp_path: Path) -> Path:
-    source = Path(module.__file__).parent / "data" / "alanine_dipeptide.pdb"
+    source = Path(module.__file__).parents[1] / "data" / "alanine_dipeptide.pdb"
     (tmp_path / "ala.pdb").write_text(source.read_text())
     path = tmp_path / "mine.yaml"
     path.write_text(

@@ -12,12 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from molsampler.errors import (
-    ExpressionError,
-    FileFormatError,
-    InputError,
-    UnknownNameError,
-)
+from molsampler.errors import ExpressionError, FileFormatError, InputError, UnknownNameError
 from molsampler.systems import PairPotential, get_system
 from molsampler.units import TWIN_MASS, TWIN_TEMPERATURE, kT
 

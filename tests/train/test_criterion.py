@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from molsampler.mcmc import mala
+from molsampler.mcmc.population import Gaussian
 from molsampler.nn import GeneratorConfig, MLPConfig, build_generator
 from molsampler.space import Euclidean
 from molsampler.systems import get_system
 from molsampler.train.criterion import Discrepancy, calibrate
-from molsampler.train.replay import Gaussian
 
 
 class Wells:

@@ -9,8 +9,9 @@ from interrupted import train_twice
 
 from molsampler import Sampler
 from molsampler.analysis import distance_total_variation, total_variation, trimmed_wasserstein2
-from molsampler.particles import Particles, signed_volumes
-from molsampler.train import load_config, loop, replay
+from molsampler.mcmc import population
+from molsampler.molecule.particles import Particles, signed_volumes
+from molsampler.train import load_config, loop
 from molsampler.train.config import ReplayConfig
 
 TINY = (
@@ -50,7 +51,7 @@ def test_a_chiral_molecule_trains_resumes_and_samples_one_hand(tmp_path, monkeyp
 def test_annealing_starts_from_the_chain():
     """Its energy and score agree with its draws: mean energy dof / 2, and the score is the gradient."""
     system = Chain()
-    base = replay.GaussianChain(system.space, 0.7, Particles.of(system))
+    base = population.GaussianChain(system.space, 0.7, Particles.of(system))
     like = torch.zeros((), dtype=torch.float64)
     x = base.sample(4000, generator=torch.Generator().manual_seed(0), like=like)
     energy, score = base.energy_and_score(x)
@@ -103,7 +104,7 @@ def test_a_chain_is_learned_better_than_a_mean_geometry():
     with torch.no_grad():
         latent = state.ema.draw_latent(2000, generator=torch.Generator().manual_seed(9))
         samples = state.ema(latent)
-    truth, _ = replay.equilibrate(
+    truth, _ = population.equilibrate(
         ReplayConfig(size=1000, equilibration=600, start_scale=0.8),
         system,
         generator=torch.Generator().manual_seed(77),

@@ -1,0 +1,1 @@
+"""Diffusing a density: noise schedules, posteriors of clean given noisy positions, score identities."""

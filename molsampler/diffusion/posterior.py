@@ -1,0 +1,139 @@
+r"""Posterior samples :math:`x_0 \sim p(x_0 | x_t) \propto e^{-u(x_0)} N(x_t; \alpha_t x_0, \sigma_t^2 I)`.
+
+The recipe of DiKL (arXiv 2410.12456): particles from the Gaussian factor,
+:math:`N(x_t / \alpha_t, \sigma_t^2 / \alpha_t^2)`, are annealed to the posterior (AIS; one level is
+plain importance sampling), one is drawn by its weight, and a MALA chain is started there.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..mcmc import adapt, ais, mala
+from ..space import Space
+from ..target import Target
+from . import identities
+from .schedule import Scales
+
+
+class GaussianFactor:
+    """The factor N(x_t; alpha x, sigma^2) as a density in ``x``; conditions have batch shape ``(*b,)``."""
+
+    def __init__(self, x_t: Tensor, scales: Scales, space: Space):
+        self.space = space
+        self.mean = x_t / scales.alpha[..., None, None]
+        self.std = scales.sigma / scales.alpha
+
+    def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        residual = (self.mean - x) / self.std[..., None, None] ** 2
+        energy = 0.5 * (residual.square().sum(dim=(-2, -1)) * self.std**2)
+        return energy, residual
+
+    def sample(self, k: int, *, generator: torch.Generator | None) -> Tensor:
+        """``k`` draws for each condition, ``(k, *b, n, d)``."""
+        noise = self.space.randn(k, *self.mean.shape[:-2], generator=generator, like=self.mean)
+        return self.mean + self.std[..., None, None] * noise
+
+
+class Posterior:
+    """The posterior density of clean positions given noisy ones."""
+
+    def __init__(self, target: Target, factor: GaussianFactor):
+        self.target, self.factor, self.space = target, factor, target.space
+
+    def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        energy, score = self.target.energy_and_score(x)
+        factor_energy, factor_score = self.factor.energy_and_score(x)
+        return energy + factor_energy, score + factor_score
+
+
+class PosteriorChain(NamedTuple):
+    """MALA state of one chain per condition, and its adapted step sizes ``(b,)``."""
+
+    state: mala.State
+    adaptation: adapt.Adaptation
+
+
+def start_chains(
+    x_t: Tensor,
+    scales: Scales,
+    target: Target,
+    *,
+    particles: int,
+    levels: int,
+    step_size: Tensor,
+    generator: torch.Generator | None,
+) -> PosteriorChain:
+    """One posterior starting point per row of ``x_t`` ``(b, n, d)``, by AIS and a draw by weight.
+
+    Costs ``particles * levels`` energy evaluations per row; ``step_size`` is ``(b,)``.
+    """
+    factor = GaussianFactor(x_t, scales, target.space)
+    posterior = Posterior(target, factor)
+    particle = ais.run(
+        factor.sample(particles, generator=generator),
+        factor,
+        posterior,
+        levels=levels,
+        step_size=step_size,
+        generator=generator,
+    )
+    # Gumbel-max: a draw by weight that also works where all weights underflow to one survivor.
+    uniform = torch.rand(
+        particle.log_weight.shape, generator=generator, dtype=x_t.dtype, device=x_t.device
+    )
+    gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
+    weight = particle.log_weight.nan_to_num(nan=-1e30, neginf=-1e30)
+    index = (weight + gumbel).argmax(dim=0)
+    row = torch.arange(len(x_t), device=x_t.device)
+    state = mala.State(
+        particle.position[index, row],
+        particle.energies[1][index, row],
+        particle.scores[1][index, row],
+    )
+    return PosteriorChain(state, adapt.Adaptation(step_size.log(), 0))
+
+
+class PosteriorScore(NamedTuple):
+    """Estimated diffused target score ``(b, n, d)``, the chains, and their mean acceptance ``(b,)``."""
+
+    score: Tensor
+    chain: PosteriorChain
+    acceptance: Tensor
+
+
+def posterior_score(
+    x_t: Tensor,
+    scales: Scales,
+    target: Target,
+    chain: PosteriorChain,
+    *,
+    steps: int,
+    average: int,
+    identity: identities.Identity,
+    generator: torch.Generator | None,
+) -> PosteriorScore:
+    """Run ``steps`` MALA steps and average the identity over the last ``average`` states.
+
+    Step sizes adapt during the steps that are not averaged and are frozen after.
+    """
+    factor = GaussianFactor(x_t, scales, target.space)
+    posterior = Posterior(target, factor)
+    state, adaptation = chain
+    total = torch.zeros_like(x_t)
+    acceptance = torch.zeros_like(scales.sigma)
+    for k in range(steps):
+        state, info = mala.step(
+            state, posterior, step_size=adaptation.step_size, generator=generator
+        )
+        acceptance = acceptance + info.acceptance / steps
+        if k < steps - average:
+            adaptation = adapt.update(adaptation, info.acceptance)
+        else:
+            # The chain carries the posterior's score; subtracting the Gaussian factor's leaves -grad u.
+            clean = state.score - factor.energy_and_score(state.position)[1]
+            total = total + identities.estimate(identity, x_t, state.position, clean, scales)
+    return PosteriorScore(total / average, PosteriorChain(state, adaptation), acceptance)

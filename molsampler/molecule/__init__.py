@@ -1,0 +1,1 @@
+"""What tells the particles of a molecule apart: bond graph, chirality, internal coordinates."""

@@ -1,0 +1,1 @@
+"""Generators, one file per kind: from noise to configurations."""

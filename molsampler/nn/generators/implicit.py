@@ -1,0 +1,257 @@
+r"""One-step generator: latent noise in, a configuration out, in one pass.
+
+:math:`y = s z + G_\theta(s z, w)`, with :math:`z` standard normal on the space, :math:`w` extra latent
+features: Gaussians and random signs per particle, and signs per configuration, shared by all
+particles. The signs matter for targets with separated modes: a continuous map of one Gaussian has to
+draw bridges between them, a map that also reads discrete bits does not. Shared signs can choose
+between shapes; signs per particle can also choose which particle goes where, for modes that are
+copies of each other under permutation.
+
+``langevin_layers`` last layers use the physics itself: each is an unadjusted Langevin step of
+learned size with truncated drift,
+
+.. math:: x \leftarrow x + D_\epsilon(-\nabla u(x)) + \sqrt{2\epsilon}\,\xi,
+
+at the cost of one energy-and-score evaluation per layer and sample (stochastic normalising flows,
+Wu, Köhler & Noé, arXiv 2002.06707, use such layers with weights). They set the stiff coordinates,
+bond lengths in a cluster, right to a precision that a network reaches only slowly. By the
+Leimkuhler-Matthews scheme (arXiv 1203.5428) each layer takes the mean of two successive
+:math:`\xi`; in a harmonic well that removes the excess variance :math:`\epsilon \nabla^2 u / 2` of
+independent noise at any stable :math:`\epsilon`. The step sizes start on a geometric ladder, from
+steps long enough to leave a barrier to steps short enough to have little discretisation error;
+``langevin_fixed`` keeps them there. Averaged noise does not punish long steps, so that learned ones
+may grow until the layers are unstable. ``sampling_layers`` evaluates more layers than were trained: the
+ladder of learned steps is stretched to that number by interpolation. It costs no training, and as many
+energy evaluations per sample as there are layers.
+
+``latent_calibration`` is a factor on :math:`z` alone, set after training
+(:func:`molsampler.train.criterion.calibrate`).
+
+Gradients pass through the score with the target's Hessian, taken as a central difference of scores,
+so no target has to provide second derivatives. ``langevin_hessian=False`` treats the score as a
+constant instead. That is cheaper and steadier for steep walls, but only right while
+:math:`\epsilon \nabla^2 u` stays below one: beyond, the layer reverses a displacement, and the
+network is driven away.
+
+With ``internal`` coordinates the configurations are those of a molecule's bond lengths, angles and torsions,
+``(b, 3n - 6, 1)``; whoever asks for positions converts them.
+
+For a molecule in Cartesian coordinates the latent positions are those of a Gaussian chain on its bond graph
+(:meth:`molsampler.molecule.particles.Particles.latent_root`): bonded atoms start near each other, so the
+network has to set lengths and angles, not to fetch atoms from anywhere. The law stays symmetric under
+rotation, reflection and the exchange of equivalent atoms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...errors import InputError
+from ...mcmc.mala import drift
+from ...molecule.internal import InternalCoordinates
+from ...space import Space
+from ...target import COORDINATE_LIMIT, Target
+from ..body import BodyConfig, EGNNConfig, Frozen, MLPConfig, build_body
+
+#: Coordinates are clamped to this before the energy sees them.
+_REACH = 0.5 * COORDINATE_LIMIT
+
+#: Components of the score are clamped to this.
+_STEEPEST = 1e12
+
+#: Length of the difference that stands for the Hessian, in units of a Langevin kick.
+_DIFFERENCE = 0.02
+
+
+LangevinScheme = Literal["euler", "leimkuhler-matthews"]
+
+
+class GeneratorConfig(Frozen):
+    """A :class:`Generator`."""
+
+    body: BodyConfig = EGNNConfig()
+    latent_scale: float = Field(1.0, gt=0)
+    noise_features: int = Field(4, ge=0, le=256)
+    sign_features: int = Field(0, ge=0, le=256)
+    particle_signs: int = Field(0, ge=0, le=256)
+    langevin_layers: int = Field(0, ge=0, le=256)
+    langevin_step: float = Field(1e-3, gt=0)
+    langevin_last_step: float | None = Field(None, gt=0)
+    langevin_scheme: LangevinScheme = "euler"
+    langevin_fixed: bool = False
+    langevin_hessian: bool = True
+    sampling_layers: int | None = Field(None, ge=1, le=256)
+    latent_calibration: float = Field(1.0, gt=0)
+    internal: InternalCoordinates | None = None
+
+
+class Latent(NamedTuple):
+    """Noise behind a batch of ``b`` samples."""
+
+    position: Tensor
+    """Standard normal on the space, or a Gaussian chain of unit mean variance, ``(b, n, d)``."""
+    features: Tensor
+    """Gaussians per particle, signs shared by all particles, signs per particle, ``(b, n, f)``."""
+    kicks: Tensor
+    """Standard normal noise of the Langevin layers, ``(b, layers, n, d)``; by the Leimkuhler-Matthews
+    scheme one more."""
+
+
+class _Score(torch.autograd.Function):
+    """Score of a target; backward is the product with the Hessian, by central differences."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, target: Target, length: float, steepest: Tensor) -> Tensor:
+        # A network early in training may throw particles far out; the energy refuses such rows.
+        x = x.clamp(-_REACH, _REACH)
+        ctx.save_for_backward(x, steepest)
+        ctx.target, ctx.length = target, length
+        return target.energy_and_score(x)[1]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        x, steepest = ctx.saved_tensors
+        # The longest displacement of a particle sets the scale of the difference, row by row.
+        size = grad.norm(dim=-1).amax(-1)[:, None, None].clamp(min=1e-30)
+        # A gradient that is not finite is passed on as such, for the trainer to refuse the step.
+        usable = torch.isfinite(size)
+        move = torch.where(usable, (ctx.length / size) * grad, 0.0)
+        _, forward = ctx.target.energy_and_score(x + move)
+        _, backward = ctx.target.energy_and_score(x - move)
+        product = (forward - backward) * (size / (2 * ctx.length))
+        # Rows in collision: their curvature says nothing about the truncated move they make.
+        longest = product.norm(dim=-1).amax(-1)[:, None, None]
+        product = torch.where(longest <= steepest * size, product, 0.0)
+        return torch.where(usable, product, torch.nan), None, None, None
+
+
+class Generator(nn.Module):
+    """Map from latents to configurations ``(b, n, d)``.
+
+    Equivariant under rotation, reflection and permutation with an EGNN body: transforming the
+    latent's positions and kicks transforms the output alike. With ``particles`` the permutations are those
+    of equivalent atoms.
+
+    Raises
+    ------
+    InputError
+        Langevin layers are configured and ``target`` is None.
+    """
+
+    root: Tensor | None
+
+    def __init__(self, config: GeneratorConfig, space: Space, target: Target | None):
+        super().__init__()
+        if config.langevin_layers and target is None:
+            raise InputError("a generator with Langevin layers needs its target's energy")
+        self.config, self.space, self.target = config, space, target
+        self.particles = config.body.particles if isinstance(config.body, EGNNConfig) else None
+        root = None
+        if self.particles is not None and self.particles.bonds:
+            # The mean of all particles, which the chain leaves out, is passed on for spaces that have one.
+            mean = 1.0 / space.shape[0]
+            root = torch.tensor((self.particles.latent_root() + mean).tolist())
+        self.register_buffer("root", root, persistent=False)
+        features = config.noise_features + config.sign_features + config.particle_signs
+        # A body without any features still needs one input to embed.
+        self.features = max(features, 1)
+        self.body = build_body(config.body, space, self.features)
+        # A perceptron needs inputs of unit scale; an EGNN reads distances in their own unit.
+        self.unit = config.latent_scale if isinstance(config.body, MLPConfig) else 1.0
+        last = config.langevin_last_step or config.langevin_step
+        self.log_step = nn.Parameter(
+            torch.linspace(math.log(config.langevin_step), math.log(last), config.langevin_layers),
+            requires_grad=not config.langevin_fixed,
+        )
+
+    def draw_latent(
+        self, n: int, *, generator: torch.Generator | None, like: Tensor | None = None
+    ) -> Latent:
+        """Draw the noise for ``n`` samples, on the device and in the dtype of ``like``."""
+        like = self.log_step if like is None else like
+        config, (particles, _) = self.config, self.space.shape
+
+        def randn(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+
+        position = self.space.randn(n, generator=generator, like=like)
+        if self.root is not None:
+            position = self.root.to(like) @ position
+        parts = [randn(n, particles, config.noise_features)]
+        if config.sign_features:
+            signs = randn(n, 1, config.sign_features).sign()
+            parts.append(signs.expand(-1, particles, -1))
+        if config.particle_signs:
+            parts.append(randn(n, particles, config.particle_signs).sign())
+        if not sum(part.shape[-1] for part in parts):
+            parts = [torch.ones(n, particles, 1, dtype=like.dtype, device=like.device)]
+        extra = config.langevin_scheme == "leimkuhler-matthews"
+        kicks = self.space.randn(n, self.layers + extra, generator=generator, like=like)
+        return Latent(position, torch.cat(parts, dim=-1), kicks)
+
+    def forward(
+        self, latent: Latent, *, body: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Configurations ``(b, n, d)`` from latents; ``body`` may be a compiled form of the own body."""
+        z = self.config.latent_scale * self.config.latent_calibration * latent.position
+        body = self.body if body is None else body
+        x = self.space.project(z + self.unit * body(z / self.unit, latent.features))
+        kicks = latent.kicks
+        if self.config.langevin_scheme == "leimkuhler-matthews":
+            kicks = 0.5 * (kicks[:, :-1] + kicks[:, 1:])
+        for layer, step in enumerate(self.steps()):
+            x = self._langevin(x, kicks[:, layer], step)
+        return x
+
+    @property
+    def layers(self) -> int:
+        """Langevin layers that are evaluated."""
+        trained = self.config.langevin_layers
+        return (self.config.sampling_layers or trained) if trained else 0
+
+    def steps(self) -> Tensor:
+        """Step sizes of the layers, ``(layers,)``, in squared lengths."""
+        log_step: Tensor = self.log_step
+        if self.layers != len(log_step):
+            log_step = functional.interpolate(
+                log_step[None, None], size=self.layers, mode="linear", align_corners=True
+            )[0, 0]
+        return log_step.exp()
+
+    def _langevin(self, x: Tensor, kick: Tensor, step: Tensor) -> Tensor:
+        if self.target is None:
+            raise InputError("a generator with Langevin layers needs its target's energy")
+        length = _DIFFERENCE * math.sqrt(2.0 * self.config.langevin_step)
+        # Curvature beyond twice the stability limit of the step, epsilon H = 2.
+        steepest = 4.0 / step.detach()
+        seen = x if self.config.langevin_hessian else x.detach()
+        score: Tensor = _Score.apply(seen, self.target, length, steepest)  # type: ignore[no-untyped-call]
+        # Squares of larger scores overflow float32; the drift is truncated long before.
+        score = score.clamp(-_STEEPEST, _STEEPEST)
+        if score.requires_grad:
+            with torch.no_grad():
+                whole = step * score
+                truncated = (drift(score, step) - whole).abs().amax(-1, keepdim=True) > 0
+            score = torch.where(truncated, score.detach(), score)
+        move = self.space.project(drift(score, step))
+        return x + move + torch.sqrt(2.0 * step) * kick
+
+    @property
+    def energy_evaluations(self) -> int:
+        """Energy-and-score evaluations that one sample costs."""
+        return self.layers
+
+
+def build_generator(
+    config: GeneratorConfig | dict[str, Any], space: Space, target: Target | None
+) -> Generator:
+    """Build the generator that ``config`` describes."""
+    return Generator(GeneratorConfig.model_validate(config), space, target)

@@ -1,0 +1,98 @@
+"""What an artifact says of its weights: the content of ``card.json``."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .. import __version__
+from ..errors import FileFormatError, nearest
+from ..storage.files import read_limited
+from ..storage.sealed_json import parse_json, unsealed
+
+CARD = "card.json"
+CARD_LIMIT = 4 * 2**20
+
+
+class Cost(BaseModel):
+    """What training took."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    energy_evaluations: int = Field(ge=0)
+    seconds: float = Field(ge=0)
+    iterations: int = Field(ge=0)
+    machine: str
+
+
+class Training(BaseModel):
+    """How the weights came to be."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config: dict[str, Any]
+    command: str
+    seed: int
+    cost: Cost
+
+
+class Card(BaseModel):
+    """Content of ``card.json``.
+
+    ``system`` is a registered name or an inline specification; ``temperature`` is in kelvin, None for
+    reduced systems; ``quality`` is a table of measured metrics, one row each.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: Literal[1] = 1
+    system: str | dict[str, Any]
+    shape: tuple[int, int]
+    architecture: dict[str, Any]
+    units: dict[str, str] = Field(default_factory=dict)
+    temperature: float | None = None
+    weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    training: Training | None = None
+    quality: list[dict[str, Any]] = Field(default_factory=list)
+    molsampler_version: str
+    license: str = "MIT"
+
+
+def read_card(path: Path) -> tuple[Card, str]:
+    """The card in a file and the SHA-256 of its bytes.
+
+    Raises
+    ------
+    FileFormatError
+        It is not a card, has unknown or missing keys, or is of another format version.
+    IntegrityError
+        It is damaged or was edited.
+    """
+    if path.is_symlink():
+        raise FileFormatError(f"{path} is a link; an artifact holds its files itself")
+    content = read_limited(path, CARD_LIMIT)
+    fields = parse_json(content, path)
+    if not isinstance(fields, dict):
+        raise FileFormatError(f"{path} must hold a JSON object, got {type(fields).__name__}")
+    version = fields.get("format_version")
+    if version != 1 or isinstance(version, bool):
+        raise FileFormatError(
+            f"{path} has format_version {version!r}; molsampler {__version__} reads version 1"
+        )
+    try:
+        return Card.model_validate(unsealed(fields, path)), hashlib.sha256(content).hexdigest()
+    except ValidationError as error:
+        models: dict[str, type[BaseModel]] = {"training": Training, "training.cost": Cost}
+        problems = []
+        for problem in error.errors():
+            where = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                model = models.get(where.rpartition(".")[0], Card)
+                hint = nearest(str(problem["loc"][-1]), list(model.model_fields))
+                problems.append(f"unknown key {where!r}{hint}")
+            else:
+                problems.append(f"{where}: {problem['msg']}")
+        raise FileFormatError(f"{path}: {'; '.join(problems)}") from None

@@ -1,0 +1,262 @@
+"""A trained sampler, loaded from its artifact."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .. import memory
+from ..errors import FileFormatError, InputError, ResourceError
+from ..molecule.internal import InternalCoordinates, working_target
+from ..samples import Samples, check_recorded, recorded_system
+from ..target import System
+from .card import CARD, Card, read_card
+from .store import _build, _check_folder, _locate, _read_weights
+from .stream import SampleStream
+
+if TYPE_CHECKING:
+    from typing import Self
+
+#: Samples handed on at a time by default.
+BATCH = 8192
+
+
+def _integer(name: str, value: Any, low: int, high: int) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+        return value
+    raise InputError(f"{name} must be an integer from {low} to {high}, got {value!r}")
+
+
+def check_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name; CUDA where there is one, else the CPU, for None.
+
+    Raises
+    ------
+    InputError
+        It is neither ``cpu`` nor a CUDA device.
+    ResourceError
+        This machine does not have it.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise InputError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {device!r}") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise InputError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {device!r}")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ResourceError(
+            f"device {device!r} was asked for and this torch sees {torch.cuda.device_count()} CUDA "
+            "device(s); use device='cpu'"
+        )
+    return chosen
+
+
+class Sampler:
+    """A frozen one-step sampler: generator, system and card.
+
+    Attributes
+    ----------
+    card : what the artifact says of itself
+    system : the system it samples
+    internal, target : internal coordinates in which the generator works, if it does, and the density
+        there; otherwise None and the system
+    path : the folder it was loaded from
+    hash : SHA-256 of the card, which holds that of the weights; it identifies the artifact
+    """
+
+    def __init__(self, card: Card, system: System, generator: nn.Module, path: Path, hash: str):
+        self.card = card
+        self.system = system
+        self.path = path
+        self.hash = hash
+        self._generators = {torch.device("cpu"): generator}
+        #: None where the generator gives positions.
+        self.internal: InternalCoordinates | None = getattr(
+            getattr(generator, "config", None), "internal", None
+        )
+        self.target = working_target(system, self.internal)
+
+    @classmethod
+    def load(cls, name_or_path: str | os.PathLike[str], *, system: System | None = None) -> Self:
+        """Load a shipped sampler by name, or an artifact folder by path; never from the network.
+
+        A shipped name takes precedence; write ``./lj13`` for a folder of that name. ``system`` is
+        needed for artifacts of systems that are not registered.
+
+        Raises
+        ------
+        UnknownNameError
+            There is neither a shipped sampler nor a folder of that name.
+        IntegrityError
+            The weights do not have the SHA-256 of the card.
+        FileFormatError
+            The folder holds a pickle or a link, or card and weights are malformed or do not fit.
+        InputError
+            The card is of an OpenMM system, and ``system`` is missing or another one.
+        """
+        path = _locate(name_or_path)
+        _check_folder(path)
+        card, digest = read_card(path / CARD)
+        if system is None:
+            system = recorded_system(card.system)
+        check_recorded(card.system, system, source=path)
+        if tuple(card.shape) != tuple(system.shape):
+            raise FileFormatError(
+                f"{path / CARD} says shape {tuple(card.shape)}, system {system.name!r} has "
+                f"{tuple(system.shape)}"
+            )
+        weights = _read_weights(path, card.weights_sha256)
+        try:
+            generator = _build(card.architecture, system, weights)
+        except FileFormatError as error:
+            raise FileFormatError(f"{path}: {error}") from None
+        return cls(card, system, generator, path, digest)
+
+    def __repr__(self) -> str:
+        return f"<Sampler of {self.system.name!r} shape={self.system.shape} {self.hash[:12]}>"
+
+    def describe(self) -> dict[str, Any]:
+        """The card, path, hash and parameter count, as a JSON object."""
+        parameters = sum(p.numel() for p in self._generators[torch.device("cpu")].parameters())
+        return {
+            "path": str(self.path),
+            "hash": self.hash,
+            "parameters": parameters,
+            **self.card.model_dump(mode="json"),
+        }
+
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        refine: int = 0,
+        device: str | torch.device | None = None,
+        batch_size: int | None = None,
+    ) -> Samples:
+        """Draw ``n`` samples; the same seed, device and version give the same samples, bit for bit.
+
+        Nor do they change with ``batch_size`` or with ``n``, as far as both go. ``refine`` is a
+        number of MALA steps on the exact target, at a step size adapted on a pilot run and then
+        frozen; the metadata then holds ``acceptance``, ``step_size`` and ``drift``, the energy-W2
+        between the samples before and after. Samples of non-finite energy are kept, and counted as
+        ``nonfinite_energies``. Molecules with chiral centres come out right-handed: wrong ones are
+        inverted as a whole, which is exact (see :mod:`molsampler.molecule.particles`), and ``handedness``
+        counts them before and after. ``device`` None is CUDA where there is one.
+
+        Raises
+        ------
+        InputError
+            ``n``, ``seed``, ``refine``, ``device`` or ``batch_size`` is out of range.
+        ResourceError
+            The device is absent, or the samples would not fit in memory: use :meth:`stream` or
+            :meth:`sample_to_file`.
+        DivergenceError
+            The generator gave coordinates that are not finite.
+        """
+        stream = self.stream(n, seed=seed, refine=refine, device=device, batch_size=batch_size)
+        particles, dimension = self.system.shape
+        # Positions and energies, and a block's worth of copies.
+        memory.require(
+            n * (4 * particles * dimension + 8),
+            purpose=f"holding {n} samples of {particles} x {dimension}",
+            remedy="write them to a file as they come with Sampler.sample_to_file(path, n)",
+        )
+        positions = torch.empty(n, particles, dimension)
+        energies = torch.empty(n, dtype=torch.float64)
+        done = 0
+        for block in stream.blocks():
+            positions[done : done + len(block)] = block.positions
+            energies[done : done + len(block)] = block.energies
+            done += len(block)
+        return Samples(positions, energies, None, stream.metadata())
+
+    def stream(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        refine: int = 0,
+        device: str | torch.device | None = None,
+        batch_size: int | None = None,
+    ) -> SampleStream:
+        """The samples of :meth:`sample` as a stream of blocks, in memory that does not grow with n.
+
+        ``batch_size`` is the number of samples handed on at a time, rounded up to whole internal
+        blocks; it never changes a sample.
+
+        Raises
+        ------
+        InputError, ResourceError
+            See :meth:`sample`.
+        """
+        return SampleStream(
+            self,
+            _integer("n", n, 1, 2**40),
+            seed=_integer("seed", seed, 0, 2**63 - 1),
+            refine=_integer("refine", refine, 0, 10**9),
+            device=check_device(device),
+            batch_size=_integer(
+                "batch_size", BATCH if batch_size is None else batch_size, 1, 2**31
+            ),
+        )
+
+    def sample_to_file(
+        self,
+        path: Path | str,
+        n: int,
+        *,
+        seed: int = 0,
+        refine: int = 0,
+        device: str | torch.device | None = None,
+        batch_size: int | None = None,
+        overwrite: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> dict[str, Any]:
+        """Write the samples of :meth:`sample` to a file as they come; return their metadata.
+
+        ``progress`` is called with the number of samples done.
+
+        Raises
+        ------
+        InputError, ResourceError, DivergenceError
+            See :meth:`sample`.
+        OutputExistsError, StorageError
+            See :func:`molsampler.export.save`.
+        """
+        from .. import export
+
+        stream = self.stream(n, seed=seed, refine=refine, device=device, batch_size=batch_size)
+
+        def reported() -> Iterator[Samples]:
+            done = 0
+            for block in stream.blocks():
+                yield block
+                done += len(block)
+                if progress is not None:
+                    progress(done)
+
+        export.save_blocks(
+            reported(),
+            path,
+            count=n,
+            system=self.system,
+            metadata=stream.record,
+            overwrite=overwrite,
+        )
+        return stream.metadata()
+
+    def _generator_on(self, device: torch.device) -> nn.Module:
+        if device not in self._generators:
+            import copy
+
+            original = self._generators[torch.device("cpu")]
+            self._generators[device] = copy.deepcopy(original).to(device)
+        return self._generators[device]

@@ -1,0 +1,324 @@
+r"""Samples of a trained sampler as a stream of blocks.
+
+Samples do not depend on how many are asked for. They are computed in blocks of a size fixed by the
+particle count (:func:`block_size`), always whole, the last one cut; block :math:`i` draws from a
+generator of its own, seeded by :func:`block_seed` ``(seed, i)``. The first 1,000 of 10,000 samples are
+therefore the same bits as 1,000 samples asked for alone. On a CPU, blocks are computed by as many threads
+as torch has, one block per thread, which scales better than sharing every operation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..errors import DivergenceError, InputError, ResourceError
+from ..mcmc import adapt, mala
+from ..molecule.internal import random_rotations
+from ..molecule.particles import Particles
+from ..samples import Samples, reduced_energies
+from ..target import COORDINATE_LIMIT
+
+if TYPE_CHECKING:
+    from .sampler import Sampler
+
+#: Steps and chains of the pilot run that settles the step size of ``refine``.
+PILOT_STEPS = 100
+PILOT_CHAINS = 512
+#: First guess of that step size, in squared length units; adaptation covers many decades.
+PILOT_STEP_SIZE = 1e-2
+#: Samples on which the drift is measured at most.
+DRIFT_SAMPLES = 2**17
+
+
+def _mix32(value: int) -> int:
+    """The finaliser of MurmurHash3 (Appleby, public domain): a bijection of 32-bit integers."""
+    value ^= value >> 16
+    value = value * 0x85EBCA6B & 0xFFFFFFFF
+    value ^= value >> 13
+    value = value * 0xC2B2AE35 & 0xFFFFFFFF
+    return value ^ value >> 16
+
+
+def block_seed(seed: int, index: int) -> int:
+    """Seed of the random generator of block ``index``; index 0 is the pilot run's.
+
+    torch's CPU generator looks at the low 32 bits of a seed only. For one ``seed`` these are a
+    bijection of ``index``, so no two blocks of a run share their noise; a plain hash would repeat a
+    block after some 2^16. The high bits, which CUDA uses too, depend on ``seed``.
+    """
+    digest = hashlib.sha256(struct.pack("<Q", seed)).digest()
+    before, after, high = struct.unpack("<III", digest[:12])
+    low = _mix32((_mix32(index ^ before) + after) & 0xFFFFFFFF)
+    return int(high << 32 | low)
+
+
+def block_size(particles: int) -> int:
+    """Samples computed at once: a power of two that bounds pairwise tensors, fixed by the system."""
+    size = 1024
+    while size > 16 and size * particles**2 > 2**18:
+        size //= 2
+    return size
+
+
+@dataclass
+class _Block:
+    """Samples of one block that were asked for, and what was counted on the way."""
+
+    positions: Tensor
+    energies: Tensor
+    evaluations: int
+    accepted: float
+    handed: tuple[int, int, int]
+    """Molecules with chiral centres; of the wrong hand before and after inversion."""
+    before: Tensor | None
+    """Energies before refinement, where the drift is measured."""
+
+
+class SampleStream:
+    """Samples in blocks, with the statistics of the run so far; see :meth:`Sampler.stream`."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        n: int,
+        *,
+        seed: int,
+        refine: int,
+        device: torch.device,
+        batch_size: int,
+    ):
+        self.sampler = sampler
+        self.n = n
+        self.seed = seed
+        self.refine = refine
+        self.device = device
+        self.block = block_size(sampler.system.shape[0])
+        self.batch = -(-batch_size // self.block) * self.block
+        if -(-n // self.block) >= 2**32:
+            raise InputError(f"n must be below {self.block * (2**32 - 1)}, got {n}")
+        self._network = sampler._generator_on(device)
+        self._step_size: float | None = None
+        self._accepted = 0.0
+        self._blocks = self._nonfinite = self._evaluations = 0
+        self._seconds = 0.0
+        self._before: list[Tensor] = []
+        self._after: list[Tensor] = []
+        self._handed = [0, 0, 0]
+
+    def blocks(self) -> Iterator[Samples]:
+        """The samples, ``batch_size`` at a time; their metadata holds what is known beforehand."""
+        batch: list[_Block] = []
+        done = held = 0
+        started = time.perf_counter()
+        with closing(self._computed()) as computed:
+            for block in computed:
+                self._count(block)
+                batch.append(block)
+                held += len(block.energies)
+                done += len(block.energies)
+                if held >= self.batch or done == self.n:
+                    samples = Samples(
+                        torch.cat([block.positions for block in batch]),
+                        torch.cat([block.energies for block in batch]),
+                        None,
+                        self._provenance(),
+                    )
+                    batch, held = [], 0
+                    self._seconds += time.perf_counter() - started
+                    yield samples
+                    started = time.perf_counter()
+
+    def metadata(self) -> dict[str, Any]:
+        """Provenance and what was measured on the samples given out so far."""
+        return {**self.record(), "seconds": round(self._seconds, 3)}
+
+    def record(self) -> dict[str, Any]:
+        """:meth:`metadata` without times, for files: the same samples make the same file."""
+        result = self._provenance()
+        result.update(energy_evaluations=self._evaluations, nonfinite_energies=self._nonfinite)
+        molecules, wrong_before, wrong_after = self._handed
+        if molecules:
+            result["handedness"] = {
+                "molecules": molecules,
+                "wrong_before_inversion": wrong_before,
+                "wrong_after_inversion": wrong_after,
+            }
+        if self._before:
+            before, after = torch.cat(self._before), torch.cat(self._after)
+            result.update(
+                acceptance=self._accepted / (self._blocks * self.block * self.refine),
+                step_size=self._step_size,
+                drift=energy_drift(before, after),
+                drift_samples=len(before),
+            )
+        return result
+
+    def _provenance(self) -> dict[str, Any]:
+        training = self.sampler.card.training
+        spent = (
+            {}
+            if training is None
+            else {"training_energy_evaluations": training.cost.energy_evaluations}
+        )
+        return {
+            **spent,
+            "system": self.sampler.card.system,
+            "artifact_hash": self.sampler.hash,
+            "weights_sha256": self.sampler.card.weights_sha256,
+            "seed": self.seed,
+            "refine": self.refine,
+            "device": self.device.type,
+            "version": __version__,
+            "torch_version": str(torch.__version__),
+        }
+
+    def _computed(self) -> Generator[_Block, None, None]:
+        """All blocks in their order, by as many threads as there are where the system allows it."""
+        if self.refine and self._step_size is None:
+            self._step_size = self._pilot()
+        indices = range(1, -(-self.n // self.block) + 1)
+        threads = torch.get_num_threads()
+        shared = self.device.type == "cpu" and getattr(self.sampler.target, "concurrent", False)
+        if not shared or threads == 1:
+            yield from map(self._compute, indices)
+            return
+        waiting: deque[Future[_Block]] = deque()
+        pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            for index in indices:
+                # One more than can be computed at once, so that no thread waits for the consumer.
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(self._compute, index))
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            # Part of the setting is the process's, not the thread's.
+            torch.set_num_threads(threads)
+
+    def _count(self, block: _Block) -> None:
+        self._blocks += 1
+        self._evaluations += block.evaluations
+        self._nonfinite += int((~torch.isfinite(block.energies)).sum())
+        self._accepted += block.accepted
+        self._handed = [a + b for a, b in zip(self._handed, block.handed, strict=True)]
+        if block.before is not None:
+            self._before.append(block.before)
+            self._after.append(block.energies)
+
+    def _random(self, index: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(block_seed(self.seed, index))
+
+    def _compute(self, index: int) -> _Block:
+        """Block ``index``, on the CPU; changes nothing of the stream."""
+        start = (index - 1) * self.block
+        kept = min(self.block, self.n - start)
+        system = self.sampler.system
+        try:
+            with torch.no_grad():
+                random = self._random(index)
+                x, handed = self._draw(random, kept)
+                evaluations = self.block * int(getattr(self._network, "energy_evaluations", 0))
+                accepted, before = 0.0, None
+                if self.refine:
+                    if start < DRIFT_SAMPLES:
+                        before = reduced_energies(system, self._positions(x[:kept])).cpu()
+                        evaluations += kept
+                    x, accepted = self._refined(x, random)
+                    evaluations += self.block * (self.refine + 1)
+                x = self._turned(self._positions(x), random)
+                energies = reduced_energies(system, x).cpu()[:kept]
+                evaluations += self.block
+        except torch.cuda.OutOfMemoryError as error:
+            raise ResourceError(
+                f"the device ran out of memory on a block of {self.block} samples, a size that "
+                f"batch_size does not change; free device memory or use device='cpu' ({error})"
+            ) from None
+        return _Block(x[:kept].cpu(), energies, evaluations, accepted, handed, before)
+
+    def _draw(self, random: torch.Generator, kept: int = 0) -> tuple[Tensor, tuple[int, int, int]]:
+        """A whole block from the generator, float32, of the right hand, and how many of the first
+        ``kept`` are handed, and were wrong before and after inversion."""
+        network = self._network
+        latent = network.draw_latent(self.block, generator=random)  # type: ignore[operator]
+        x: Tensor = network(latent)
+        bad = ~(x.abs() <= COORDINATE_LIMIT).flatten(1).all(-1)
+        if bool(bad.any()):
+            raise DivergenceError(
+                f"the generator of {self.sampler.path} gave unusable coordinates in "
+                f"{int(bad.sum())} of {self.block} samples (seed {self.seed})"
+            )
+        particles = getattr(network, "particles", None)
+        if not (isinstance(particles, Particles) and particles.chiral_centres):
+            return x.float(), (0, 0, 0)
+        x, before, after = particles.right_handed(x)
+        wrong = (int((before[:kept] > 0).sum()), int((after[:kept] > 0).sum()))
+        return x.float(), (kept, *wrong)
+
+    def _refined(self, x: Tensor, random: torch.Generator) -> tuple[Tensor, float]:
+        """Positions after the MALA steps, and the number of accepted moves."""
+        # float64: near a wall a float32 energy difference is too coarse for the Metropolis test.
+        target, accepted = self.sampler.target, 0.0
+        state = mala.init(x.double(), target)
+        for _ in range(self.refine):
+            state, info = mala.step(
+                state, target, step_size=self._step_size or 0.0, generator=random
+            )
+            accepted += float(info.accepted.double().sum())
+        return state.position.float(), accepted
+
+    def _positions(self, x: Tensor) -> Tensor:
+        """Positions that belong to the generator's coordinates."""
+        coordinates = self.sampler.internal
+        if coordinates is None:
+            return x
+        return self.sampler.system.space.project(coordinates.to_cartesian(x[..., 0].double())[0])
+
+    def _turned(self, x: Tensor, random: torch.Generator) -> Tensor:
+        """Orientations drawn at random where the coordinates know none; float32."""
+        if self.sampler.internal is not None:
+            x = x @ random_rotations(len(x), generator=random, like=x)
+        return x.float()
+
+    def _pilot(self) -> float:
+        """The step size of refinement, from a block of its own; independent of n."""
+        target, random = self.sampler.target, self._random(0)
+        with torch.no_grad():
+            x, _ = self._draw(random)
+            _, step_size = adapt.adapt_step_size(
+                mala.init(x[:PILOT_CHAINS].double(), target),
+                target,
+                steps=PILOT_STEPS,
+                step_size=PILOT_STEP_SIZE,
+                generator=random,
+            )
+        network = int(getattr(self._network, "energy_evaluations", 0))
+        chains = min(self.block, PILOT_CHAINS)
+        self._evaluations += self.block * network + chains * (PILOT_STEPS + 1)
+        return step_size
+
+
+def energy_drift(before: Tensor, after: Tensor) -> float | None:
+    """1-D 2-Wasserstein distance between two equally long sets of reduced energies.
+
+    Rows that are not finite in either set are left out; None if none remain.
+    """
+    kept = torch.isfinite(before) & torch.isfinite(after)
+    if not bool(kept.any()):
+        return None
+    from molsampler.analysis.energies import wasserstein2_1d
+
+    return wasserstein2_1d(before[kept], after[kept])

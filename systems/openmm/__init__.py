@@ -1,0 +1,6 @@
+"""Any OpenMM system as a differentiable reduced energy."""
+
+from .alanine_dipeptide import AlanineDipeptide
+from .system import OpenMMSystem
+
+__all__ = ["AlanineDipeptide", "OpenMMSystem"]

@@ -1,0 +1,45 @@
+"""Alanine dipeptide, the molecule that ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .probe import require_openmm
+from .system import OpenMMSystem
+
+
+class AlanineDipeptide(OpenMMSystem):
+    """Alanine dipeptide, Ace-Ala-Nme: 22 atoms, L configuration, 300 K.
+
+    Force field Amber ff99SB-ILDN (Lindorff-Larsen et al. 2010) with the OBC implicit solvent (Onufriev,
+    Bashford & Case 2004) that goes with it in OpenMM (``amber99sbildn.xml``, ``amber99_obc.xml``), no
+    cut-off, no constraints. Options are those of :class:`OpenMMSystem`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        require_openmm()
+        from openmm import app
+
+        pdb = app.PDBFile(str(Path(__file__).parents[1] / "data" / "alanine_dipeptide.pdb"))
+        forcefield = app.ForceField("amber99sbildn.xml", "amber99_obc.xml")
+        system = forcefield.createSystem(
+            pdb.topology, nonbondedMethod=app.NoCutoff, constraints=None, rigidWater=False
+        )
+        super().__init__(
+            system,
+            pdb.topology,
+            **{
+                "temperature": 300.0,
+                "name": "alanine-dipeptide",
+                "positions": pdb.positions,
+                "platform": "Reference",
+                "description": "alanine dipeptide, amber99sbildn with OBC implicit solvent, 300 K",
+                **options,
+            },
+        )
+        self._standard = not options.keys() & {"temperature", "name"}
+
+    def record(self) -> str | dict[str, Any]:
+        """The registered name, unless temperature or name are others."""
+        return self.name if self._standard else super().record()

@@ -1,0 +1,260 @@
+"""Systems whose energy is a sum over pairs of a function of the distance."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from molsampler.errors import InputError, UnknownNameError, nearest
+from molsampler.space import MeanFree
+from molsampler.target import System
+from molsampler.units import TWIN_MASS, TWIN_TEMPERATURE, kT
+
+from .expression import Expression
+from .sums import chunks, pair_sums
+
+if TYPE_CHECKING:
+    import mdtraj
+    import openmm
+
+_MAX_PARTICLES = 10_000
+
+#: Names become parts of file names.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
+
+
+class PairPotential(System):
+    r"""Particles whose energy is a sum over unordered pairs of one function of the distance.
+
+    .. math:: u(x) = \sum_{i<j} f(|x_i - x_j|)
+
+    A harmonic trap about the mean is such a sum as well, since
+    :math:`\sum_i |x_i - \bar x|^2 = \frac1n \sum_{i<j} |x_i - x_j|^2`; without some such term a
+    potential that vanishes at large distances has no normalisable density. Configurations live in
+    the mean-free space. ::
+
+        PairPotential(
+            "my7", "4*eps*((s/r)^12 - (s/r)^6) + 0.5*k*r^2/n",
+            n=7, d=3, parameters={"eps": 1, "s": 1, "k": 1},
+        )
+
+    Parameters
+    ----------
+    name : name of the system, used in files
+    expression : f(r) in units of kT, in OpenMM's syntax, see :mod:`molsampler.systems.pair.expression`;
+        ``n`` stands for the number of particles
+    n, d : particles and dimensions (1 to 3)
+    parameters : value of every name in the expression other than ``r`` and ``n``
+    length_nm : nanometres per unit of length in trajectories and in the OpenMM twin
+    description : one line for listings
+
+    Raises
+    ------
+    ExpressionError
+        The expression is malformed or does not match the parameters.
+    InputError
+        Another argument is unusable.
+    """
+
+    invariant = True
+    exchangeable = True
+    concurrent = True
+
+    def __init__(
+        self,
+        name: str,
+        expression: str,
+        *,
+        n: int,
+        d: int,
+        parameters: Mapping[str, float] | None = None,
+        length_nm: float = 1.0,
+        description: str = "",
+    ) -> None:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise InputError(
+                "name must be up to 64 letters, digits, '_', '.', '+' and '-', starting with a letter "
+                f"or digit, got {name!r}"
+            )
+        if not isinstance(description, str):
+            raise InputError(f"description must be text, got {type(description).__name__}")
+        n = _integer("n (particles)", n, 2, _MAX_PARTICLES)
+        d = _integer("d (dimensions)", d, 1, 3)
+        number = isinstance(length_nm, int | float) and not isinstance(length_nm, bool)
+        if not number or not 1e-6 <= length_nm <= 1e6:
+            raise InputError(
+                f"length_nm must be a number of nanometres in 1e-6..1e6, got {length_nm!r}"
+            )
+        parameters = {} if parameters is None else parameters
+        if not isinstance(parameters, Mapping):
+            raise InputError(
+                f"parameters must map names to numbers, got {type(parameters).__name__}"
+            )
+        self.name = name
+        self.space = MeanFree(n, d)
+        self.length_nm = float(length_nm)
+        self.expression = expression
+        self.parameters = dict(parameters)
+        self.description = description or f"{n} particles in {d}-D with a user-defined potential"
+        self.function = Expression(expression).bind(self.parameters, provided={"n": n})
+
+    @property
+    def units(self) -> str:
+        """Units of energy and length, for listings."""
+        return f"energy kT, length {self.length_nm:g} nm"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled functions cannot be pickled; they are rebuilt from the expression.
+        return {key: value for key, value in self.__dict__.items() if key != "function"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        provided = {"n": self.shape[0]}
+        self.function = Expression(self.expression).bind(self.parameters, provided=provided)
+
+    def record(self) -> str | dict[str, Any]:
+        """The formula, as :func:`from_mapping` reads it; the name of a registered family's member."""
+        # Subclasses are the registered families, which their names describe.
+        if type(self) is not PairPotential:
+            return self.name
+        particles, dimensions = self.shape
+        return {
+            "name": self.name,
+            "expression": self.expression,
+            "particles": particles,
+            "dimensions": dimensions,
+            "parameters": dict(self.parameters),
+            "length_nm": self.length_nm,
+        }
+
+    def topology(self) -> mdtraj.Topology:
+        """MDTraj topology: one chain of argon atoms, each its own residue ``AR``.
+
+        Raises
+        ------
+        MissingDependencyError
+            MDTraj is not installed.
+        """
+        import mdtraj
+
+        topology = mdtraj.Topology()
+        chain = topology.add_chain()
+        for index in range(self.shape[0]):
+            residue = topology.add_residue("AR", chain, resSeq=index + 1)
+            topology.add_atom("AR", mdtraj.element.argon, residue, serial=index + 1)
+        return topology
+
+    def openmm_twin(self) -> tuple[openmm.System, openmm.app.Topology]:
+        """The same system in OpenMM: an all-pairs ``CustomBondForce`` with the same expression.
+
+        Lengths are ``length_nm`` nanometres per unit, energies ``u * kT`` in kJ/mol at
+        ``molsampler.units.TWIN_TEMPERATURE``, masses ``TWIN_MASS`` dalton. Systems in fewer than
+        three dimensions keep their unused coordinates at zero: forces along them then vanish, but
+        the integrator has to leave them out of the thermal noise. Nothing removes the motion of
+        the centre of mass, on which the energy does not depend.
+        """
+        import openmm
+        from openmm import app
+
+        n, _ = self.shape
+        text = self.function.openmm_text(length=self.length_nm, energy=kT(TWIN_TEMPERATURE))
+        force = openmm.CustomBondForce(text)
+        system = openmm.System()
+        topology = app.Topology()
+        chain = topology.addChain()
+        argon = app.Element.getBySymbol("Ar")
+        for i in range(n):
+            system.addParticle(TWIN_MASS)
+            topology.addAtom("AR", argon, topology.addResidue("AR", chain))
+            for j in range(i):
+                force.addBond(j, i, [])
+        system.addForce(force)
+        return system, topology
+
+    def _energy(self, x: Tensor) -> Tensor:
+        energy = x.new_empty(len(x))
+        for part in chunks(x):
+            pairs = pair_sums(x[part], self.function.value_only)
+            touching = None
+            if self.function.cusp_at_zero:
+                # u(0) is finite but has no slope; the energy must agree with energy_and_score.
+                touching = pairs.touching()
+            pairs.evaluate()
+            energy[part] = pairs.energy()
+            if touching is not None:
+                energy[part].masked_fill_(touching, torch.inf)
+        return energy
+
+    def _energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        parts = chunks(x)
+        if len(parts) == 1:
+            pairs = pair_sums(x, self.function.full)
+            pairs.evaluate()
+            return pairs.energy(), pairs.score().reshape(x.shape)
+        energy, score = x.new_empty(len(x)), x.new_empty(x.shape)
+        for part in parts:
+            pairs = pair_sums(x[part], self.function.full)
+            pairs.evaluate()
+            energy[part] = pairs.energy()
+            score[part].flatten(1).copy_(pairs.score())
+        return energy, score
+
+
+def _integer(name: str, value: Any, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise InputError(f"{name} must be an integer in {least}..{most}, got {value!r}")
+    return value
+
+
+#: Keys of a pair potential's YAML file and the arguments they become.
+_KEYS = {
+    "name": "name",
+    "expression": "expression",
+    "particles": "n",
+    "dimensions": "d",
+    "parameters": "parameters",
+    "length_nm": "length_nm",
+    "description": "description",
+}
+
+
+def from_mapping(content: Mapping[str, Any], *, source: str) -> PairPotential:
+    """Pair potential from the content of a system file::
+
+        name: my7
+        expression: 4*eps*((s/r)^12 - (s/r)^6) + 0.5*k*r^2/n
+        particles: 7
+        dimensions: 3
+        parameters: {eps: 1, s: 1, k: 1}
+        length_nm: 0.34
+
+    ``parameters``, ``length_nm`` and ``description`` may be left out; ``name`` defaults to the
+    file's. ``source`` names the file in error messages.
+
+    Raises
+    ------
+    UnknownNameError
+        A key is unknown.
+    InputError
+        A key is missing or a value is unusable.
+    """
+    known = tuple(_KEYS)
+    for key in content:
+        if key not in _KEYS:
+            raise UnknownNameError(
+                f"{source}: unknown key {key!r}{nearest(str(key), known)} (known: kind, "
+                f"{', '.join(known)})"
+            )
+    missing = [
+        key for key in ("name", "expression", "particles", "dimensions") if key not in content
+    ]
+    if missing:
+        raise InputError(f"{source}: missing key(s) {', '.join(map(repr, missing))}")
+    try:
+        return PairPotential(**{_KEYS[key]: value for key, value in content.items()})
+    except InputError as error:
+        raise type(error)(f"{source}: {error}") from None
