@@ -18,14 +18,13 @@ from torch import Tensor
 
 from molsampler.errors import InputError
 from molsampler.mcmc import adapt, mala
-from molsampler.molecule import internal
+from molsampler.mcmc.refine import FIRST_STEP, refine, tuned_step_size
+from molsampler.molecule.chart import Chart, chart_of
+from molsampler.molecule.z_matrix import has_internal_coordinates, internal_coordinates
 from molsampler.samples import Samples
-from molsampler.target import System, Target
+from molsampler.target import System
 
 from .energies import wasserstein2_1d
-
-#: First guess of the step size; adaptation moves it by orders of magnitude where needed.
-FIRST_STEP = 1e-2
 
 
 @dataclass(frozen=True)
@@ -84,19 +83,19 @@ def refinement_drift(
         )
     x = system.space.project(positions.double())
     before = system.energy(x)
-    coordinates, target = _moves_of(system)
-    if coordinates is not None:
-        x = coordinates.from_cartesian(x)[..., None]
-    copy = mala.init(x[:adaptation_chains], target)
-    _, step_size = adapt.adapt_step_size(
-        copy, target, steps=adaptation_steps, step_size=FIRST_STEP, generator=generator
+    chart = _moves_of(system)
+    x = chart.coordinates(x)
+    step_size = tuned_step_size(
+        x[:adaptation_chains], chart.target, steps=adaptation_steps, generator=generator
     )
-    state = mala.init(x, target)
-    acceptance = 0.0
-    for _ in range(steps):
-        state, info = mala.step(state, target, step_size=step_size, generator=generator)
-        acceptance += float(info.acceptance.mean()) / steps
-    reached = _positions(state.position, system, coordinates, generator)
+    refined = refine(
+        mala.init(x, chart.target),
+        chart.target,
+        steps=steps,
+        step_size=step_size,
+        generator=generator,
+    )
+    reached = chart.oriented(chart.positions(refined.state.position), generator=generator)
     after = system.energy(reached)
     return Drift(
         wasserstein2_1d(before, after),
@@ -105,7 +104,7 @@ def refinement_drift(
         reached,
         steps,
         step_size,
-        acceptance,
+        refined.acceptance,
         len(x) * (steps + 1) + len(x[:adaptation_chains]) * (adaptation_steps + 1),
     )
 
@@ -152,8 +151,9 @@ def equal_budget_monte_carlo(
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     like = torch.zeros((), dtype=torch.float64)
-    coordinates, target = _moves_of(system)
-    scale = spread if coordinates is None else 1.0
+    chart = _moves_of(system)
+    target = chart.target
+    scale = spread if chart.internal is None else 1.0
     state = mala.init(scale * target.space.randn(n, generator=generator, like=like), target)
     adaptation = adapt.init(FIRST_STEP)
     total = energy_evaluations // n - 1
@@ -173,7 +173,7 @@ def equal_budget_monte_carlo(
             break
     return Samples.of(
         system,
-        _positions(state.position, system, coordinates, generator),
+        chart.oriented(chart.positions(state.position), generator=generator),
         method="parallel MALA from random starts",
         chains=n,
         steps=done,
@@ -186,20 +186,8 @@ def equal_budget_monte_carlo(
     )
 
 
-def _moves_of(system: System) -> tuple[internal.InternalCoordinates | None, Target]:
-    """The coordinates in which Monte Carlo moves best, None for the system's own, and the target there."""
-    coordinates = internal.plan(system) if internal.available(system) else None
-    return coordinates, internal.working_target(system, coordinates)
-
-
-def _positions(
-    x: Tensor,
-    system: System,
-    coordinates: internal.InternalCoordinates | None,
-    generator: torch.Generator,
-) -> Tensor:
-    """Positions of what moved, orientations drawn at random where the coordinates know none."""
-    if coordinates is None:
-        return x
-    positions = system.space.project(coordinates.to_cartesian(x[..., 0]).position)
-    return positions @ internal.random_rotations(len(x), generator=generator, like=positions)
+def _moves_of(system: System) -> Chart:
+    """The coordinates in which Monte Carlo moves best: a molecule's internal ones, else positions."""
+    return chart_of(
+        system, internal_coordinates(system) if has_internal_coordinates(system) else None
+    )

@@ -10,7 +10,7 @@ r"""Torsions, bonds and handedness of molecules: what energies and distances do 
 * *Bonds*: :math:`z = (r - \mu) / s` with mean and standard deviation of the reference. A molecule with
   any \|z\| > ``BROKEN`` is broken.
 * *Handedness*: the sign of the signed volume at each chiral centre (see
-  :mod:`molsampler.molecule.particles`). An E(3)-equivariant generator produces mirror images at the same
+  :mod:`molsampler.molecule.chirality`). An E(3)-equivariant generator produces mirror images at the same
   energy and with the same distances.
 
 Angles are in degrees, lengths in nm.
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from molsampler.errors import InputError, MissingDependencyError
 from molsampler.export.lengths import to_nanometres, topology_of
-from molsampler.molecule.particles import signed_volumes, stereocentres
+from molsampler.molecule.chirality import signed_volumes, stereocentres
 from molsampler.target import System
 
 if TYPE_CHECKING:

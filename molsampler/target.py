@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, NonFiniteError, ShapeError
+from .molecule.molecule import Molecule
 from .space import Space
 from .units import TWIN_TEMPERATURE
 
@@ -134,6 +135,7 @@ class System:
     invariant : whether the energy is unchanged by rotation, reflection and translation
     exchangeable : whether the energy is unchanged by permuting the particles
     concurrent : whether several threads may ask for energies at once
+    molecule : what tells its particles apart, None for identical ones
     description : one line for listings
     """
 
@@ -144,6 +146,7 @@ class System:
     invariant: bool = False
     exchangeable: bool = False
     concurrent: bool = False
+    molecule: Molecule | None = None
     description: str = ""
 
     @property

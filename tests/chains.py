@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from molsampler.molecule.molecule import Molecule
 from molsampler.space import MeanFree
 from molsampler.target import System
 
@@ -32,7 +33,9 @@ class Chain(System):
         n = len(types)
         self.name = name
         self.space = MeanFree(n, 3)
-        self.atom_types, self.bonds, self.chiral_centres = types, bonds, chiral_centres
+        self.molecule = None
+        if bonds or len(set(types)) > 1:
+            self.molecule = Molecule.of(types, bonds, chiral_centres=chiral_centres)
         self.cosine = cosine
         near: list[list[int]] = [[] for _ in range(n)]
         for i, j in bonds:

@@ -5,23 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 
-from molsampler.train import checkpoint, loop, train
+from molsampler.train import checkpoint, train
+from molsampler.train.trainer import Trainer
 
 
 def train_twice(system, config, folder, monkeypatch, *, dies_at=7):
     """Assert that both end in the same state to the last bit; the result of the uninterrupted run."""
     whole = train(system, folder / "whole", config)
-    step = loop.Trainer.step
+    step = Trainer.step
 
     def dying(self):
         if self.state.iteration == dies_at:
             raise KeyboardInterrupt
         return step(self)
 
-    monkeypatch.setattr(loop.Trainer, "step", dying)
+    monkeypatch.setattr(Trainer, "step", dying)
     with pytest.raises(KeyboardInterrupt):
         train(system, folder / "parts", config)
-    monkeypatch.setattr(loop.Trainer, "step", step)
+    monkeypatch.setattr(Trainer, "step", step)
     train(system, folder / "parts", config)
     first, _, _ = checkpoint.load_latest(folder / "whole" / "checkpoints")
     second, _, _ = checkpoint.load_latest(folder / "parts" / "checkpoints")

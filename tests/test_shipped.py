@@ -17,7 +17,7 @@ from molsampler.analysis.distances import distance_total_variation
 from molsampler.analysis.energies import total_variation, wasserstein2_1d
 from molsampler.analysis.modes import mode_distance, mode_weights
 from molsampler.analysis.torsions import molecule_of
-from molsampler.molecule.particles import signed_volumes
+from molsampler.molecule.chirality import signed_volumes
 from molsampler.reference.run import load_reference
 from molsampler.sampler.store import list_pretrained
 
@@ -132,7 +132,7 @@ def test_the_shipped_peptide_is_whole_of_one_hand_and_in_its_basins():
     molecule = molecule_of(system)
     angles = molecule.ramachandran(samples.positions)
     assert peptide_failures(samples.energies, angles) == []
-    assert (signed_volumes(samples.positions, system.chiral_centres) > 0).all()
+    assert (signed_volumes(samples.positions, system.molecule.chiral_centres) > 0).all()
     # Bonds have standard deviations of two to three per cent: none is off by more than five of them.
     lengths = molecule.bond_lengths(samples.positions)
     at_rest = molecule.bond_lengths(torch.as_tensor(system.positions)[None])

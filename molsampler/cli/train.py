@@ -52,7 +52,7 @@ def train(
     """
     from molsampler.systems import get_system
 
-    from ..molecule.internal import available
+    from ..molecule.z_matrix import has_internal_coordinates
     from ..train import Progress, load_config
     from ..train import train as run
 
@@ -63,7 +63,7 @@ def train(
         file=config,
         overrides=overrides or (),
         invariant=target.invariant,
-        molecule=available(target),
+        molecule=has_internal_coordinates(target),
     )
     command = ["molsampler", "train", system, "RUN_DIR", "--preset", preset.value]
     command += ["--config", str(config)] if config is not None else []

@@ -1,4 +1,14 @@
-"""The least-variance mixture of the target and denoising identities, per noise level."""
+r"""The least-variance mixture of the target and denoising identities, per noise level.
+
+For pairs (clean state, its noised copy) of a population at equilibrium any mixture of the two identities
+(:mod:`molsampler.diffusion.identities`) is unbiased. With residuals :math:`r_A` (denoising) and :math:`r_B`
+(target) of a denoiser,
+
+.. math:: \lambda = \frac{E[r_A \cdot (r_A - r_B)]}{E|r_A - r_B|^2}
+
+minimises :math:`E|(1-\lambda) r_A + \lambda r_B|^2`; the denoiser's own error is common to both and drops
+out.
+"""
 
 from __future__ import annotations
 

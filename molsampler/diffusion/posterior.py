@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..mcmc import adapt, ais, mala
+from ..mcmc import ais, mala
+from ..mcmc.adapt import Kernel
 from ..space import Space
 from ..target import Target
 from . import identities
@@ -32,10 +33,21 @@ class GaussianFactor:
         energy = 0.5 * (residual.square().sum(dim=(-2, -1)) * self.std**2)
         return energy, residual
 
-    def sample(self, k: int, *, generator: torch.Generator | None) -> Tensor:
-        """``k`` draws for each condition, ``(k, *b, n, d)``."""
-        noise = self.space.randn(k, *self.mean.shape[:-2], generator=generator, like=self.mean)
-        return self.mean + self.std[..., None, None] * noise
+    def sample(
+        self, k: int, *, generator: torch.Generator | None, box: float | None = None
+    ) -> Tensor:
+        """``k`` draws for each condition, ``(k, *b, n, d)``; with ``box``, of coordinates within it."""
+        std = self.std[..., None, None]
+        if box is None:
+            noise = self.space.randn(k, *self.mean.shape[:-2], generator=generator, like=self.mean)
+            return self.mean + std * noise
+        low, high = torch.special.ndtr((torch.stack([-box - self.mean, box - self.mean])) / std)
+        share = torch.rand(
+            k, *self.mean.shape, generator=generator, dtype=low.dtype, device=low.device
+        )
+        # A mean far outside the box leaves no probability inside; the nearest face stands for it.
+        drawn = self.mean + std * torch.special.ndtri(low + (high - low) * share)
+        return self.space.project(drawn.nan_to_num().clamp(-box, box))
 
 
 class Posterior:
@@ -50,13 +62,6 @@ class Posterior:
         return energy + factor_energy, score + factor_score
 
 
-class PosteriorChain(NamedTuple):
-    """MALA state of one chain per condition, and its adapted step sizes ``(b,)``."""
-
-    state: mala.State
-    adaptation: adapt.Adaptation
-
-
 def start_chains(
     x_t: Tensor,
     scales: Scales,
@@ -64,22 +69,26 @@ def start_chains(
     *,
     particles: int,
     levels: int,
-    step_size: Tensor,
+    step_size: float | Tensor,
     generator: torch.Generator | None,
-) -> PosteriorChain:
+    kernel: Kernel = mala.step,
+    box: float | None = None,
+) -> mala.State:
     """One posterior starting point per row of ``x_t`` ``(b, n, d)``, by AIS and a draw by weight.
 
-    Costs ``particles * levels`` energy evaluations per row; ``step_size`` is ``(b,)``.
+    Costs ``particles * levels`` energy evaluations per row; particles of no weight are never drawn
+    unless a row has no others.
     """
     factor = GaussianFactor(x_t, scales, target.space)
     posterior = Posterior(target, factor)
     particle = ais.run(
-        factor.sample(particles, generator=generator),
+        factor.sample(particles, generator=generator, box=box),
         factor,
         posterior,
         levels=levels,
         step_size=step_size,
         generator=generator,
+        kernel=kernel,
     )
     # Gumbel-max: a draw by weight that also works where all weights underflow to one survivor.
     uniform = torch.rand(
@@ -89,51 +98,43 @@ def start_chains(
     weight = particle.log_weight.nan_to_num(nan=-1e30, neginf=-1e30)
     index = (weight + gumbel).argmax(dim=0)
     row = torch.arange(len(x_t), device=x_t.device)
-    state = mala.State(
+    return mala.State(
         particle.position[index, row],
         particle.energies[1][index, row],
         particle.scores[1][index, row],
     )
-    return PosteriorChain(state, adapt.Adaptation(step_size.log(), 0))
 
 
 class PosteriorScore(NamedTuple):
-    """Estimated diffused target score ``(b, n, d)``, the chains, and their mean acceptance ``(b,)``."""
+    """Estimated diffused target score ``(b, n, d)``, the chains, and their mean acceptance."""
 
     score: Tensor
-    chain: PosteriorChain
-    acceptance: Tensor
+    chain: mala.State
+    acceptance: float
 
 
 def posterior_score(
     x_t: Tensor,
     scales: Scales,
     target: Target,
-    chain: PosteriorChain,
+    chain: mala.State,
     *,
     steps: int,
     average: int,
     identity: identities.Identity,
+    step_size: float | Tensor,
     generator: torch.Generator | None,
 ) -> PosteriorScore:
-    """Run ``steps`` MALA steps and average the identity over the last ``average`` states.
-
-    Step sizes adapt during the steps that are not averaged and are frozen after.
-    """
+    """Run ``steps`` MALA steps and average the identity over the last ``average`` states."""
     factor = GaussianFactor(x_t, scales, target.space)
     posterior = Posterior(target, factor)
-    state, adaptation = chain
     total = torch.zeros_like(x_t)
-    acceptance = torch.zeros_like(scales.sigma)
+    acceptance = 0.0
     for k in range(steps):
-        state, info = mala.step(
-            state, posterior, step_size=adaptation.step_size, generator=generator
-        )
-        acceptance = acceptance + info.acceptance / steps
-        if k < steps - average:
-            adaptation = adapt.update(adaptation, info.acceptance)
-        else:
+        chain, info = mala.step(chain, posterior, step_size=step_size, generator=generator)
+        acceptance += float(info.acceptance.mean()) / steps
+        if k >= steps - average:
             # The chain carries the posterior's score; subtracting the Gaussian factor's leaves -grad u.
-            clean = state.score - factor.energy_and_score(state.position)[1]
-            total = total + identities.estimate(identity, x_t, state.position, clean, scales)
-    return PosteriorScore(total / average, PosteriorChain(state, adaptation), acceptance)
+            clean = chain.score - factor.energy_and_score(chain.position)[1]
+            total = total + identities.estimate(identity, x_t, chain.position, clean, scales)
+    return PosteriorScore(total / average, chain, acceptance)

@@ -1,8 +1,9 @@
 r"""Annealed importance sampling (Neal 2001).
 
 Along the geometric path :math:`u_\lambda = (1-\lambda) u_0 + \lambda u_1` the log weight grows by
-:math:`(\lambda_k - \lambda_{k+1})(u_1 - u_0)(x_k)`, then a MALA step invariant for
-:math:`u_{\lambda_{k+1}}` moves the particle. :math:`E[e^{\log w}] = Z_1 / Z_0`.
+:math:`(\lambda_k - \lambda_{k+1})(u_1 - u_0)(x_k)`, then a transition invariant for
+:math:`u_{\lambda_{k+1}}`, by MALA unless another kernel is given, moves the particle.
+:math:`E[e^{\log w}] = Z_1 / Z_0`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from ..target import Target
 from . import mala
-from ._proposal import Info
+from .adapt import Kernel
+from .proposal import Info
 
 
 class State(NamedTuple):
@@ -70,12 +72,13 @@ def move(
     lam: float,
     step_size: float | Tensor,
     generator: torch.Generator | None,
+    kernel: Kernel = mala.step,
 ) -> tuple[State, Info]:
-    """One MALA step at ``lam``; the weights are unchanged."""
+    """One transition at ``lam``; the weights are unchanged."""
     position, _, energies, scores = state
     current = mala.State(position, _mix(lam, *energies), _mix(lam, *scores))
     ends = _Recording(start, end, lam)
-    moved, info = mala.step(current, ends, step_size=step_size, generator=generator)
+    moved, info = kernel(current, ends, step_size=step_size, generator=generator)
     return (
         State(
             moved.position,
@@ -114,17 +117,24 @@ def run(
     levels: int,
     step_size: float | Tensor,
     generator: torch.Generator | None,
+    kernel: Kernel = mala.step,
 ) -> State:
     """Anneal particles ``x`` drawn from ``start`` to ``end`` in ``levels`` equal increments of lambda.
 
-    One MALA step follows every increment but the last; ``levels = 1`` is importance sampling.
+    One transition follows every increment but the last; ``levels = 1`` is importance sampling.
     """
     state = init(x, start, end)
     for k in range(1, levels + 1):
         state = reweight(state, from_lam=(k - 1) / levels, to_lam=k / levels)
         if k < levels:
             state, _ = move(
-                state, start, end, lam=k / levels, step_size=step_size, generator=generator
+                state,
+                start,
+                end,
+                lam=k / levels,
+                step_size=step_size,
+                generator=generator,
+                kernel=kernel,
             )
     return state
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..target import Target
-from ._proposal import Info, accept, as_column, choose, evaluate
 from .mala import State, init
+from .proposal import Info, accept, as_column, choose, evaluate
 
 __all__ = ["Info", "State", "init", "step"]
 

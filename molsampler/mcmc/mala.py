@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..target import Target
-from ._proposal import Info, accept, as_column, choose, evaluate
+from .proposal import Info, accept, as_column, choose, evaluate
 
 __all__ = ["Info", "State", "init", "step"]
 

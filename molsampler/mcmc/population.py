@@ -1,34 +1,23 @@
-r"""Replay of equilibrated chains, and the amortised target score fitted to it.
+r"""A population of Markov chains at equilibrium, made from the energy alone.
 
-The DiKL gradient needs :math:`\nabla\log p_t(x_t)` at every step. Fresh posterior chains give one noisy
-estimate and forget it. Here a population of chains, made from the energy alone, is kept at
-equilibrium: annealed from a Gaussian by SMC, equilibrated by MALA, moved on while training goes.
-A pair (clean state, its noised copy) is then an exact draw of :math:`(x_0, x_t)`, that is, of the
-posterior at :math:`x_t`, and a denoiser regressed on the score identities averages them over the
-whole of training.
-
-Any mixture of the target and denoising identities is unbiased here. Per noise level the one of
-least variance is used: with residuals :math:`r_A` (denoising) and :math:`r_B` (target) of the current
-denoiser,
-
-.. math:: \lambda = \frac{E[r_A \cdot (r_A - r_B)]}{E|r_A - r_B|^2}
-
-minimises :math:`E|(1-\lambda) r_A + \lambda r_B|^2`; the denoiser's own error is common to both and
-drops out.
+Chains are annealed from a Gaussian by SMC, equilibrated by MALA, and moved on while training goes. A pair
+(clean state, its noised copy) is then an exact draw of :math:`(x_0, x_t)`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from ..molecule.particles import Particles
+from ..frozen import Frozen
+from ..molecule.molecule import Molecule
 from ..space import Space
 from ..target import Target
-from ..train.config import ReplayConfig
 from . import adapt, mala, smc
 
 
@@ -48,9 +37,9 @@ class Gaussian:
 class GaussianChain(Gaussian):
     """Gaussian chain on a molecule's bond graph, of the same mean variance: bonds start out short."""
 
-    def __init__(self, space: Space, std: float, particles: Particles):
+    def __init__(self, space: Space, std: float, molecule: Molecule):
         super().__init__(space, std)
-        root = particles.latent_root() + 1.0 / space.shape[0]
+        root = molecule.chain_root() + 1.0 / space.shape[0]
         self.root, self.precision = root, np.linalg.inv(root @ root)
 
     def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,26 +63,43 @@ class _Watched:
         return self.target.energy_and_score(x)
 
 
+class PopulationConfig(Frozen):
+    """``size`` chains start from a Gaussian of ``start_scale`` (in the system's length unit), are annealed
+    by SMC with ``anneal_moves`` MALA steps per level and equilibrated by ``equilibration`` more."""
+
+    size: int = Field(8192, ge=2)
+    start_scale: float = Field(1.0, gt=0)
+    anneal_moves: int = Field(5, ge=1)
+    equilibration: int = Field(1000, ge=0)
+
+
+class Population(NamedTuple):
+    """Chains at equilibrium, and the MALA step size at which they were equilibrated."""
+
+    state: mala.State
+    step_size: float
+
+
 def equilibrate(
-    config: ReplayConfig,
+    config: PopulationConfig,
     target: Target,
     *,
     generator: torch.Generator,
     like: Tensor,
     report: Callable[[str, float], None],
-    particles: Particles | None = None,
-) -> tuple[mala.State, float]:
-    """A population at equilibrium and its MALA step size, from the energy alone.
+    molecule: Molecule | None = None,
+) -> Population:
+    """A population at equilibrium, from the energy alone.
 
-    With bonded ``particles`` the annealing starts from a Gaussian chain on their bond graph.
+    A ``molecule`` with bonds is annealed from a Gaussian chain on its bond graph.
     ``report(stage, share)`` is called between transitions and may raise to interrupt.
     """
     space = target.space
     base = Gaussian(space, config.start_scale)
-    if particles is not None and particles.bonds:
-        base = GaussianChain(space, config.start_scale, particles)
+    if molecule is not None and molecule.bonds:
+        base = GaussianChain(space, config.start_scale, molecule)
     x = base.sample(config.size, generator=generator, like=like)
-    population = smc.run(
+    annealed = smc.run(
         x,
         base,
         _Watched(target, lambda: report("annealing", 0.0)),
@@ -101,8 +107,8 @@ def equilibrate(
         step_size=1e-2 * config.start_scale**2,
         generator=generator,
     )
-    state = mala.init(population.position, target)
-    adaptation = adapt.init(population.step_size)
+    state = mala.init(annealed.position, target)
+    adaptation = adapt.init(annealed.step_size)
     for k in range(config.equilibration):
         report("equilibrating", k / config.equilibration)
         state, info = mala.step(
@@ -111,25 +117,25 @@ def equilibrate(
         # The first half tunes the step; the second half runs a fixed kernel, so it has a stationary law.
         if 2 * k < config.equilibration:
             adaptation = adapt.update(adaptation, info.acceptance)
-    return state, float(adaptation.step_size)
+    return Population(state, float(adaptation.step_size))
 
 
 def refresh(
-    state: mala.State,
+    population: Population,
     target: Target,
     *,
     start: int,
     count: int,
     steps: int,
-    step_size: float,
     generator: torch.Generator,
-) -> mala.State:
+) -> Population:
     """Move ``count`` chains, from index ``start`` and wrapping round, ``steps`` MALA steps on."""
-    size = len(state.energy)
-    index = (torch.arange(count, device=state.energy.device) + start) % size
+    state, step_size = population
+    index = (torch.arange(count, device=state.energy.device) + start) % len(state.energy)
     part = mala.State(*(field[index] for field in state))
     for _ in range(steps):
         part, _ = mala.step(part, target, step_size=step_size, generator=generator)
-    return mala.State(
+    moved = mala.State(
         *(field.index_copy(0, index, new) for field, new in zip(state, part, strict=True))
     )
+    return Population(moved, step_size)

@@ -17,7 +17,7 @@ from ..target import Target
 from . import adapt, ais
 
 
-class Population(NamedTuple):
+class Annealed(NamedTuple):
     """Equally weighted particles ``(b, n, d)`` of the end density."""
 
     position: Tensor
@@ -52,7 +52,7 @@ def run(
     generator: torch.Generator | None,
     share: float = 0.7,
     max_levels: int = 1000,
-) -> Population:
+) -> Annealed:
     """Carry particles ``x`` ``(b, n, d)``, drawn from ``start``, to ``end``.
 
     ``moves`` MALA steps follow each increment of lambda; each increment keeps the effective share of
@@ -82,7 +82,7 @@ def run(
             adaptation = adapt.update(adaptation, info.acceptance)
         # The density changes with every level, so the adaptation must stay responsive.
         adaptation = adaptation._replace(updates=min(adaptation.updates, 3))
-    return Population(state.position, log_ratio, level, float(adaptation.step_size))
+    return Annealed(state.position, log_ratio, level, float(adaptation.step_size))
 
 
 def _next_lam(state: ais.State, lam: float, share: float) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..target import Target
 from . import mala
-from ._proposal import Info, choose
+from .proposal import Info, choose
 
 
 class State(NamedTuple):

@@ -1,10 +1,13 @@
-"""What follows from the bonds of a molecule alone: equivalent atoms and rotatable bonds."""
+"""What follows from the bonds of a molecule alone: distances, equivalent atoms, rotatable bonds."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-Bonds = Sequence[tuple[int, int]]
+import numpy as np
+from numpy.typing import NDArray
+
+Bonds = Sequence[Sequence[int]]
 
 
 def neighbours(n: int, bonds: Bonds) -> list[list[int]]:
@@ -14,6 +17,19 @@ def neighbours(n: int, bonds: Bonds) -> list[list[int]]:
         partners[i].add(j)
         partners[j].add(i)
     return [sorted(each) for each in partners]
+
+
+def distances(n: int, bonds: Bonds) -> NDArray[np.int64]:
+    """Number of bonds on the shortest path between atoms ``(n, n)``; -1 where there is none."""
+    partners = neighbours(n, bonds)
+    found = np.full((n, n), -1)
+    for start in range(n):
+        shell, steps = {start}, 0
+        while shell:
+            found[start, sorted(shell)] = steps
+            shell = {b for a in shell for b in partners[a] if found[start, b] < 0}
+            steps += 1
+    return found
 
 
 def equivalence_classes(labels: Sequence[Hashable], bonds: Bonds) -> tuple[int, ...]:
@@ -70,12 +86,6 @@ def rotatable_bonds(n: int, bonds: Bonds) -> list[tuple[tuple[int, int, int, int
 
 def within_bonds(n: int, bonds: Bonds, reach: int) -> set[tuple[int, int]]:
     """Pairs ``(i, j)``, i < j, that at most ``reach`` bonds connect."""
-    partners = neighbours(n, bonds)
-    pairs = set()
-    for start in range(n):
-        seen, shell = {start}, {start}
-        for _ in range(reach):
-            shell = {b for a in shell for b in partners[a]} - seen
-            seen |= shell
-        pairs |= {(start, b) for b in seen if b > start}
-    return pairs
+    steps = distances(n, bonds)
+    i, j = np.nonzero(np.triu((steps > 0) & (steps <= reach)))
+    return set(zip(i.tolist(), j.tolist(), strict=True))

@@ -13,13 +13,15 @@ estimates :math:`E[x_0 | x_t]`; by Tweedie's formula
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ..diffusion.schedule import Scales
+from ..molecule.molecule import Molecule
 from ..space import Space
-from .body import EGNNConfig, MLPConfig, build_body
+from .bodies.base import Body
 
 _FREQUENCIES = 8
 
@@ -32,16 +34,19 @@ class Denoiser(nn.Module):
     config : body of the network F
     space : the target's space; outputs are projected onto it
     data_scale : root-mean-square coordinate of the clean data, :math:`\\sigma_d`
+    molecule : what tells the particles apart, None for identical ones
     """
 
     frequencies: Tensor
     data_scale: Tensor
 
-    def __init__(self, config: EGNNConfig | MLPConfig, space: Space, *, data_scale: float):
+    def __init__(
+        self, config: Body, space: Space, *, data_scale: float, molecule: Molecule | None = None
+    ):
         super().__init__()
         self.space = space
-        self.body = build_body(config, space, 1 + 2 * _FREQUENCIES)
-        self.scale_input = isinstance(config, MLPConfig)
+        self.body = config.build(space, 1 + 2 * _FREQUENCIES, molecule)
+        self.unit_inputs = config.unit_inputs
         self.register_buffer("data_scale", torch.tensor(float(data_scale)))
         # log s spans about five units; frequencies from one period in six to one in a third.
         self.register_buffer(
@@ -62,15 +67,13 @@ class Denoiser(nn.Module):
         features = features[:, None].expand(-1, y.shape[1], -1)
         column = s[:, None, None]
         total = column**2 + self.data_scale**2
-        # A perceptron needs inputs of unit scale; an EGNN reads distances in their own unit, so that
-        # the position of a wall does not move with the noise.
-        inputs = y / total.sqrt() if self.scale_input else y
+        inputs = y / total.sqrt() if self.unit_inputs else y
         output = self.body(inputs, features) * self.output_scale(column)
         denoised: Tensor = self.space.project(self.data_scale**2 / total * y + output)
         return denoised
 
-    def score(self, x_t: Tensor, scales: Scales) -> Tensor:
-        """Score of the diffused density at ``x_t`` ``(b, n, d)``."""
-        alpha, sigma = scales.alpha[:, None, None], scales.sigma[:, None, None]
-        denoised: Tensor = self(x_t / alpha, scales.sigma / scales.alpha)
-        return (alpha * denoised - x_t) / sigma**2
+
+def score_of(denoiser: Callable[[Tensor, Tensor], Tensor], x_t: Tensor, scales: Scales) -> Tensor:
+    """Score of the diffused density at ``x_t`` ``(b, n, d)`` by a (possibly compiled) denoiser."""
+    alpha, sigma = scales.alpha[:, None, None], scales.sigma[:, None, None]
+    return (alpha * denoiser(x_t / alpha, scales.sigma / scales.alpha) - x_t) / sigma**2

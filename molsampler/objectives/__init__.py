@@ -1,1 +1,13 @@
-"""What training minimises."""
+"""What training minimises, one file per kind."""
+
+from .base import OBJECTIVES, AnyObjective, Metrics, Objective, ObjectiveConfig, Problem, State
+
+__all__ = [
+    "OBJECTIVES",
+    "AnyObjective",
+    "Metrics",
+    "Objective",
+    "ObjectiveConfig",
+    "Problem",
+    "State",
+]

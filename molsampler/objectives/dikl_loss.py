@@ -24,10 +24,11 @@ Weighting = Literal["uniform", "inverse-alpha", "sigma", "denoiser"]
 
 
 class Diffused(NamedTuple):
-    """Noisy positions ``(b, n, d)`` and the noise scales ``(b,)`` that made them."""
+    """Noisy positions ``(b, n, d)``, the noise scales ``(b,)`` that made them, and the noise itself."""
 
     x_t: Tensor
     scales: Scales
+    noise: Tensor
 
 
 def diffuse(
@@ -36,7 +37,7 @@ def diffuse(
     """x_t = alpha x + sigma eps, with noise on the target's space."""
     noise = space.randn(len(x), generator=generator, like=x)
     x_t = scales.alpha[:, None, None] * x + scales.sigma[:, None, None] * noise
-    return Diffused(x_t, scales)
+    return Diffused(x_t, scales, noise)
 
 
 def weight(weighting: Weighting, scales: Scales, *, data_scale: float) -> Tensor:

@@ -464,7 +464,7 @@ def _exchanger() -> Any:
 
 def bonds_of(system: System) -> Sequence[tuple[int, int]]:
     """Bonds of a molecule, none for systems that do not say."""
-    return getattr(system, "bonds", ())
+    return () if system.molecule is None else system.molecule.bonds
 
 
 def _bytes(content: bytes) -> Tensor:

@@ -344,9 +344,9 @@ def observables(system: System, x: Tensor) -> dict[str, Tensor]:
 def _watched_torsions(system: System) -> list[tuple[int, int, int, int]]:
     """Torsions of rotatable bonds, without those of symmetric rotors such as methyl groups."""
     n, bonds = system.shape[0], bonds_of(system)
-    if not bonds:
+    if not bonds or system.molecule is None:
         return []
-    types = getattr(system, "atom_types", range(n))
+    types = system.molecule.types
     partners = neighbours(n, bonds)
 
     def symmetric(end: int, other: int) -> bool:

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .. import __version__
 from ..errors import FileFormatError, nearest
+from ..molecule.internal_coordinates import InternalCoordinates
+from ..molecule.molecule import Molecule
 from ..storage.files import read_limited
 from ..storage.sealed_json import parse_json, unsealed
 
@@ -42,8 +44,10 @@ class Training(BaseModel):
 class Card(BaseModel):
     """Content of ``card.json``.
 
-    ``system`` is a registered name or an inline specification; ``temperature`` is in kelvin, None for
-    reduced systems; ``quality`` is a table of measured metrics, one row each.
+    ``system`` is a registered name or an inline specification; ``architecture`` is the generator's
+    configuration, ``sampling`` how it is sampled; ``coordinates`` are the internal ones in which it works,
+    None for positions, and ``molecule`` what then tells the particles apart; ``temperature`` is in kelvin,
+    None for reduced systems; ``quality`` is a table of measured metrics, one row each.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,6 +56,9 @@ class Card(BaseModel):
     system: str | dict[str, Any]
     shape: tuple[int, int]
     architecture: dict[str, Any]
+    sampling: dict[str, Any] = Field(default_factory=dict)
+    coordinates: InternalCoordinates | None = None
+    molecule: Molecule | None = None
     units: dict[str, str] = Field(default_factory=dict)
     temperature: float | None = None
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")

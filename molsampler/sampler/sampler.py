@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from .. import memory
 from ..errors import FileFormatError, InputError, ResourceError
-from ..molecule.internal import InternalCoordinates, working_target
+from ..molecule.chart import chart_of
+from ..nn.generators import Generator
 from ..samples import Samples, check_recorded, recorded_system
 from ..target import System
 from .card import CARD, Card, read_card
-from .store import _build, _check_folder, _locate, _read_weights
+from .store import build, check_folder, locate, read_weights
 from .stream import SampleStream
 
 if TYPE_CHECKING:
@@ -65,23 +67,18 @@ class Sampler:
     ----------
     card : what the artifact says of itself
     system : the system it samples
-    internal, target : internal coordinates in which the generator works, if it does, and the density
-        there; otherwise None and the system
+    chart : the coordinates in which the generator works, and the density there
     path : the folder it was loaded from
     hash : SHA-256 of the card, which holds that of the weights; it identifies the artifact
     """
 
-    def __init__(self, card: Card, system: System, generator: nn.Module, path: Path, hash: str):
+    def __init__(self, card: Card, system: System, generator: Generator, path: Path, hash: str):
         self.card = card
         self.system = system
         self.path = path
         self.hash = hash
         self._generators = {torch.device("cpu"): generator}
-        #: None where the generator gives positions.
-        self.internal: InternalCoordinates | None = getattr(
-            getattr(generator, "config", None), "internal", None
-        )
-        self.target = working_target(system, self.internal)
+        self.chart = chart_of(system, card.coordinates)
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str], *, system: System | None = None) -> Self:
@@ -101,8 +98,8 @@ class Sampler:
         InputError
             The card is of an OpenMM system, and ``system`` is missing or another one.
         """
-        path = _locate(name_or_path)
-        _check_folder(path)
+        path = locate(name_or_path)
+        check_folder(path)
         card, digest = read_card(path / CARD)
         if system is None:
             system = recorded_system(card.system)
@@ -112,9 +109,9 @@ class Sampler:
                 f"{path / CARD} says shape {tuple(card.shape)}, system {system.name!r} has "
                 f"{tuple(system.shape)}"
             )
-        weights = _read_weights(path, card.weights_sha256)
+        weights = read_weights(path, card.weights_sha256)
         try:
-            generator = _build(card.architecture, system, weights)
+            generator = build(card, system, weights)
         except FileFormatError as error:
             raise FileFormatError(f"{path}: {error}") from None
         return cls(card, system, generator, path, digest)
@@ -148,7 +145,7 @@ class Sampler:
         frozen; the metadata then holds ``acceptance``, ``step_size`` and ``drift``, the energy-W2
         between the samples before and after. Samples of non-finite energy are kept, and counted as
         ``nonfinite_energies``. Molecules with chiral centres come out right-handed: wrong ones are
-        inverted as a whole, which is exact (see :mod:`molsampler.molecule.particles`), and ``handedness``
+        inverted as a whole, which is exact (see :mod:`molsampler.molecule.chirality`), and ``handedness``
         counts them before and after. ``device`` None is CUDA where there is one.
 
         Raises
@@ -171,12 +168,16 @@ class Sampler:
         )
         positions = torch.empty(n, particles, dimension)
         energies = torch.empty(n, dtype=torch.float64)
+        weights: list[Tensor] = []
         done = 0
         for block in stream.blocks():
             positions[done : done + len(block)] = block.positions
             energies[done : done + len(block)] = block.energies
+            weights += [] if block.weights is None else [block.weights]
             done += len(block)
-        return Samples(positions, energies, None, stream.metadata())
+        return Samples(
+            positions, energies, torch.cat(weights) if weights else None, stream.metadata()
+        )
 
     def stream(
         self,
@@ -253,10 +254,9 @@ class Sampler:
         )
         return stream.metadata()
 
-    def _generator_on(self, device: torch.device) -> nn.Module:
+    def generator(self, device: torch.device) -> Generator:
+        """The generator on a device."""
         if device not in self._generators:
-            import copy
-
             original = self._generators[torch.device("cpu")]
             self._generators[device] = copy.deepcopy(original).to(device)
         return self._generators[device]

@@ -13,16 +13,17 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import __version__
 from ..errors import (
     DivergenceError,
     FileFormatError,
+    InputError,
     IntegrityError,
     MolsamplerError,
     OutputExistsError,
@@ -30,16 +31,16 @@ from ..errors import (
     UnknownNameError,
     nearest,
 )
-from ..molecule.internal import working_target
-from ..nn.generators.implicit import GeneratorConfig, build_generator
+from ..molecule.chart import chart_of
+from ..molecule.internal_coordinates import InternalCoordinates
+from ..molecule.molecule import Molecule
+from ..nn.generators import Generator
+from ..nn.generators.base import parse_generator
 from ..samples import reference_to
 from ..storage.files import fsync_folder, read_limited, remove, sha256, temporary_path, write_bytes
 from ..storage.sealed_json import sealed
 from ..target import System
 from .card import CARD, Card, Training, read_card
-
-if TYPE_CHECKING:
-    from .sampler import Sampler
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
@@ -57,7 +58,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     for entry in sorted(folder.iterdir()):
         if entry.suffix.lower() in PICKLES:
             raise FileFormatError(
@@ -65,7 +66,7 @@ def _check_folder(folder: Path) -> None:
             )
 
 
-def _read_weights(folder: Path, digest: str) -> dict[str, Tensor]:
+def read_weights(folder: Path, digest: str) -> dict[str, Tensor]:
     """The weights that have the card's hash.
 
     Raises
@@ -126,17 +127,33 @@ def _parse_weights(content: bytes, path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _build(architecture: dict[str, Any], system: System, weights: dict[str, Tensor]) -> nn.Module:
-    """The generator with its weights; shapes are compared before anything is allocated."""
+def build(card: Card, system: System, weights: Mapping[str, Tensor]) -> Generator:
+    """The card's generator with its weights; shapes are compared before anything is allocated.
+
+    Raises
+    ------
+    FileFormatError
+        The card describes no generator of a known kind, or the weights are of another one.
+    """
     try:
-        config = GeneratorConfig.model_validate(architecture)
-        target = working_target(system, config.internal)
-        with torch.device("meta"):
-            empty = build_generator(config, target.space, target)
+        config = parse_generator(card.architecture)
+        sampling = config.sampling(card.sampling)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise FileFormatError(f"architecture.{where}: {first['msg']}") from None
+    except UnknownNameError as error:
+        raise FileFormatError(f"architecture.kind: {error}") from None
+    space = chart_of(system, card.coordinates).target.space
+
+    def made() -> Generator:
+        try:
+            return config.build(space, molecule=card.molecule, sampling=sampling)
+        except InputError as error:
+            raise FileFormatError(f"architecture: {error}") from None
+
+    with torch.device("meta"):
+        empty = made()
     expected = {name: _form(tensor) for name, tensor in empty.state_dict().items()}
     found = {name: _form(tensor) for name, tensor in weights.items()}
     if expected != found:
@@ -147,7 +164,7 @@ def _build(architecture: dict[str, Any], system: System, weights: dict[str, Tens
             f"the weights do not fit the architecture: missing {missing[:3]}, surplus {surplus[:3]}, "
             f"of another shape or type {[(k, found[k], expected[k]) for k in shapes[:3]]}"
         )
-    generator = build_generator(config, target.space, target)
+    generator = made()
     generator.load_state_dict(weights)
     return generator.eval().requires_grad_(False)
 
@@ -163,7 +180,7 @@ def list_pretrained() -> list[str]:
     return sorted(entry.name for entry in PRETRAINED.iterdir() if (entry / CARD).is_file())
 
 
-def _locate(name_or_path: str | os.PathLike[str]) -> Path:
+def locate(name_or_path: str | os.PathLike[str]) -> Path:
     if isinstance(name_or_path, str) and name_or_path in list_pretrained():
         return PRETRAINED / name_or_path
     path = Path(name_or_path)
@@ -185,22 +202,21 @@ def _locate(name_or_path: str | os.PathLike[str]) -> Path:
 
 def save(
     folder: Path | str,
-    generator: nn.Module,
+    generator: Generator,
     *,
     system: System,
-    architecture: Mapping[str, Any],
+    coordinates: InternalCoordinates | None = None,
     training: Training | None = None,
     quality: Sequence[Mapping[str, Any]] = (),
     temperature: float | None = None,
     units: Mapping[str, str] | None = None,
     license: str = "MIT",
     overwrite: bool = False,
-) -> Sampler:
-    """Write an artifact, read it back and return it.
+) -> None:
+    """Write an artifact and read it back.
 
-    ``architecture`` is what :func:`molsampler.nn.build_generator` makes ``generator`` of. A new
-    folder appears in one rename. In an existing one the new weights are put beside the old, the card is
-    replaced in one rename, and the new weights take the old name: whenever this is interrupted, the
+    A new folder appears in one rename. In an existing one the new weights are put beside the old, the card
+    is replaced in one rename, and the new weights take the old name: whenever this is interrupted, the
     card finds weights of its hash.
 
     Raises
@@ -209,6 +225,8 @@ def save(
         ``folder`` exists and ``overwrite`` is false, or it is not an artifact.
     StorageError
         There is no space, or what was written does not read back.
+    DivergenceError
+        A weight is not finite.
     """
     from safetensors.torch import save as serialise
 
@@ -224,7 +242,10 @@ def save(
     card = Card(
         system=reference_to(system),
         shape=system.shape,
-        architecture=dict(architecture),
+        architecture=generator.config.model_dump(mode="json"),
+        sampling=generator.sampling.model_dump(mode="json"),
+        coordinates=coordinates,
+        molecule=_recorded(system.molecule) if coordinates is None else None,
         units=dict(units or _units(system)),
         temperature=system.temperature if temperature is None else temperature,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
@@ -243,7 +264,7 @@ def save(
         write_bytes(folder / CARD, text)
         os.replace(folder / NEW_WEIGHTS, folder / WEIGHTS)
         fsync_folder(folder)
-        return _loaded(folder, system)
+        return
     temporary = temporary_path(folder)
     try:
         temporary.mkdir()
@@ -258,13 +279,11 @@ def save(
         raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
     finally:
         remove(temporary)
-    return _loaded(folder, system)
 
 
-def _loaded(folder: Path, system: System) -> Sampler:
-    from .sampler import Sampler
-
-    return Sampler.load(folder, system=system)
+def _recorded(molecule: Molecule | None) -> Molecule | None:
+    """What a card keeps of a molecule: networks need no geometry."""
+    return molecule and molecule.model_copy(update={"geometry": None, "turning_bonds": None})
 
 
 def _names(card: Path, weights: Path) -> bool:
@@ -300,4 +319,4 @@ def _verify(folder: Path, name: str, card: Card, system: System) -> None:
     path = folder / name
     if sha256(path) != card.weights_sha256:
         raise StorageError(f"{path} does not read back as it was written")
-    _build(card.architecture, system, _parse_weights(path.read_bytes(), path))
+    build(card, system, _parse_weights(path.read_bytes(), path))

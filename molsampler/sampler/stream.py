@@ -24,9 +24,9 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import DivergenceError, InputError, ResourceError
-from ..mcmc import adapt, mala
-from ..molecule.internal import random_rotations
-from ..molecule.particles import Particles
+from ..mcmc import mala
+from ..mcmc.refine import refine, tuned_step_size
+from ..molecule.chirality import right_handed
 from ..samples import Samples, reduced_energies
 from ..target import COORDINATE_LIMIT
 
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 #: Steps and chains of the pilot run that settles the step size of ``refine``.
 PILOT_STEPS = 100
 PILOT_CHAINS = 512
-#: First guess of that step size, in squared length units; adaptation covers many decades.
-PILOT_STEP_SIZE = 1e-2
 #: Samples on which the drift is measured at most.
 DRIFT_SAMPLES = 2**17
 
@@ -84,6 +82,8 @@ class _Block:
     """Molecules with chiral centres; of the wrong hand before and after inversion."""
     before: Tensor | None
     """Energies before refinement, where the drift is measured."""
+    weights: Tensor | None
+    """Log weights, where the generator knows its density; refinement keeps them."""
 
 
 class SampleStream:
@@ -108,7 +108,7 @@ class SampleStream:
         self.batch = -(-batch_size // self.block) * self.block
         if -(-n // self.block) >= 2**32:
             raise InputError(f"n must be below {self.block * (2**32 - 1)}, got {n}")
-        self._network = sampler._generator_on(device)
+        self._network = sampler.generator(device)
         self._step_size: float | None = None
         self._accepted = 0.0
         self._blocks = self._nonfinite = self._evaluations = 0
@@ -132,7 +132,7 @@ class SampleStream:
                     samples = Samples(
                         torch.cat([block.positions for block in batch]),
                         torch.cat([block.energies for block in batch]),
-                        None,
+                        _joined([block.weights for block in batch]),
                         self._provenance(),
                     )
                     batch, held = [], 0
@@ -190,7 +190,7 @@ class SampleStream:
             self._step_size = self._pilot()
         indices = range(1, -(-self.n // self.block) + 1)
         threads = torch.get_num_threads()
-        shared = self.device.type == "cpu" and getattr(self.sampler.target, "concurrent", False)
+        shared = self.device.type == "cpu" and self.sampler.system.concurrent
         if not shared or threads == 1:
             yield from map(self._compute, indices)
             return
@@ -226,20 +226,28 @@ class SampleStream:
         """Block ``index``, on the CPU; changes nothing of the stream."""
         start = (index - 1) * self.block
         kept = min(self.block, self.n - start)
-        system = self.sampler.system
+        system, chart = self.sampler.system, self.sampler.chart
         try:
             with torch.no_grad():
                 random = self._random(index)
-                x, handed = self._draw(random, kept)
-                evaluations = self.block * int(getattr(self._network, "energy_evaluations", 0))
+                x, evaluations, weights, handed = self._draw(random, kept)
                 accepted, before = 0.0, None
                 if self.refine:
                     if start < DRIFT_SAMPLES:
-                        before = reduced_energies(system, self._positions(x[:kept])).cpu()
+                        before = reduced_energies(system, chart.positions(x[:kept])).cpu()
                         evaluations += kept
-                    x, accepted = self._refined(x, random)
+                    # float64: near a wall a float32 energy difference is too coarse for the
+                    # Metropolis test.
+                    refined = refine(
+                        mala.init(x.double(), chart.target),
+                        chart.target,
+                        steps=self.refine,
+                        step_size=self._step_size or 0.0,
+                        generator=random,
+                    )
+                    x, accepted = refined.state.position.float(), refined.accepted
                     evaluations += self.block * (self.refine + 1)
-                x = self._turned(self._positions(x), random)
+                x = chart.oriented(chart.positions(x), generator=random).float()
                 energies = reduced_energies(system, x).cpu()[:kept]
                 evaluations += self.block
         except torch.cuda.OutOfMemoryError as error:
@@ -247,68 +255,45 @@ class SampleStream:
                 f"the device ran out of memory on a block of {self.block} samples, a size that "
                 f"batch_size does not change; free device memory or use device='cpu' ({error})"
             ) from None
-        return _Block(x[:kept].cpu(), energies, evaluations, accepted, handed, before)
+        kept_weights = None if weights is None else weights[:kept].double().cpu()
+        return _Block(x[:kept].cpu(), energies, evaluations, accepted, handed, before, kept_weights)
 
-    def _draw(self, random: torch.Generator, kept: int = 0) -> tuple[Tensor, tuple[int, int, int]]:
-        """A whole block from the generator, float32, of the right hand, and how many of the first
-        ``kept`` are handed, and were wrong before and after inversion."""
-        network = self._network
-        latent = network.draw_latent(self.block, generator=random)  # type: ignore[operator]
-        x: Tensor = network(latent)
+    def _draw(
+        self, random: torch.Generator, kept: int = 0
+    ) -> tuple[Tensor, int, Tensor | None, tuple[int, int, int]]:
+        """A whole block from the generator, float32, of the right hand; energy evaluations, log weights;
+        and how many of the first ``kept`` are handed, and were wrong before and after inversion."""
+        network, sampler = self._network, self.sampler
+        x, weights, evaluations = network.draw(self.block, sampler.chart.target, generator=random)
         bad = ~(x.abs() <= COORDINATE_LIMIT).flatten(1).all(-1)
         if bool(bad.any()):
             raise DivergenceError(
-                f"the generator of {self.sampler.path} gave unusable coordinates in "
+                f"the generator of {sampler.path} gave unusable coordinates in "
                 f"{int(bad.sum())} of {self.block} samples (seed {self.seed})"
             )
-        particles = getattr(network, "particles", None)
-        if not (isinstance(particles, Particles) and particles.chiral_centres):
-            return x.float(), (0, 0, 0)
-        x, before, after = particles.right_handed(x)
+        molecule = sampler.card.molecule
+        if molecule is None or not molecule.chiral_centres or not network.mirror_symmetric:
+            return x.float(), evaluations, weights, (0, 0, 0)
+        x, before, after = right_handed(x, molecule.chiral_centres)
         wrong = (int((before[:kept] > 0).sum()), int((after[:kept] > 0).sum()))
-        return x.float(), (kept, *wrong)
-
-    def _refined(self, x: Tensor, random: torch.Generator) -> tuple[Tensor, float]:
-        """Positions after the MALA steps, and the number of accepted moves."""
-        # float64: near a wall a float32 energy difference is too coarse for the Metropolis test.
-        target, accepted = self.sampler.target, 0.0
-        state = mala.init(x.double(), target)
-        for _ in range(self.refine):
-            state, info = mala.step(
-                state, target, step_size=self._step_size or 0.0, generator=random
-            )
-            accepted += float(info.accepted.double().sum())
-        return state.position.float(), accepted
-
-    def _positions(self, x: Tensor) -> Tensor:
-        """Positions that belong to the generator's coordinates."""
-        coordinates = self.sampler.internal
-        if coordinates is None:
-            return x
-        return self.sampler.system.space.project(coordinates.to_cartesian(x[..., 0].double())[0])
-
-    def _turned(self, x: Tensor, random: torch.Generator) -> Tensor:
-        """Orientations drawn at random where the coordinates know none; float32."""
-        if self.sampler.internal is not None:
-            x = x @ random_rotations(len(x), generator=random, like=x)
-        return x.float()
+        return x.float(), evaluations, weights, (kept, *wrong)
 
     def _pilot(self) -> float:
         """The step size of refinement, from a block of its own; independent of n."""
-        target, random = self.sampler.target, self._random(0)
+        target, random = self.sampler.chart.target, self._random(0)
         with torch.no_grad():
-            x, _ = self._draw(random)
-            _, step_size = adapt.adapt_step_size(
-                mala.init(x[:PILOT_CHAINS].double(), target),
-                target,
-                steps=PILOT_STEPS,
-                step_size=PILOT_STEP_SIZE,
-                generator=random,
+            x, evaluations, *_ = self._draw(random)
+            step_size = tuned_step_size(
+                x[:PILOT_CHAINS].double(), target, steps=PILOT_STEPS, generator=random
             )
-        network = int(getattr(self._network, "energy_evaluations", 0))
         chains = min(self.block, PILOT_CHAINS)
-        self._evaluations += self.block * network + chains * (PILOT_STEPS + 1)
+        self._evaluations += evaluations + chains * (PILOT_STEPS + 1)
         return step_size
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found else None
 
 
 def energy_drift(before: Tensor, after: Tensor) -> float | None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
-from ..diffusion.identities import Identity
 from ..errors import FileFormatError, InputError, IntegrityError, UnknownNameError, nearest
-from ..nn.body import BodyConfig, EGNNConfig, Frozen
-from ..nn.generators.implicit import GeneratorConfig, LangevinScheme
+from ..frozen import Frozen
+from ..nn.generators import AnyGenerator, GeneratorConfig, Sampling
+from ..nn.generators.implicit import ImplicitConfig
+from ..objectives import OBJECTIVES, AnyObjective
+from ..objectives.dikl_replay import DiKLReplayConfig
 from ..storage.plain_yaml import parse_yaml, read_yaml
 
 PRESETS = ("fast", "paper")
@@ -21,95 +23,26 @@ _FOLDER = Path(__file__).parent / "presets"
 _SEAL = "# SHA-256 of the lines below: "
 
 
-class LinearBetaConfig(Frozen):
-    """:class:`~molsampler.diffusion.schedule.LinearBeta`."""
-
-    kind: Literal["linear-beta"] = "linear-beta"
-    beta_min: float
-    beta_max: float
-    levels: int = 30
-
-
-class LogUniformConfig(Frozen):
-    """:class:`~molsampler.diffusion.schedule.LogUniformSigma`, in units of the data scale."""
-
-    kind: Literal["log-uniform"] = "log-uniform"
-    sigma_min: float = Field(0.02, gt=0)
-    sigma_max: float = Field(3.0, gt=0)
-
-
-class PosteriorConfig(Frozen):
-    """Target score by fresh posterior chains at every generator step, as in the paper."""
-
-    kind: Literal["posterior"] = "posterior"
-    identity: Identity = "mixed"
-    particles: int = Field(20, ge=1)
-    levels: int = Field(10, ge=1)
-    steps: int = Field(50, ge=1)
-    average: int = Field(1, ge=1)
-
-
-class ReplayConfig(Frozen):
-    """Target score by a denoiser fitted to a replay of equilibrated chains.
-
-    ``size`` chains start from a Gaussian of ``start_scale`` (in the system's length unit), are
-    annealed by SMC with ``anneal_moves`` MALA steps per level and equilibrated by ``equilibration``
-    more. During training ``refresh`` of them take ``refresh_steps`` steps per iteration. The denoiser
-    gets ``warmup`` iterations before the generator starts and ``steps`` per iteration after.
-    """
-
-    kind: Literal["replay"] = "replay"
-    size: int = Field(8192, ge=2)
-    start_scale: float = Field(1.0, gt=0)
-    anneal_moves: int = Field(5, ge=1)
-    equilibration: int = Field(1000, ge=0)
-    refresh: int = Field(512, ge=0)
-    refresh_steps: int = Field(2, ge=1)
-    warmup: int = Field(1500, ge=0)
-    steps: int = Field(1, ge=0)
-
-
 class TrainConfig(Frozen):
     """Everything that decides a training run, apart from the target and the machine.
 
     ``coordinates: internal`` samples a molecule by bond lengths, angles and torsions
-    (:mod:`molsampler.molecule.internal`), with a perceptron.
-
-    ``sampling_scheme`` is that of the averaged generator's Langevin layers, if not the one trained
-    with: learned steps stay short under ``euler``, which punishes long ones, and are then sampled with
-    less error by ``leimkuhler-matthews``. ``sampling_layers`` is the number of layers it evaluates, if not
-    that trained; the ladder of steps is stretched. ``calibrate`` tunes the scale of its latent at the end,
-    against the replay.
+    (:mod:`molsampler.molecule.internal_coordinates`). ``sampling`` says how the trained generator is
+    sampled, by the settings of its kind; ``calibrate`` tunes its one number at the end, against the
+    objective's population. ``criterion`` is what checkpoints are selected by
+    (:mod:`molsampler.train.criterion`); ``auto`` is ``discrepancy`` where the objective keeps a population,
+    else ``drift``.
     """
 
     system: str
     coordinates: Literal["cartesian", "internal"] = "cartesian"
     seed: int = Field(0, ge=0)
     iterations: int = Field(4000, ge=1)
-    batch_size: int = Field(256, ge=1)
-    generator: GeneratorConfig = GeneratorConfig()
-    denoiser: BodyConfig = EGNNConfig()
-    schedule: Annotated[LinearBetaConfig | LogUniformConfig, Field(discriminator="kind")] = (
-        LogUniformConfig()
-    )
-    target_score: Annotated[PosteriorConfig | ReplayConfig, Field(discriminator="kind")] = (
-        ReplayConfig()
-    )
-    weighting: Literal["uniform", "inverse-alpha", "sigma", "denoiser"] = "denoiser"
-    clip: float = Field(2.0, gt=0)
-    noise_annealing: float = Field(0.0, ge=0, le=1)
-    sampling_scheme: LangevinScheme | None = None
-    sampling_layers: int | None = Field(None, ge=1, le=256)
+    generator: AnyGenerator = ImplicitConfig()
+    sampling: dict[str, Any] = Field(default_factory=dict)
+    objective: AnyObjective = DiKLReplayConfig()
+    criterion: Literal["auto", "discrepancy", "drift", "energy-tvd", "mean-energy", "last"] = "auto"
     calibrate: bool = True
-    score_steps: int = Field(5, ge=1)
-    generator_lr: float = Field(1e-3, gt=0)
-    score_lr: float = Field(1e-3, gt=0)
-    decay_start: float = Field(0.5, ge=0, lt=1)
-    final_lr: float = Field(0.02, ge=0, le=1)
-    score_final_lr: float | None = Field(None, ge=0, le=1)
-    max_grad_norm: float = Field(10.0, gt=0)
-    ema: float = Field(0.998, ge=0, lt=1)
-    data_scale: float | None = Field(None, gt=0)
     evaluate_every: int = Field(250, ge=1)
     evaluate_samples: int = Field(4000, ge=10)
     evaluate_steps: int = Field(20, ge=1)
@@ -117,6 +50,18 @@ class TrainConfig(Frozen):
     log_every: int = Field(10, ge=1)
     max_bad_steps: int = Field(20, ge=1)
     compile: bool = False
+
+    @field_validator("sampling", mode="after")
+    @classmethod
+    def _of_the_generator(cls, values: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        generator = info.data.get("generator")
+        if isinstance(generator, GeneratorConfig):
+            generator.sampling(values)
+        return values
+
+    def how_to_sample(self) -> Sampling:
+        """``sampling`` in the form of the generator's kind."""
+        return self.generator.sampling(self.sampling)
 
 
 def load_config(
@@ -130,9 +75,10 @@ def load_config(
 ) -> TrainConfig:
     """Build a configuration from a preset, then a YAML file, then ``KEY=VALUE`` overrides.
 
-    Keys may be dotted (``generator.body.width=32``). ``invariant`` says whether a system without
+    Keys may be dotted (``generator.body.width=32``); those of the objective may be written without
+    ``objective.`` in front (``batch_size=64``). ``invariant`` says whether a system without
     its own preset gets an equivariant network (True) or a perceptron; ``molecule`` that it gets internal
-    coordinates (:func:`molsampler.molecule.internal.available`).
+    coordinates (:func:`molsampler.molecule.z_matrix.has_internal_coordinates`).
 
     Raises
     ------
@@ -152,12 +98,13 @@ def load_config(
         fallback = book.get("molecule", fallback)
     values = _merge(book["common"], book["systems"].get(system, fallback))
     if file is not None:
-        values = _merge(values, _read_yaml(Path(file)))
+        values = _merge(values, _placed(_read_yaml(Path(file)), values))
     for item in overrides:
         key, separator, text = item.partition("=")
         if not separator or not key:
             raise InputError(f"an override must read KEY=VALUE, got {item!r}")
-        values = _merge(values, _nested(key.split("."), _parse_scalar(key, text)))
+        update = _nested(key.split("."), _parse_scalar(key, text))
+        values = _merge(values, _placed(update, values))
     values = _merge(values, {"system": system}) if system else values
     return validate(values)
 
@@ -210,8 +157,7 @@ def from_yaml(path: Path) -> TrainConfig:
     """
     values = _read_yaml(path)
     seal, _, text = path.read_bytes().partition(b"\n")
-    # Files of earlier versions begin without a comment.
-    if seal.startswith(b"#") and seal != f"{_SEAL}{hashlib.sha256(text).hexdigest()}".encode():
+    if seal != f"{_SEAL}{hashlib.sha256(text).hexdigest()}".encode():
         raise IntegrityError(
             f"{path} is damaged or was edited: its lines do not have the SHA-256 that it states"
         )
@@ -246,6 +192,18 @@ def _parse_scalar(key: str, text: str) -> Any:
     return value
 
 
+def _placed(update: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The update with keys that only the objective knows put under ``objective``."""
+    chosen = update.get("objective", values.get("objective"))
+    kind = chosen.get("kind") if isinstance(chosen, Mapping) else None
+    if kind is None and isinstance(values.get("objective"), Mapping):
+        kind = values["objective"].get("kind")
+    known = OBJECTIVES[str(kind or "dikl-replay")].model_fields
+    own = {k: v for k, v in update.items() if k in known and k not in TrainConfig.model_fields}
+    rest = {key: value for key, value in update.items() if key not in own}
+    return _merge(rest, {"objective": own}) if own else rest
+
+
 def _nested(path: list[str], value: Any) -> dict[str, Any]:
     for key in reversed(path):
         value = {key: value}
@@ -276,16 +234,15 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _known_keys() -> list[str]:
-    from ..nn.body import MLPConfig
+    """Keys of every model that a configuration is made of, for suggestions."""
+    found: set[str] = set()
 
-    models: list[type[Frozen]] = [
-        TrainConfig,
-        GeneratorConfig,
-        EGNNConfig,
-        MLPConfig,
-        LinearBetaConfig,
-        LogUniformConfig,
-        PosteriorConfig,
-        ReplayConfig,
-    ]
-    return sorted({key for model in models for key in model.model_fields})
+    def collect(model: BaseModel) -> None:
+        found.update(type(model).model_fields)
+        for name in type(model).model_fields:
+            value = getattr(model, name)
+            if isinstance(value, BaseModel):
+                collect(value)
+
+    collect(TrainConfig(system=""))
+    return sorted(found)

@@ -1,11 +1,10 @@
-r"""How far samples are from the replay: the data-free criterion that selects and calibrates a generator.
+r"""How good a generator is, without data: the criteria that select and calibrate it.
 
-The replay is a population of chains of the target, made from the energy alone and kept at equilibrium
-(:mod:`molsampler.mcmc.population`). Unlike the drift under local refinement, a comparison with it sees wrong
-weights of separated modes and slow coordinates that no local move sets right.
-
-Samples :math:`x` and population :math:`y` are compared through one-dimensional observables
-:math:`f_k`, each by its 2-Wasserstein distance in units of the population's standard deviation,
+**Discrepancy** compares samples with a population of chains of the target, made from the energy alone and
+kept at equilibrium (:mod:`molsampler.mcmc.population`). Unlike the drift under local refinement it sees wrong
+weights of separated modes and slow coordinates that no local move sets right. Samples :math:`x` and
+population :math:`y` are compared through one-dimensional observables :math:`f_k`, each by its 2-Wasserstein
+distance in units of the population's standard deviation,
 
 .. math:: D^2 = \tfrac12 z_u^2 + \tfrac12 \operatorname{mean}_k z_k^2, \qquad
    z_k = W_2(f_k(x), f_k(y)) / \operatorname{std} f_k(y).
@@ -14,18 +13,28 @@ Samples :math:`x` and population :math:`y` are compared through one-dimensional 
 length, which do not change under rotation, reflection and permutation, where the space is mean-free,
 and the coordinates with as many random projections (sliced Wasserstein) where it is not. D is as good as the
 population is: where annealing left its modes with wrong weights, D repeats the error.
+
+**Drift** is the 2-Wasserstein distance between the energies of samples and of the same samples after a few
+MALA steps. It is zero in local equilibrium and blind to the weights of modes and to slow coordinates.
+
+**Energy TVD** and **mean energy** are what the code of the DiKL paper selects by: the total variation between
+the energies before and after the steps on 500 bins of [-100, 100], one where fewer than 60 % fall inside;
+and the mean of the energies below 300. **Last** takes the latest.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..mcmc import mala
-from ..nn.generators.implicit import Generator
+from ..mcmc.refine import refine
+from ..nn.generators import Generator
 from ..space import MeanFree, Space
 from ..target import COORDINATE_LIMIT, Target
 
@@ -40,6 +49,9 @@ _ROWS = 16384
 
 #: Parts of the samples whose spread is the error.
 _PARTS = 5
+
+#: Energies of which the mean energy is taken; range, bins and least share inside of the energy TVD.
+_CALM, _TVD_RANGE, _TVD_BINS, _TVD_SHARE = 300.0, (-100.0, 100.0), 500, 0.6
 
 #: Spacing of the factors tried in calibration, and how often they may move on.
 _CALIBRATION_STEP, _CALIBRATION_ROUNDS = 0.02, 4
@@ -111,6 +123,94 @@ class Discrepancy:
         return torch.linspace(0, available - 1, _OBSERVABLES).round().long()
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What can be known of a generator without data."""
+
+    discrepancy: float | None
+    """Distance to the population, None without one."""
+    discrepancy_error: float | None
+    drift: float
+    """Mean over parts of the samples, kT."""
+    drift_error: float
+    energy_tvd: float
+    mean_energy: float
+    median_energy: float
+    refined_median_energy: float
+    acceptance: float
+
+    def value(self, criterion: str) -> tuple[float, float]:
+        """What selection goes by, the less the better, and its standard error."""
+        if criterion == "auto":
+            criterion = "drift" if self.discrepancy is None else "discrepancy"
+        if criterion == "discrepancy":
+            if self.discrepancy is None or self.discrepancy_error is None:
+                raise InputError("criterion: discrepancy needs an objective with a population")
+            return self.discrepancy, self.discrepancy_error
+        if criterion == "drift":
+            return self.drift, self.drift_error
+        if criterion == "energy-tvd":
+            return self.energy_tvd, 0.0
+        if criterion == "mean-energy":
+            return self.mean_energy, 0.0
+        return 0.0, 0.0
+
+
+def evaluate(
+    generator: Generator,
+    target: Target,
+    *,
+    discrepancy: Discrepancy | None,
+    samples: int,
+    steps: int,
+    step_size: float | None,
+    rng: torch.Generator,
+) -> Evaluation:
+    """Judge a generator by ``samples`` draws and the same after ``steps`` MALA steps.
+
+    ``step_size`` is a first guess, by default from the spread of the samples.
+    """
+    with torch.no_grad():
+        x = generator.draw(samples, target, generator=rng).x.nan_to_num().clamp(-REACH, REACH)
+    chain = mala.init(x, target)
+    before = chain.energy
+    far, far_error = (None, None) if discrepancy is None else discrepancy(x, before)
+    guess = step_size or max(1e-3 * float(x.var()), 1e-8)
+    refined = refine(chain, target, steps=steps, step_size=guess, generator=rng, adaptive=True)
+    after = refined.state.energy
+    # One sample in collision must cost, not decide: energies end at the refined range, widened.
+    low, high = after.min(), after.max()
+    ceiling = high + (high - low)
+    moved = torch.stack(
+        [
+            (first.clamp(max=ceiling).sort()[0] - second.sort()[0]).square().mean().sqrt()
+            for first, second in zip(before.chunk(_PARTS), after.chunk(_PARTS), strict=True)
+        ]
+    )
+    calm = before[before < _CALM]
+    return Evaluation(
+        discrepancy=far,
+        discrepancy_error=far_error,
+        drift=float(moved.mean()),
+        drift_error=float(moved.std()) / math.sqrt(_PARTS),
+        energy_tvd=_energy_tvd(before, after),
+        mean_energy=float(calm.mean()) if len(calm) else math.inf,
+        median_energy=float(before.median()),
+        refined_median_energy=float(after.median()),
+        acceptance=refined.acceptance,
+    )
+
+
+def _energy_tvd(before: Tensor, after: Tensor) -> float:
+    low, high = _TVD_RANGE
+    first, second = (
+        torch.histc(energy.float(), bins=_TVD_BINS, min=low, max=high) for energy in (before, after)
+    )
+    if float(first.sum()) < _TVD_SHARE * len(before) or float(second.sum()) == 0:
+        return 1.0
+    return float(0.5 * (first / first.sum() - second / second.sum()).abs().sum())
+
+
 def calibrate(
     generator: Generator,
     discrepancy: Discrepancy,
@@ -118,21 +218,25 @@ def calibrate(
     *,
     samples: int,
     rng: torch.Generator,
-    like: Tensor,
 ) -> float:
-    """Factor on the generator's latent positions that brings its samples nearest to the population.
+    """Factor of :meth:`~molsampler.nn.generators.base.Generator.calibrated` that brings a generator's samples
+    nearest to the population; one for kinds without such a number.
 
-    One number tunes the whole: a slightly narrower latent gives slightly denser configurations. All
-    factors see the same noise, so D squared is smooth in the factor: a parabola through five values
+    All factors see the same noise, so D squared is smooth in the factor: a parabola through five values
     has its minimum, and where that lies at the end of the five they move there. The factor found is taken
     if D there is below that at one.
     """
-    latent = generator.draw_latent(samples, generator=rng, like=like)
+    if generator.calibrated(1.0) is None:
+        return 1.0
+    noise = rng.get_state()
 
     def distance(factor: float) -> float:
-        scaled = latent._replace(position=factor * latent.position)
+        scaled = generator.calibrated(factor)
+        if scaled is None:
+            return math.inf
+        rng.set_state(noise)
         with torch.no_grad():
-            x = generator(scaled).nan_to_num().clamp(-REACH, REACH)
+            x = scaled.draw(samples, target, generator=rng).x.nan_to_num().clamp(-REACH, REACH)
         return discrepancy(x, target.energy_and_score(x)[0])[0]
 
     centre, reach = 1.0, 2 * _CALIBRATION_STEP

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import platform
 import signal
 import threading
@@ -17,16 +18,20 @@ import torch
 
 from .. import memory
 from ..errors import MolsamplerError, ResourceError
-from ..molecule import internal
-from ..molecule.internal import InternalTarget
+from ..molecule.chart import Chart, chart_of
+from ..molecule.chirality import right_handed
+from ..molecule.z_matrix import internal_coordinates
+from ..nn.generators import Generator
+from ..objectives import Objective, Problem
 from ..sampler import store
 from ..sampler.card import Cost, Training
 from ..sampler.sampler import Sampler, check_device
 from ..target import System, Target
-from . import checkpoint, loop
-from .config import PosteriorConfig, TrainConfig
+from . import checkpoint
+from .config import TrainConfig
 from .folder import RunFolder
 from .state import TrainState
+from .trainer import Trainer, weights_of
 
 _log = logging.getLogger(__name__)
 
@@ -102,10 +107,10 @@ def train(
         The device does not exist, or its memory is too small for the batch.
     """
     place = check_device("cpu" if device is None else device)
-    working: Target = target
-    if config.coordinates == "internal":
-        working = InternalTarget(target, internal.plan(target))
-    _require_memory(config, working)
+    chart = chart_of(
+        target, internal_coordinates(target) if config.coordinates == "internal" else None
+    )
+    _require_memory(config, chart.target)
     began = time.monotonic()
     say = _throttled(on_progress)
     with RunFolder(run_dir) as folder, _signals() as received:
@@ -119,9 +124,21 @@ def train(
                 raise StopRequestedError
             say(Progress(stage, int(100 * share), 100, 0.0, 0, {}))
 
+        objective = config.objective.build(
+            Problem(
+                target=chart.target,
+                molecule=target.molecule if chart.internal is None else None,
+                generator=config.generator,
+                sampling=config.how_to_sample(),
+                iterations=config.iterations,
+                seed=config.seed,
+                device=place,
+                compile=config.compile,
+            )
+        )
         try:
             with _enough_memory(config):
-                state = _open(folder, config, working, place, report)
+                state = _open(folder, objective, place, report)
         except StopRequestedError:
             # Equilibration takes minutes at most and is deterministic: it starts again on resume.
             return TrainResult(
@@ -136,7 +153,8 @@ def train(
                 0,
                 received[0] if received else None,
             )
-        trainer = loop.Trainer(config, working, state)
+        trainer = Trainer(config, chart.target, objective, state)
+        run = _Run(folder, config, target, chart, trainer, command)
         status: Literal["completed", "out of time", "interrupted"] = "completed"
         while not trainer.finished:
             with _enough_memory(config):
@@ -145,10 +163,10 @@ def train(
             stopping = bool(received) or out_of_time()
             # The artifact comes first: a run that is killed in between repeats the iteration.
             if trainer.evaluation_due:
-                _export(folder, config, target, state, command)
+                run.export()
             if stopping or _due(state.iteration, config.checkpoint_every, trainer):
                 _checkpoint(folder, state)
-            stage = "training" if state.iteration > trainer.warmup else "warm-up"
+            stage = "training" if state.iteration > objective.warmup else "warm-up"
             say(
                 Progress(
                     stage,
@@ -162,8 +180,8 @@ def train(
             if stopping and not trainer.finished:
                 status = "interrupted" if received else "out of time"
                 break
-        if status == "completed" and not _loads(folder, target):
-            _export(folder, config, target, state, command)
+        if status == "completed" and not run.exported():
+            run.export()
         return TrainResult(
             status,
             folder.path,
@@ -180,8 +198,7 @@ def train(
 
 def _open(
     folder: RunFolder,
-    config: TrainConfig,
-    target: Target,
+    objective: Objective,
     device: torch.device,
     report: Callable[[str, float], None],
 ) -> TrainState:
@@ -189,24 +206,28 @@ def _open(
     found = checkpoint.load_latest(folder.checkpoints)
     if found is None:
         folder.rewind_metrics(0)
-        state = loop.start(config, target, device=device, report=report)
+        fresh = objective.init(report=report)
+        state = TrainState(fresh, weights_of(objective.generator(fresh)))
         _checkpoint(folder, state)
         return state
     tensors, counters, path = found
-    tensors = {key: value if key == "rng" else value.to(device) for key, value in tensors.items()}
-    state = loop.blank(config, target, counters, device=device)
-    state.load(tensors, counters)
+    # The state of a random stream stays on the host.
+    tensors = {
+        key: value if key.endswith("rng") else value.to(device) for key, value in tensors.items()
+    }
+    state = TrainState.unflatten(tensors, counters)
+    objective.generator(state.objective)
     if not folder.rewind_metrics(state.log_bytes, state.log_sha256):
         state.log_bytes, state.log_sha256 = 0, ""
     _log.info("resuming from %s", path)
     return state
 
 
-def _due(iteration: int, every: int, trainer: loop.Trainer) -> bool:
+def _due(iteration: int, every: int, trainer: Trainer) -> bool:
     return iteration % every == 0 or trainer.finished
 
 
-def _record(folder: RunFolder, trainer: loop.Trainer, values: dict[str, float]) -> None:
+def _record(folder: RunFolder, trainer: Trainer, values: dict[str, float]) -> None:
     """Evaluate where it is time, and log."""
     state, config = trainer.state, trainer.config
     if trainer.evaluation_due:
@@ -241,101 +262,103 @@ def _checkpoint(folder: RunFolder, state: TrainState) -> None:
     checkpoint.save(folder.checkpoints, state.iteration, *state.flatten())
 
 
-def _export(
-    folder: RunFolder, config: TrainConfig, target: System, state: TrainState, command: str
-) -> None:
-    """Write the generator selected so far as an artifact."""
-    cost: dict[str, Any] = {
-        "energy_evaluations": state.evaluations,
-        "seconds": round(state.seconds, 1),
-        "iterations": state.iteration,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), "
-        f"{state.mixture.moments.device.type}",
-    }
-    store.save(
-        folder.artifact,
-        state.selected,
-        system=target,
-        architecture=state.selected.config.model_dump(),
-        training=Training(
-            config=config.model_dump(mode="json"),
-            command=command or f"molsampler train {config.system} RUN_DIR",
-            seed=config.seed,
-            cost=Cost(**cost),
-        ),
-        quality=[
-            *_discrepancy(config, state),
+@dataclass(frozen=True)
+class _Run:
+    """What writing the artifact of a run needs."""
+
+    folder: RunFolder
+    config: TrainConfig
+    system: System
+    chart: Chart
+    trainer: Trainer
+    command: str
+
+    def export(self) -> None:
+        """Write the generator selected so far as an artifact."""
+        config, state = self.config, self.trainer.state
+        generator = self.trainer.selected()
+        device = next(generator.parameters()).device
+        store.save(
+            self.folder.artifact,
+            generator,
+            system=self.system,
+            coordinates=self.chart.internal,
+            training=Training(
+                config=config.model_dump(mode="json"),
+                command=self.command or f"molsampler train {config.system} RUN_DIR",
+                seed=config.seed,
+                cost=Cost(
+                    energy_evaluations=state.evaluations,
+                    seconds=round(state.seconds, 1),
+                    iterations=state.iteration,
+                    machine=f"{platform.machine()}, {torch.get_num_threads()} thread(s), {device.type}",
+                ),
+            ),
+            quality=[
+                *self._discrepancy(),
+                {
+                    "metric": "refinement drift (energy-W2, kT)",
+                    "value": state.best_drift,
+                    "n": config.evaluate_samples,
+                    "steps": config.evaluate_steps,
+                    "iteration": state.best_iteration,
+                },
+                *self._handedness(generator),
+            ],
+            overwrite=True,
+        )
+
+    def exported(self) -> bool:
+        """Whether the run's artifact is there and whole."""
+        if not self.folder.artifact.exists():
+            return False
+        try:
+            Sampler.load(self.folder.artifact, system=self.system)
+        except MolsamplerError as error:
+            _log.warning("the artifact is written again: %s", error)
+            return False
+        return True
+
+    def _discrepancy(self) -> list[dict[str, Any]]:
+        """Distance of the selected generator's samples to the population, where there is one."""
+        config, state = self.config, self.trainer.state
+        if not math.isfinite(state.best_discrepancy):
+            return []
+        return [
             {
-                "metric": "refinement drift (energy-W2, kT)",
-                "value": state.best_drift,
+                "metric": "discrepancy from the replay (standard deviations)",
+                "value": state.best_discrepancy,
                 "n": config.evaluate_samples,
-                "steps": config.evaluate_steps,
                 "iteration": state.best_iteration,
-            },
-            *_handedness(config, target, state),
-        ],
-        overwrite=True,
-    )
+                "latent calibration": state.calibration,
+            }
+        ]
 
-
-def _discrepancy(config: TrainConfig, state: TrainState) -> list[dict[str, Any]]:
-    """Distance of the selected generator's samples to the replay, where there is one."""
-    if state.replay is None:
-        return []
-    return [
-        {
-            "metric": "discrepancy from the replay (standard deviations)",
-            "value": state.best_discrepancy,
-            "n": config.evaluate_samples,
-            "iteration": state.best_iteration,
-            "latent calibration": state.calibration,
-        }
-    ]
-
-
-def _handedness(config: TrainConfig, target: System, state: TrainState) -> list[dict[str, Any]]:
-    """Share of wrong-handed molecules that the selected generator makes, before they are inverted."""
-    particles = state.selected.particles
-    if particles is None or not particles.chiral_centres:
-        return []
-    like = torch.empty(0, device=state.mixture.moments.device)
-    rng = torch.Generator(device=like.device).manual_seed(config.seed)
-    # The bare target: counted evaluations are those that a resumed run repeats to the last one.
-    counting, state.selected.target = state.selected.target, target
-    with torch.no_grad():
-        latent = state.selected.draw_latent(config.evaluate_samples, generator=rng, like=like)
-        found = particles.right_handed(state.selected(latent))
-    state.selected.target = counting
-    shares = [float((wrong > 0).double().mean()) for wrong in found[1:]]
-    return [
-        {
-            "metric": "share of molecules with a wrong-handed centre, before inversion",
-            "value": shares[0],
-            "after inversion": shares[1],
-            "n": config.evaluate_samples,
-        }
-    ]
-
-
-def _loads(folder: RunFolder, target: System) -> bool:
-    """Whether the run's artifact is there and whole."""
-    if not folder.artifact.exists():
-        return False
-    try:
-        Sampler.load(folder.artifact, system=target)
-    except MolsamplerError as error:
-        _log.warning("the artifact is written again: %s", error)
-        return False
-    return True
+    def _handedness(self, generator: Generator) -> list[dict[str, Any]]:
+        """Share of wrong-handed molecules that the selected generator makes, before they are inverted."""
+        molecule = self.system.molecule if self.chart.internal is None else None
+        if molecule is None or not molecule.chiral_centres or not generator.mirror_symmetric:
+            return []
+        device = next(generator.parameters()).device
+        rng = torch.Generator(device=device).manual_seed(self.config.seed)
+        # The bare target: counted evaluations are those that a resumed run repeats to the last one.
+        with torch.no_grad():
+            x = generator.draw(self.config.evaluate_samples, self.system, generator=rng).x
+        found = right_handed(x, molecule.chiral_centres)
+        shares = [float((wrong > 0).double().mean()) for wrong in found[1:]]
+        return [
+            {
+                "metric": "share of molecules with a wrong-handed centre, before inversion",
+                "value": shares[0],
+                "after inversion": shares[1],
+                "n": self.config.evaluate_samples,
+            }
+        ]
 
 
 def _require_memory(config: TrainConfig, target: Target) -> None:
     """Refuse what could not even hold its positions, let alone the networks' intermediate values."""
-    rows = config.batch_size
-    if isinstance(config.target_score, PosteriorConfig):
-        rows *= config.target_score.particles
-    else:
-        rows += config.target_score.size
+    rows = config.objective.rows
     particles, dimension = target.space.shape
     memory.require(
         # Positions and scores in float32, before and after a step.
@@ -356,9 +379,8 @@ def _enough_memory(config: TrainConfig) -> Iterator[None]:
         if not lacking and "allocate memory" not in str(error):
             raise
         raise ResourceError(
-            f"the device has too little memory for batch_size={config.batch_size}; "
-            f"try --set batch_size={max(config.batch_size // 2, 1)} in a new run folder "
-            "(the checkpoint is intact)"
+            f"the device has too little memory for {config.objective.rows:,} configurations at a time; "
+            "try a smaller --set batch_size in a new run folder (the checkpoint is intact)"
         ) from None
 
 

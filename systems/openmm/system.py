@@ -15,6 +15,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +23,9 @@ import torch
 from torch import Tensor
 
 from molsampler.errors import InputError, SimulationError, nearest
+from molsampler.molecule.chirality import oriented, stereocentres
 from molsampler.molecule.graph import equivalence_classes, rotatable_bonds, within_bonds
-from molsampler.molecule.particles import oriented, stereocentres
+from molsampler.molecule.molecule import Molecule
 from molsampler.space import Euclidean, MeanFree
 from molsampler.target import System, check_positions
 from molsampler.units import kT
@@ -86,11 +88,10 @@ class OpenMMSystem(System):
     ----------
     translation_invariant, rotation_invariant, reflection_invariant : as found or declared;
         configurations live in the mean-free space only where translation leaves the energy alone
-    atom_types : a type per particle, ``(n,)`` integers: equal for atoms of one element, mass and
-        nonbonded parameters that their bonds do not tell apart, such as the hydrogens of a methyl
-        group
-    bonds : index pairs of the topology, or of harmonic bonds where the topology has none
-    chiral_centres : ``(centre, i, j, k)`` with the handedness of ``positions``; empty without them
+    molecule : None for particles of one kind without bonds. Types are equal for atoms of one element,
+        mass and nonbonded parameters that their bonds do not tell apart, such as the hydrogens of a methyl
+        group; bonds are the topology's, or the harmonic ones where it has none; chiral centres have the
+        handedness of ``positions``, and are left out where reflection changes the energy
     positions : the given configuration ``(n, 3)`` float64 in nm, or None
     platform : the platform in use
 
@@ -147,9 +148,8 @@ class OpenMMSystem(System):
 
         potential = _potential(system)
         self._xml = openmm.XmlSerializer.serialize(potential)
-        self.bonds = _bonds(self._topology, potential)
-        self.atom_types = equivalence_classes(_labels(self._topology, potential), self.bonds)
-        self.chiral_centres = self._chiral_centres()
+        self._bonds = _bonds(self._topology, potential)
+        self._types = equivalence_classes(_labels(self._topology, potential), self._bonds)
         kinds = {type(force).__name__ for force in potential.getForces()}
         # Particles that only a field acts on may share a place.
         self._collide = n > 1 and bool(kinds - {"CustomExternalForce"})
@@ -165,15 +165,26 @@ class OpenMMSystem(System):
         if self.platform != "Reference" or given:
             self._own_context()
 
-    def _chiral_centres(self) -> tuple[tuple[int, int, int, int], ...]:
-        if self.positions is None:
-            return ()
-        found = stereocentres(self.atom_types, self.bonds)
-        return tuple(oriented(found, torch.as_tensor(self.positions)))
+    @cached_property
+    def molecule(self) -> Molecule | None:  # type: ignore[override]
+        """Types, bonds, handedness and geometry; see the class."""
+        if not self._bonds and len(set(self._types)) == 1:
+            return None
+        centres: list[tuple[int, int, int, int]] = []
+        if self.positions is not None and self.invariant:
+            found = stereocentres(self._types, self._bonds)
+            centres = oriented(found, torch.as_tensor(self.positions))
+        return Molecule.of(
+            self._types,
+            self._bonds,
+            chiral_centres=centres,
+            turning_bonds=[(j, k) for (_, j, k, _), _ in self._turning_bonds()],
+            geometry=self.positions,
+        )
 
     def _find_symmetry(self, invariant: bool | None, *, in_field: bool) -> None:
         n = self._topology.getNumAtoms()
-        alike = len(set(self.atom_types)) == 1 and n > 1
+        alike = len(set(self._types)) == 1 and n > 1
         evaluator = ContextEvaluator(self._xml, "Reference", {})
         places = probe.probe_positions(n, self.positions)
         if invariant is not None:
@@ -310,13 +321,13 @@ class OpenMMSystem(System):
         excludes peptide and double bonds; a draw in which distant atoms clash is repeated. Handedness
         stays as given. None where there are no positions or no bonds.
         """
-        if self.positions is None or not self.bonds:
+        if self.positions is None or not self._bonds:
             return None
         n = self.shape[0]
         origin = torch.from_numpy(self.positions)
         turning = self._turning_bonds()
         near = torch.ones(n, n, dtype=torch.bool).tril()
-        for i, j in within_bonds(n, self.bonds, 3):
+        for i, j in within_bonds(n, self._bonds, 3):
             near[i, j] = True
         starts, pending = origin.repeat(count, 1, 1), torch.arange(count)
         for _ in range(_START_DRAWS):
@@ -331,15 +342,10 @@ class OpenMMSystem(System):
             pending = pending[closest < _CLASH]
         return self.space.project(starts)
 
-    def turning_bonds(self) -> list[tuple[int, int]]:
-        """Bonds ``(j, k)`` that turn freely: their own torsion terms have a barrier of at most
-        ``TURNING_BARRIER``. Empty without positions or bonds."""
-        if self.positions is None or not self.bonds:
-            return []
-        return [(j, k) for (_, j, k, _), _ in self._turning_bonds()]
-
     def _turning_bonds(self) -> list[tuple[tuple[int, int, int, int], list[int]]]:
-        """Rotatable bonds that turn freely enough at this temperature."""
+        """Rotatable bonds that turn freely at this temperature, with the atoms that turn; see ``starts``."""
+        if self.positions is None:
+            return []
         import openmm
 
         torsions, _ = self.openmm_twin()
@@ -349,7 +355,7 @@ class OpenMMSystem(System):
         evaluator = ContextEvaluator(openmm.XmlSerializer.serialize(torsions), "Reference", {})
         angle = torch.linspace(0, 2 * math.pi, 37, dtype=torch.float64)[:-1]
         found = []
-        for bond in rotatable_bonds(self.shape[0], self.bonds):
+        for bond in rotatable_bonds(self.shape[0], self._bonds):
             (_, j, k, _), moving = bond
             x = torch.from_numpy(self.positions).repeat(len(angle), 1, 1)
             x[:, moving] = _rotated(x[:, moving], x[:, j], x[:, k], angle)

@@ -11,7 +11,7 @@ from exact_systems import Dimer, Springs
 
 from molsampler.analysis.refinement import equal_budget_monte_carlo, refinement_drift
 from molsampler.errors import InputError
-from molsampler.molecule.particles import signed_volumes
+from molsampler.molecule.chirality import signed_volumes
 from molsampler.systems import get_system
 
 

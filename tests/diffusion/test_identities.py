@@ -1,14 +1,16 @@
 """The three score identities, and posterior sampling, against a Gaussian mixture solved by hand."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from molsampler.diffusion import identities
-from molsampler.diffusion.posterior import posterior_score, start_chains
+from molsampler.diffusion.posterior import GaussianFactor, posterior_score, start_chains
 from molsampler.diffusion.schedule import LinearBeta, LogUniformSigma, Scales
 from molsampler.errors import InputError
+from molsampler.mcmc import hmc, mala
 from molsampler.space import Euclidean
 
 SIGMAS = 6.0
@@ -107,7 +109,10 @@ def test_unknown_identity_is_refused():
 
 @pytest.mark.parametrize(("levels", "particles"), [(1, 64), (10, 16)])
 @pytest.mark.parametrize("sigma", [0.3, 1.5])
-def test_posterior_chains_reproduce_the_diffused_score(levels, particles, sigma):
+@pytest.mark.parametrize(
+    ("kernel", "box"), [(mala.step, None), (partial(hmc.step, leapfrog_steps=1), 50.0)]
+)
+def test_posterior_chains_reproduce_the_diffused_score(levels, particles, sigma, kernel, box):
     """AIS (or importance) starts and MALA, on 400 copies of three conditions."""
     mixture = Mixture()
     rng = torch.Generator().manual_seed(5)
@@ -121,17 +126,54 @@ def test_posterior_chains_reproduce_the_diffused_score(levels, particles, sigma)
         mixture,
         particles=particles,
         levels=levels,
-        step_size=torch.full((len(x_t),), 0.05).double(),
+        step_size=0.05,
         generator=rng,
+        kernel=kernel,
+        box=box,
     )
     result = posterior_score(
-        x_t, scales, mixture, chain, steps=60, average=20, identity="mixed", generator=rng
+        x_t,
+        scales,
+        mixture,
+        chain,
+        steps=60,
+        average=20,
+        identity="mixed",
+        step_size=0.05,
+        generator=rng,
     )
     estimates = result.score.reshape(copies, 3, 1, 2)
     truth = mixture.diffused_score(base, 1.0, sigma)
     error = estimates.std(0) / math.sqrt(copies)
     assert ((estimates.mean(0) - truth).abs() / error).max() < SIGMAS
-    assert 0.3 < float(result.acceptance.mean()) < 0.95
+    assert 0.3 < result.acceptance < 0.99
+
+
+def test_a_box_truncates_the_gaussian_factor():
+    """Means and spreads are those of a truncated normal, also where the mean lies far outside."""
+    x_t = torch.tensor([[0.5, -40.0]], dtype=torch.float64)[:, None]
+    scales = Scales(torch.ones(1).double(), torch.full((1,), 2.0).double())
+    factor = GaussianFactor(x_t, scales, Euclidean(1, 2))
+    rng = torch.Generator().manual_seed(0)
+    x = factor.sample(200_000, generator=rng, box=1.0)[:, 0, 0]
+    assert float(x.abs().max()) <= 1.0
+    low, high, density = -0.75, 0.25, torch.distributions.Normal(0.0, 1.0)
+    mass = density.cdf(torch.tensor(high)) - density.cdf(torch.tensor(low))
+    rise = density.log_prob(torch.tensor(low)).exp() - density.log_prob(torch.tensor(high)).exp()
+    expected = 0.5 + 2.0 * float(rise / mass)
+    assert abs(float(x[:, 0].mean()) - expected) < SIGMAS * float(x[:, 0].std()) / math.sqrt(len(x))
+    assert float(x[:, 1].max()) < -0.5
+    # Negative control: the factor without its box.
+    assert float(factor.sample(1000, generator=rng).abs().max()) > 1.0
+
+
+def test_training_times_may_leave_out_the_first_levels():
+    schedule = LinearBeta(1e-4, 0.7, 30, first=1)
+    rng = torch.Generator().manual_seed(0)
+    t = schedule.times(20_000, generator=rng, like=torch.empty(0, dtype=torch.float64))
+    assert schedule.level(t).unique().tolist() == list(range(1, 30))
+    with pytest.raises(ValueError, match="first"):
+        LinearBeta(1e-4, 0.7, 30, first=30)
 
 
 def test_linear_beta_matches_the_product_formula():

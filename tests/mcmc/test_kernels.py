@@ -11,7 +11,7 @@ from mcmc.densities import Bimodal, Gaussian, Springs, Wall, correlated, moment_
 
 from molsampler.errors import InputError
 from molsampler.mcmc import adapt, hmc, mala, tempering
-from molsampler.mcmc._proposal import Info
+from molsampler.mcmc.proposal import Info
 
 
 def generator(seed: int) -> torch.Generator:

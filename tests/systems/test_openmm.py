@@ -517,14 +517,14 @@ def test_a_worker_that_cannot_start_says_why() -> None:
 def test_equivalent_atoms_share_a_type(alanine) -> None:
     names = [f"{a.residue.name}:{a.name}" for a in alanine.topology().atoms]
     groups: dict[int, set[str]] = {}
-    for name, kind in zip(names, alanine.atom_types, strict=True):
+    for name, kind in zip(names, alanine.molecule.types, strict=True):
         groups.setdefault(kind, set()).add(name)
     assert {frozenset(group) for group in groups.values() if len(group) > 1} == {
         frozenset({"ACE:H1", "ACE:H2", "ACE:H3"}),
         frozenset({"ALA:HB1", "ALA:HB2", "ALA:HB3"}),
         frozenset({"NME:H1", "NME:H2", "NME:H3"}),
     }
-    assert len(alanine.bonds) == 21
+    assert len(alanine.molecule.bonds) == 21
     # Exchanging equivalent hydrogens leaves the energy alone; others do not.
     x = near(alanine)
     swapped, wrong = x.clone(), x.clone()
@@ -555,7 +555,7 @@ def test_starts_turn_torsions_and_nothing_else(alanine) -> None:
     assert (phi > 0).any()
     assert (phi < 0).any()
     assert np.abs(omega).min() > 2.5
-    i, j = np.array(alanine.bonds).T
+    i, j = np.array(alanine.molecule.bonds).T
     lengths = (starts[:, i] - starts[:, j]).norm(dim=-1)
     torch.testing.assert_close(lengths, lengths[:1].expand(60, -1))
     n, ca, c, cb = (starts[:, k] for k in (6, 8, 10, 12))
@@ -646,7 +646,7 @@ def test_force_fields_with_scripts_are_refused(peptide) -> None:
 
 def test_alanine_dipeptide_declares_its_one_chiral_centre(alanine):
     """Its alpha carbon, of L handedness: a mirror image is inverted back, the molecule itself is not."""
-    (centre,) = alanine.chiral_centres
+    (centre,) = alanine.molecule.chiral_centres
     residue = alanine.topology().residue(1)
     alpha, *arms = (residue.atom(name).index for name in ("CA", "N", "C", "CB"))
     assert centre[0] == alpha

@@ -1,4 +1,4 @@
-r"""One-step generator: latent noise in, a configuration out, in one pass.
+r"""Implicit generator: latent noise in, a configuration out, in one pass; its density is not known.
 
 :math:`y = s z + G_\theta(s z, w)`, with :math:`z` standard normal on the space, :math:`w` extra latent
 features: Gaussians and random signs per particle, and signs per configuration, shared by all
@@ -20,12 +20,12 @@ Leimkuhler-Matthews scheme (arXiv 1203.5428) each layer takes the mean of two su
 independent noise at any stable :math:`\epsilon`. The step sizes start on a geometric ladder, from
 steps long enough to leave a barrier to steps short enough to have little discretisation error;
 ``langevin_fixed`` keeps them there. Averaged noise does not punish long steps, so that learned ones
-may grow until the layers are unstable. ``sampling_layers`` evaluates more layers than were trained: the
-ladder of learned steps is stretched to that number by interpolation. It costs no training, and as many
-energy evaluations per sample as there are layers.
+may grow until the layers are unstable.
 
-``latent_calibration`` is a factor on :math:`z` alone, set after training
-(:func:`molsampler.train.criterion.calibrate`).
+How the trained network is sampled is chosen afterwards (:class:`ImplicitSampling`): by more ``layers`` than
+were trained, for which the ladder of learned steps is stretched by interpolation, at as many energy
+evaluations per sample as there are layers; by another ``scheme``; with a ``latent_factor`` on :math:`z`
+alone (:func:`molsampler.train.criterion.calibrate`).
 
 Gradients pass through the score with the target's Hessian, taken as a central difference of scores,
 so no target has to provide second derivatives. ``langevin_hessian=False`` treats the score as a
@@ -33,20 +33,18 @@ constant instead. That is cheaper and steadier for steep walls, but only right w
 :math:`\epsilon \nabla^2 u` stays below one: beyond, the layer reverses a displacement, and the
 network is driven away.
 
-With ``internal`` coordinates the configurations are those of a molecule's bond lengths, angles and torsions,
-``(b, 3n - 6, 1)``; whoever asks for positions converts them.
-
 For a molecule in Cartesian coordinates the latent positions are those of a Gaussian chain on its bond graph
-(:meth:`molsampler.molecule.particles.Particles.latent_root`): bonded atoms start near each other, so the
+(:meth:`molsampler.molecule.molecule.Molecule.chain_root`): bonded atoms start near each other, so the
 network has to set lengths and angles, not to fetch atoms from anywhere. The law stays symmetric under
 rotation, reflection and the exchange of equivalent atoms.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field
@@ -55,10 +53,11 @@ from torch.nn import functional
 
 from ...errors import InputError
 from ...mcmc.mala import drift
-from ...molecule.internal import InternalCoordinates
+from ...molecule.molecule import Molecule
 from ...space import Space
 from ...target import COORDINATE_LIMIT, Target
-from ..body import BodyConfig, EGNNConfig, Frozen, MLPConfig, build_body
+from ..bodies import AnyBody, EGNNBody
+from .base import Draw, Generator, GeneratorConfig, Sampling
 
 #: Coordinates are clamped to this before the energy sees them.
 _REACH = 0.5 * COORDINATE_LIMIT
@@ -69,14 +68,26 @@ _STEEPEST = 1e12
 #: Length of the difference that stands for the Hessian, in units of a Langevin kick.
 _DIFFERENCE = 0.02
 
+#: First stiffness of the springs of a molecule's bonds. Jacobi sweeps over bonds and angles diverge at two
+#: over the largest eigenvalue of the constraint graph, which is below ten for four-valent atoms.
+_SPRING = 0.15
 
 LangevinScheme = Literal["euler", "leimkuhler-matthews"]
 
 
-class GeneratorConfig(Frozen):
-    """A :class:`Generator`."""
+class ImplicitSampling(Sampling):
+    """How an :class:`Implicit` generator is sampled; None is what it was trained with."""
 
-    body: BodyConfig = EGNNConfig()
+    layers: int | None = Field(None, ge=1, le=256)
+    scheme: LangevinScheme | None = None
+    latent_factor: float = Field(1.0, gt=0)
+
+
+class ImplicitConfig(GeneratorConfig):
+    """An :class:`Implicit`."""
+
+    kind: Literal["implicit"] = "implicit"
+    body: AnyBody = EGNNBody()
     latent_scale: float = Field(1.0, gt=0)
     noise_features: int = Field(4, ge=0, le=256)
     sign_features: int = Field(0, ge=0, le=256)
@@ -87,9 +98,29 @@ class GeneratorConfig(Frozen):
     langevin_scheme: LangevinScheme = "euler"
     langevin_fixed: bool = False
     langevin_hessian: bool = True
-    sampling_layers: int | None = Field(None, ge=1, le=256)
-    latent_calibration: float = Field(1.0, gt=0)
-    internal: InternalCoordinates | None = None
+
+    def scaled(self, length: float) -> Self:
+        last = self.langevin_last_step
+        return self.model_copy(
+            update={
+                "body": self.body.scaled(length),
+                "latent_scale": self.latent_scale * length,
+                "langevin_step": self.langevin_step * length**2,
+                "langevin_last_step": last and last * length**2,
+            }
+        )
+
+    @classmethod
+    def sampling(cls, values: Mapping[str, Any] | None = None) -> ImplicitSampling:
+        return ImplicitSampling.model_validate(dict(values or {}))
+
+    def build(
+        self, space: Space, *, molecule: Molecule | None = None, sampling: Sampling | None = None
+    ) -> Implicit:
+        how = ImplicitSampling() if sampling is None else sampling
+        if not isinstance(how, ImplicitSampling):
+            raise InputError(f"sampling must be an ImplicitSampling, got {type(how).__name__}")
+        return Implicit(self, how, space, molecule)
 
 
 class Latent(NamedTuple):
@@ -133,50 +164,86 @@ class _Score(torch.autograd.Function):
         return torch.where(usable, product, torch.nan), None, None, None
 
 
-class Generator(nn.Module):
+class Implicit(Generator):
     """Map from latents to configurations ``(b, n, d)``.
 
     Equivariant under rotation, reflection and permutation with an EGNN body: transforming the
-    latent's positions and kicks transforms the output alike. With ``particles`` the permutations are those
+    latent's positions and kicks transforms the output alike. For a molecule the permutations are those
     of equivalent atoms.
-
-    Raises
-    ------
-    InputError
-        Langevin layers are configured and ``target`` is None.
     """
 
+    config: ImplicitConfig
+    sampling: ImplicitSampling
     root: Tensor | None
 
-    def __init__(self, config: GeneratorConfig, space: Space, target: Target | None):
-        super().__init__()
-        if config.langevin_layers and target is None:
-            raise InputError("a generator with Langevin layers needs its target's energy")
-        self.config, self.space, self.target = config, space, target
-        self.particles = config.body.particles if isinstance(config.body, EGNNConfig) else None
+    def __init__(
+        self,
+        config: ImplicitConfig,
+        sampling: ImplicitSampling,
+        space: Space,
+        molecule: Molecule | None,
+    ):
+        super().__init__(config, sampling, space)
+        self.mirror_symmetric = config.body.mirror_symmetric
         root = None
-        if self.particles is not None and self.particles.bonds:
+        if config.body.mirror_symmetric and molecule is not None and molecule.bonds:
             # The mean of all particles, which the chain leaves out, is passed on for spaces that have one.
             mean = 1.0 / space.shape[0]
-            root = torch.tensor((self.particles.latent_root() + mean).tolist())
+            root = torch.tensor((molecule.chain_root() + mean).tolist())
         self.register_buffer("root", root, persistent=False)
         features = config.noise_features + config.sign_features + config.particle_signs
         # A body without any features still needs one input to embed.
         self.features = max(features, 1)
-        self.body = build_body(config.body, space, self.features)
-        # A perceptron needs inputs of unit scale; an EGNN reads distances in their own unit.
-        self.unit = config.latent_scale if isinstance(config.body, MLPConfig) else 1.0
+        self.body = config.body.build(space, self.features, molecule)
+        self.unit = config.latent_scale if config.body.unit_inputs else 1.0
         last = config.langevin_last_step or config.langevin_step
         self.log_step = nn.Parameter(
             torch.linspace(math.log(config.langevin_step), math.log(last), config.langevin_layers),
             requires_grad=not config.langevin_fixed,
         )
+        self._run: Callable[[Tensor, Tensor], Tensor] | None = None
 
-    def draw_latent(
-        self, n: int, *, generator: torch.Generator | None, like: Tensor | None = None
-    ) -> Latent:
-        """Draw the noise for ``n`` samples, on the device and in the dtype of ``like``."""
-        like = self.log_step if like is None else like
+    @property
+    def evaluations_per_sample(self) -> int:
+        return self.layers
+
+    @property
+    def layers(self) -> int:
+        """Langevin layers that are evaluated."""
+        trained = self.config.langevin_layers
+        return (self.sampling.layers or trained) if trained else 0
+
+    @property
+    def scheme(self) -> LangevinScheme:
+        """The layers' scheme."""
+        return self.sampling.scheme or self.config.langevin_scheme
+
+    def settle(self, x: Tensor) -> None:
+        self.body.settle(x, spring=_SPRING)
+
+    def compiled(self) -> Self:
+        twin = copy.copy(self)
+        twin.__dict__["_run"] = torch.compile(self.body, dynamic=False)
+        return twin
+
+    def calibrated(self, factor: float) -> Self:
+        return self.with_sampling(self.sampling.model_copy(update={"latent_factor": factor}))
+
+    def draw(
+        self,
+        n: int,
+        target: Target,
+        *,
+        context: Tensor | None = None,
+        generator: torch.Generator | None,
+    ) -> Draw:
+        self.refuse_context(context)
+        x = self(self.draw_latent(n, generator=generator), target)
+        return Draw(x, None, n * self.layers)
+
+    def draw_latent(self, n: int, *, generator: torch.Generator | None) -> Latent:
+        """Draw the noise for ``n`` samples, on the device and in the dtype of the weights."""
+        like = self.log_step
         config, (particles, _) = self.config, self.space.shape
 
         def randn(*shape: int) -> Tensor:
@@ -193,29 +260,21 @@ class Generator(nn.Module):
             parts.append(randn(n, particles, config.particle_signs).sign())
         if not sum(part.shape[-1] for part in parts):
             parts = [torch.ones(n, particles, 1, dtype=like.dtype, device=like.device)]
-        extra = config.langevin_scheme == "leimkuhler-matthews"
+        extra = self.scheme == "leimkuhler-matthews"
         kicks = self.space.randn(n, self.layers + extra, generator=generator, like=like)
         return Latent(position, torch.cat(parts, dim=-1), kicks)
 
-    def forward(
-        self, latent: Latent, *, body: Callable[[Tensor, Tensor], Tensor] | None = None
-    ) -> Tensor:
-        """Configurations ``(b, n, d)`` from latents; ``body`` may be a compiled form of the own body."""
-        z = self.config.latent_scale * self.config.latent_calibration * latent.position
-        body = self.body if body is None else body
+    def forward(self, latent: Latent, target: Target) -> Tensor:
+        """Configurations ``(b, n, d)`` from latents; Langevin layers ask ``target`` for its score."""
+        z = self.config.latent_scale * self.sampling.latent_factor * latent.position
+        body = self.body if self._run is None else self._run
         x = self.space.project(z + self.unit * body(z / self.unit, latent.features))
         kicks = latent.kicks
-        if self.config.langevin_scheme == "leimkuhler-matthews":
+        if self.scheme == "leimkuhler-matthews":
             kicks = 0.5 * (kicks[:, :-1] + kicks[:, 1:])
         for layer, step in enumerate(self.steps()):
-            x = self._langevin(x, kicks[:, layer], step)
+            x = self._langevin(x, kicks[:, layer], step, target)
         return x
-
-    @property
-    def layers(self) -> int:
-        """Langevin layers that are evaluated."""
-        trained = self.config.langevin_layers
-        return (self.config.sampling_layers or trained) if trained else 0
 
     def steps(self) -> Tensor:
         """Step sizes of the layers, ``(layers,)``, in squared lengths."""
@@ -226,14 +285,12 @@ class Generator(nn.Module):
             )[0, 0]
         return log_step.exp()
 
-    def _langevin(self, x: Tensor, kick: Tensor, step: Tensor) -> Tensor:
-        if self.target is None:
-            raise InputError("a generator with Langevin layers needs its target's energy")
+    def _langevin(self, x: Tensor, kick: Tensor, step: Tensor, target: Target) -> Tensor:
         length = _DIFFERENCE * math.sqrt(2.0 * self.config.langevin_step)
         # Curvature beyond twice the stability limit of the step, epsilon H = 2.
         steepest = 4.0 / step.detach()
         seen = x if self.config.langevin_hessian else x.detach()
-        score: Tensor = _Score.apply(seen, self.target, length, steepest)  # type: ignore[no-untyped-call]
+        score: Tensor = _Score.apply(seen, target, length, steepest)  # type: ignore[no-untyped-call]
         # Squares of larger scores overflow float32; the drift is truncated long before.
         score = score.clamp(-_STEEPEST, _STEEPEST)
         if score.requires_grad:
@@ -243,15 +300,3 @@ class Generator(nn.Module):
             score = torch.where(truncated, score.detach(), score)
         move = self.space.project(drift(score, step))
         return x + move + torch.sqrt(2.0 * step) * kick
-
-    @property
-    def energy_evaluations(self) -> int:
-        """Energy-and-score evaluations that one sample costs."""
-        return self.layers
-
-
-def build_generator(
-    config: GeneratorConfig | dict[str, Any], space: Space, target: Target | None
-) -> Generator:
-    """Build the generator that ``config`` describes."""
-    return Generator(GeneratorConfig.model_validate(config), space, target)

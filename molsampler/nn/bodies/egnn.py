@@ -17,7 +17,7 @@ edge layer is split into per-particle halves, which makes its cost linear in the
 The displacement output is translation invariant and equivariant under rotation, reflection and
 permutation, by construction.
 
-**Molecules.** With :class:`~molsampler.molecule.particles.Particles` the first features carry an embedding
+**Molecules.** With :class:`~molsampler.molecule.molecule.Molecule` the first features carry an embedding
 of the particle's type, edges carry the distance on the bond graph (1, 2, 3 or more) and the deviation from
 a learned reference length, and each layer moves near pairs by learned springs,
 
@@ -32,15 +32,21 @@ and all other permutation symmetry is broken.
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Literal, Self, cast
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import InputError
-from ..molecule.particles import NEAR, Particles
+from ...errors import InputError
+from ...molecule.molecule import Molecule
+from ...space import Space
+from .base import BODIES, Body, BodyNetwork
+
+#: Bond-graph distances that are told apart; pairs further away, or not connected, count as one class.
+NEAR = 3
 
 #: Bytes of one tensor of messages in evaluation on a CPU: two of them fit a core's share of the cache.
 _PIECE = 5 * 2**18
@@ -96,17 +102,17 @@ class BondFeatures(nn.Module):
     steps: Tensor
     near: Tensor
 
-    def __init__(self, particles: Particles, *, unordered: bool, length: float):
+    def __init__(self, molecule: Molecule, *, unordered: bool, length: float):
         super().__init__()
-        n = len(particles.types)
-        distance = particles.graph_distances()
+        n = len(molecule)
+        distance = molecule.graph_distances()
         # Class of a pair: its types and graph distance; the first class is that of all other pairs.
         names: dict[tuple[int, ...], int] = {(): 0}
         table = [[0] * n for _ in range(n)]
         for i in range(n):
             for j in range(n):
                 if 1 <= distance[i, j] <= NEAR:
-                    low, high = sorted((particles.types[i], particles.types[j]))
+                    low, high = sorted((molecule.types[i], molecule.types[j]))
                     key = (low, high, int(distance[i, j]))
                     table[i][j] = names.setdefault(key, len(names))
         # Columns: one, two, three bonds apart, further.
@@ -279,7 +285,7 @@ class TypeEmbedding(nn.Module):
         return vectors
 
 
-class EGNN(nn.Module):
+class EGNN(BodyNetwork):
     """Stack of layers; positions ``(b, n, d)`` and features ``(b, n, f)`` to a displacement ``(b, n, d)``.
 
     Parameters
@@ -292,12 +298,12 @@ class EGNN(nn.Module):
     attention : gate every message by a learned scalar
     unordered : symmetric messages, each pair computed once
     deep_head : a hidden layer between message and coordinate weight, as in the original
-    particles : types and bonds that break the symmetry of identical particles; None keeps it
+    molecule : types and bonds that break the symmetry of identical particles; None keeps it
 
     Raises
     ------
     InputError
-        ``particles`` describes another number of particles.
+        ``molecule`` describes another number of particles.
     """
 
     def __init__(
@@ -313,22 +319,20 @@ class EGNN(nn.Module):
         attention: bool,
         unordered: bool,
         deep_head: bool,
-        particles: Particles | None = None,
+        molecule: Molecule | None = None,
     ):
         super().__init__()
-        if particles is not None and len(particles.types) != n:
-            raise InputError(
-                f"particles must describe {n} particles, got {len(particles.types)} types"
-            )
+        if molecule is not None and len(molecule) != n:
+            raise InputError(f"molecule must describe {n} particles, got {len(molecule)}")
         self.n, self.unordered = n, unordered
         self.embed = nn.Linear(features, width)
-        self.types = None if particles is None else TypeEmbedding(particles.types, width)
+        self.types = None if molecule is None else TypeEmbedding(molecule.types, width)
         edge = EdgeFeatures(rbf=rbf, rbf_range=rbf_range, inverse=inverse)
 
         def bonds() -> BondFeatures | None:
-            if particles is None:
+            if molecule is None:
                 return None
-            return BondFeatures(particles, unordered=unordered, length=rbf_range / 3.0)
+            return BondFeatures(molecule, unordered=unordered, length=rbf_range / 3.0)
 
         self.layers = nn.ModuleList(
             EGNNLayer(
@@ -345,7 +349,7 @@ class EGNN(nn.Module):
 
     def settle(self, x: Tensor, *, spring: float) -> None:
         """Start reference lengths at the mean geometry of configurations ``(b, n, d)``, and springs of
-        bonds and angles at ``spring``; nothing without particles."""
+        bonds and angles at ``spring``; nothing without a molecule."""
         difference = self._pairs(x).difference(x.transpose(0, 1))
         squared = difference.square().sum(-1, keepdim=True)
         for layer in self.layers:
@@ -385,3 +389,46 @@ class EGNN(nn.Module):
             if index < last:
                 h = cast(EGNNLayer, layer).update(h, message, pairs)
         return (moved - x).transpose(0, 1)
+
+
+@BODIES.register("egnn")
+class EGNNBody(Body):
+    """An :class:`EGNN`.
+
+    The upper bounds keep the card of a stranger from asking for a network without end.
+    """
+
+    mirror_symmetric = True
+
+    kind: Literal["egnn"] = "egnn"
+    width: int = Field(64, ge=1, le=2**14)
+    layers: int = Field(4, ge=1, le=256)
+    rbf: int = Field(16, ge=0, le=1024)
+    rbf_range: float = Field(3.0, gt=0)
+    inverse: bool = True
+    attention: bool = False
+    unordered: bool = False
+    deep_head: bool = False
+
+    def scaled(self, length: float) -> Self:
+        return self.model_copy(update={"rbf_range": self.rbf_range * length})
+
+    def build(self, space: Space, features: int, molecule: Molecule | None) -> BodyNetwork:
+        require_pairs(space)
+        settings = self.model_dump(exclude={"kind"})
+        return EGNN(space.shape[0], features, **settings, molecule=molecule)
+
+
+def require_pairs(space: Space) -> None:
+    """Refuse a space without pairs of particles for an equivariant network to read.
+
+    Raises
+    ------
+    InputError
+        It has a single particle.
+    """
+    if space.shape[0] < 2:
+        raise InputError(
+            f"an EGNN moves particles along the lines between them and needs at least two, got a "
+            f"system of shape {space.shape}; use a body of kind 'mlp'"
+        )

@@ -25,7 +25,7 @@ and double and peptide bonds as they were given; other isomers are other molecul
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -34,7 +34,7 @@ from torch.special import ndtr
 
 from ..errors import InputError
 from ..space import Euclidean
-from ..target import System, Target
+from ..target import System
 
 #: Stiff torsions end this far from their centre, in rad: short of the other hand of a chiral centre.
 _TORSION_REACH = 1.0
@@ -44,18 +44,6 @@ _WALL = 0.05
 
 #: Angles end this far from straight and from folded, bonds at this share of their centre.
 _ANGLE_MARGIN, _SHORTEST = 0.1, 0.4
-
-#: Steps of the minimisation that finds centres, and tolerance in kT per unit of q.
-_MINIMISER_STEPS, _TOLERANCE = 500, 1e-3
-
-#: Step, in first-guess widths, of the differences that find the curvature.
-_DIFFERENCE = 1e-2
-
-#: First guesses of the widths: nm relative to the bond's length, rad, rad.
-_FIRST_WIDTHS = (0.025, 0.06, 0.1)
-
-#: Rigid rotations at which a free torsion is tried to find its cut.
-_SCAN = 72
 
 
 class Placed(NamedTuple):
@@ -145,9 +133,9 @@ class InternalCoordinates(BaseModel):
             centres[3:, 2] + stiff,
         )
         log_volume = log_volume - 0.5 * torsions[..., free].square().sum(-1)
-        return Placed(self._placed(r, theta, phi), log_volume, wall + extra + more)
+        return Placed(self.placed(r, theta, phi), log_volume, wall + extra + more)
 
-    def _placed(self, r: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+    def placed(self, r: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
         """Positions from bonds ``(b, n-1)``, angles ``(b, n-2)`` and torsions ``(b, n-3)``."""
         n = len(self.placements)
         zero = torch.zeros_like(r[:, 0])
@@ -198,7 +186,7 @@ class InternalCoordinates(BaseModel):
     def from_cartesian(self, x: Tensor) -> Tensor:
         """Coordinates ``(b, dof)`` of configurations ``(b, n, 3)``; they end at eight widths in a free
         torsion's cut."""
-        values = self._measured(x)
+        values = self.measured(x)
         centres = torch.tensor(self.centres, dtype=x.dtype, device=x.device)
         widths = torch.tensor(self.widths, dtype=x.dtype, device=x.device)
         bonds = (values[0] - centres[1:, 0]) / widths[1:, 0]
@@ -214,8 +202,8 @@ class InternalCoordinates(BaseModel):
         )
         return torch.cat([bonds, angles, torsions], -1)
 
-    def _measured(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Bonds, angles and torsions of configurations ``(b, n, 3)``."""
+    def measured(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Bonds ``(b, n-1)``, angles ``(b, n-2)``, torsions ``(b, n-3)`` of configurations ``(b, n, 3)``."""
         index = torch.tensor(self.placements, device=x.device)
         atom, bonded, angle, torsion = (x[:, index[:, k].clamp(min=0)] for k in range(4))
         own, axis = atom - bonded, bonded - angle
@@ -273,11 +261,6 @@ class InternalTarget:
         return energy.reshape(x.shape[:-2]).to(x), gradient.reshape(x.shape).to(x)
 
 
-def working_target(system: System, coordinates: InternalCoordinates | None) -> Target:
-    """The target in whose coordinates a generator works: the system itself, or its internal density."""
-    return system if coordinates is None else InternalTarget(system, coordinates)
-
-
 def random_rotations(n: int, *, generator: torch.Generator | None, like: Tensor) -> Tensor:
     """Uniform rotations ``(n, 3, 3)`` (Shoemake 1992)."""
     q = torch.randn(n, 4, generator=generator, dtype=like.dtype, device=like.device)
@@ -288,215 +271,3 @@ def random_rotations(n: int, *, generator: torch.Generator | None, like: Tensor)
         [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
     ]
     return torch.stack([torch.stack(row, -1) for row in rows], -2)
-
-
-def available(system: System) -> bool:
-    """Whether :func:`plan` has what it needs: a molecule with bonds and positions, felt by no field."""
-    known = getattr(system, "bonds", None) and getattr(system, "positions", None) is not None
-    turns = hasattr(system, "turning_bonds") and system.invariant
-    return bool(known and turns) and system.shape[0] > 2 and system.shape[1] == 3
-
-
-def plan(system: System) -> InternalCoordinates:
-    """Internal coordinates of a molecule, from its bonds, given geometry and energy.
-
-    ``system`` states ``bonds``, ``positions`` (one configuration, to start the minimisation from) and
-    ``turning_bonds()``, the bonds that turn freely.
-
-    Raises
-    ------
-    InputError
-        The system is no single molecule of three atoms or more in three dimensions, its energy depends on
-        where it is, or it has no positions.
-    """
-    if not available(system):
-        raise InputError(
-            "internal coordinates need a molecule of at least three atoms with bonds and positions whose "
-            f"energy does not depend on place and orientation; {system.name!r} is none"
-        )
-    molecule: Any = system
-    x = torch.as_tensor(molecule.positions, dtype=torch.float64)[None]
-    placements = _tree(system.shape[0], tuple(molecule.bonds))
-    turning = {frozenset(bond) for bond in molecule.turning_bonds()}
-    free = _free(placements, turning)
-    first = _provisional(placements, x)
-    minimum = _minimised(InternalTarget(system, first), first.from_cartesian(x))
-    settled = _recentred(first, first.to_cartesian(minimum).position)
-    widths = _conditional_widths(InternalTarget(system, settled), settled)
-    cuts = {k: _cut(system, settled, k) for k in free}
-    return InternalCoordinates(
-        placements=placements,
-        centres=tuple((c[0], c[1], cuts.get(k, c[2])) for k, c in enumerate(settled.centres)),
-        widths=tuple((w[0], w[1], 0.0 if k in cuts else w[2]) for k, w in enumerate(widths)),
-    )
-
-
-def _tree(n: int, bonds: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int, int, int], ...]:
-    """Placements along the bond graph, from the middle outwards, breadth first."""
-    partners: list[list[int]] = [[] for _ in range(n)]
-    for i, j in bonds:
-        partners[i].append(j)
-        partners[j].append(i)
-    distances = _graph_distances(partners)
-    if any(value < 0 for row in distances for value in row):
-        raise InputError("internal coordinates need a single molecule: the bonds do not connect it")
-    # The middle of the molecule keeps chains of placements, and so lever arms, short.
-    inner = [i for i in range(n) if len(partners[i]) > 1]
-    root = min(inner, key=lambda i: (max(distances[i]), sum(distances[i]), i))
-    second = min(partners[root], key=lambda i: (-len(partners[i]), max(distances[i]), i))
-    order, parent = [root, second], {second: root, root: second}
-    children: dict[int, list[int]] = {}
-    queue = [root, second]
-    while queue:
-        atom = queue.pop(0)
-        # Atoms with partners of their own first: the torsion of the first one turns the others.
-        fresh = sorted(
-            (b for b in partners[atom] if b not in parent), key=lambda b: (-len(partners[b]), b)
-        )
-        for b in fresh:
-            parent[b] = atom
-            children.setdefault(atom, []).append(b)
-            order.append(b)
-            queue.append(b)
-    placements = [(root, -1, -1, -1), (second, root, -1, -1)]
-    for atom in order[2:]:
-        bonded = parent[atom]
-        angle = parent[bonded]
-        placed = {placement[0] for placement in placements}
-        if len(placements) == 2:
-            placements.append((atom, bonded, angle, -1))
-            continue
-        siblings = [b for b in children[bonded] if b in placed]
-        if siblings:
-            reference = siblings[0]
-        else:
-            # The first atom on this bond: its torsion is the bond's own.
-            candidates = [parent[angle], *children.get(angle, [])]
-            reference = next(b for b in candidates if b in placed and b not in (bonded, angle))
-        placements.append((atom, bonded, angle, reference))
-    return tuple(placements)
-
-
-def _graph_distances(partners: list[list[int]]) -> list[list[int]]:
-    n = len(partners)
-    found = []
-    for start in range(n):
-        distance, frontier = {start: 0}, [start]
-        while frontier:
-            atom = frontier.pop(0)
-            for b in partners[atom]:
-                if b not in distance:
-                    distance[b] = distance[atom] + 1
-                    frontier.append(b)
-        found.append([distance.get(i, -1) for i in range(n)])
-    return found
-
-
-def _free(
-    placements: tuple[tuple[int, int, int, int], ...], turning: set[frozenset[int]]
-) -> list[int]:
-    """Placements whose torsion is that of a bond that turns freely, and not relative to a sibling."""
-    bonded = {placement[0]: placement[1] for placement in placements}
-    found = []
-    for k, (_, b, c, d) in enumerate(placements):
-        if k > 2 and frozenset((b, c)) in turning and bonded[d] != b:
-            found.append(k)
-    return found
-
-
-def _provisional(
-    placements: tuple[tuple[int, int, int, int], ...], x: Tensor
-) -> InternalCoordinates:
-    """Linear coordinates about a configuration ``(1, n, 3)``, with rough widths."""
-    rough = InternalCoordinates(
-        placements=placements,
-        centres=((0.0, 0.0, 0.0),) + ((1.0, 1.0, 0.0),) * (len(placements) - 1),
-        widths=((0.0, 0.0, 0.0),) + ((1.0, 1.0, 1.0),) * (len(placements) - 1),
-    )
-    return _recentred(rough, x)
-
-
-def _recentred(coordinates: InternalCoordinates, x: Tensor) -> InternalCoordinates:
-    """The same placements centred at a configuration ``(1, n, 3)``, with rough widths."""
-    r, theta, phi = coordinates._measured(x)
-    centres = [(0.0, 0.0, 0.0)]
-    widths = [(0.0, 0.0, 0.0)]
-    for k in range(1, len(coordinates.placements)):
-        length = float(r[0, k - 1])
-        centres.append(
-            (
-                length,
-                float(theta[0, k - 2]) if k > 1 else 0.0,
-                float(phi[0, k - 3]) if k > 2 else 0.0,
-            )
-        )
-        widths.append(
-            (
-                _FIRST_WIDTHS[0] * length,
-                _FIRST_WIDTHS[1] if k > 1 else 0.0,
-                _FIRST_WIDTHS[2] if k > 2 else 0.0,
-            )
-        )
-    return InternalCoordinates(
-        placements=coordinates.placements, centres=tuple(centres), widths=tuple(widths)
-    )
-
-
-def _minimised(target: InternalTarget, q: Tensor) -> Tensor:
-    """A local minimum of the energy near ``q`` ``(1, dof)``."""
-    point = q.clone().requires_grad_()
-    optimiser = torch.optim.LBFGS(
-        [point],
-        max_iter=_MINIMISER_STEPS,
-        tolerance_grad=_TOLERANCE,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> Tensor:
-        energy, score = target.energy_and_score(point.detach()[..., None])
-        point.grad = -score[..., 0]
-        return energy.sum()
-
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
-    found = point.detach()
-    energy, _ = target.energy_and_score(found[..., None])
-    if not bool(torch.isfinite(energy).all()):
-        raise InputError(
-            "the molecule's positions could not be minimised; start from a relaxed one"
-        )
-    return found
-
-
-def _conditional_widths(
-    target: InternalTarget, settled: InternalCoordinates
-) -> list[tuple[float, float, float]]:
-    """Standard deviation of each coordinate with the others held, from the curvature at the centre."""
-    dof = settled.dof
-    shift = _DIFFERENCE * torch.eye(dof, dtype=torch.float64)
-    plus, minus = (target.energy_and_score(s[..., None])[1][..., 0] for s in (shift, -shift))
-    curvature = ((minus - plus) / (2 * _DIFFERENCE)).diagonal()
-    # A flat or falling direction keeps its first guess, at most ten times wider.
-    scale = curvature.clamp(min=1e-2).rsqrt().tolist()
-    n = len(settled.placements)
-    widths = []
-    for k, (bond, angle, torsion) in enumerate(settled.widths):
-        widths.append(
-            (
-                bond * scale[k - 1] if k > 0 else 0.0,
-                angle * scale[n - 1 + k - 2] if k > 1 else 0.0,
-                torsion * scale[2 * n - 3 + k - 3] if k > 2 else 0.0,
-            )
-        )
-    return widths
-
-
-def _cut(system: System, settled: InternalCoordinates, k: int) -> float:
-    """The torsion of placement ``k`` at which a rigid rotation from the minimum costs most."""
-    n = len(settled.placements)
-    turns = torch.linspace(0, 2 * math.pi, _SCAN + 1, dtype=torch.float64)[:-1]
-    r, theta, phi = settled._measured(settled.to_cartesian(torch.zeros(1, settled.dof).double())[0])
-    phi = phi.repeat(_SCAN, 1)
-    phi[:, k - 3] += turns
-    x = settled._placed(r.expand(_SCAN, n - 1), theta.expand(_SCAN, n - 2), phi)
-    energy = system.energy_and_score(x)[0].nan_to_num(posinf=1e300)
-    return float(phi[int(energy.argmax()), k - 3])

@@ -13,25 +13,33 @@ from molsampler import Sampler
 from molsampler.analysis.energies import wasserstein2_1d
 from molsampler.errors import InputError
 from molsampler.mcmc import mala
-from molsampler.molecule.internal import InternalCoordinates, InternalTarget, plan, random_rotations
-from molsampler.molecule.particles import signed_volumes
+from molsampler.molecule.chart import chart_of
+from molsampler.molecule.chirality import signed_volumes
+from molsampler.molecule.internal_coordinates import (
+    InternalCoordinates,
+    InternalTarget,
+    random_rotations,
+)
+from molsampler.molecule.z_matrix import has_internal_coordinates, internal_coordinates
 from molsampler.systems import get_system
 from molsampler.train import load_config, train
 
 
 class Molecule(Chain):
-    """A chain that knows a geometry of its own, as OpenMM systems do."""
+    """A chain that knows a geometry and its turning bonds, as OpenMM systems do."""
 
     def __init__(self, *arguments, turning=((1, 2), (2, 3)), positions=None, **options):
         super().__init__(*arguments, **options)
         if positions is None:
-            n = len(self.atom_types)
-            positions = [[0.9 * i, 0.6 * (i % 2), 0.1 * i * i] for i in range(n)]
-        self.positions = torch.as_tensor(positions, dtype=torch.float64).numpy()
-        self._turning = list(turning)
+            positions = [[0.9 * i, 0.6 * (i % 2), 0.1 * i * i] for i in range(self.shape[0])]
+        give_geometry(self, positions, turning)
 
-    def turning_bonds(self):
-        return self._turning
+
+def give_geometry(system, positions, turning=()):
+    rows = tuple(tuple(float(c) for c in row) for row in positions)
+    system.molecule = system.molecule.model_copy(
+        update={"geometry": rows, "turning_bonds": tuple(turning)}
+    )
 
 
 #: Branched, with siblings on both ends of bonds.
@@ -67,7 +75,7 @@ def molecule(request):
 
 @pytest.fixture(scope="module")
 def coordinates(molecule):
-    return plan(molecule)
+    return internal_coordinates(molecule)
 
 
 def draws(coordinates, count, seed=0, scale=0.3):
@@ -140,10 +148,8 @@ def test_far_away_there_is_a_wall_and_no_number_is_lost(molecule, coordinates):
 def test_walls_keep_the_hand():
     """A long run at high temperature never leaves the hand that was given."""
     system = methane()
-    system.positions = torch.tensor(
-        [[0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]
-    ).double().numpy() / math.sqrt(3)
-    system.turning_bonds = list
+    corners = torch.tensor([[0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]).double()
+    give_geometry(system, corners / math.sqrt(3))
 
     class Hot:
         def __init__(self, target):
@@ -153,14 +159,14 @@ def test_walls_keep_the_hand():
             energy, score = self.target.energy_and_score(x)
             return energy / 8, score / 8
 
-    target = InternalTarget(system, plan(system))
+    target = InternalTarget(system, internal_coordinates(system))
     rng = torch.Generator().manual_seed(0)
     state = mala.init(torch.zeros(64, target.coordinates.dof, 1), Hot(target))
     for _ in range(400):
         state, info = mala.step(state, Hot(target), step_size=0.1, generator=rng)
     assert float(info.acceptance.mean()) > 0.2
     x = target.coordinates.to_cartesian(state.position[..., 0]).position
-    given = signed_volumes(torch.as_tensor(system.positions)[None], [(0, 1, 2, 3)]).sign()
+    given = signed_volumes(corners[None], [(0, 1, 2, 3)]).sign()
     assert (signed_volumes(x.double(), [(0, 1, 2, 3)]).sign() == given).all()
 
 
@@ -180,7 +186,7 @@ def test_density_of_a_chain_is_the_known_one():
             )
 
     system = Butane((0, 1, 1, 0), ((0, 1), (1, 2), (2, 3)), turning=((1, 2),))
-    target = InternalTarget(system, plan(system))
+    target = InternalTarget(system, internal_coordinates(system))
     rng = torch.Generator().manual_seed(0)
     chains, kept = 512, []
     state = mala.init(torch.randn(chains, 6, 1, generator=rng, dtype=torch.float64), target)
@@ -219,18 +225,34 @@ def test_rotations_are_uniform_and_proper():
     assert float((rotation.square().mean(0) - 1 / 3).abs().max()) < 5 * (0.09 / 4000) ** 0.5
 
 
+def test_a_chart_leads_there_and_back(molecule, coordinates):
+    for internal in (None, coordinates):
+        chart = chart_of(molecule, internal)
+        rng = torch.Generator().manual_seed(3)
+        x = molecule.space.project(coordinates.to_cartesian(draws(coordinates, 20)).position)
+        q = chart.coordinates(x)
+        assert q.shape[1:] == chart.target.space.shape
+        placed = chart.oriented(chart.positions(q), generator=rng)
+        torch.testing.assert_close(torch.cdist(placed, placed), torch.cdist(x, x))
+        assert torch.equal(placed, x) == (internal is None)
+
+
 def test_what_has_no_internal_coordinates_is_refused():
+    assert has_internal_coordinates(Molecule())
+    assert not has_internal_coordinates(Chain())
     with pytest.raises(InputError, match=r"lj13' is none"):
-        plan(get_system("lj13"))
+        internal_coordinates(get_system("lj13"))
     parts = Molecule((0, 1, 0, 2, 2), ((0, 1), (1, 2), (3, 4)), turning=())
     with pytest.raises(InputError, match="do not connect"):
-        plan(parts)
+        internal_coordinates(parts)
     field = Molecule()
     field.invariant = False
     with pytest.raises(InputError, match="is none"):
-        plan(field)
+        internal_coordinates(field)
     with pytest.raises(InputError, match="do not fit"):
-        InternalTarget(methane(), plan(Molecule((0, 1, 1, 0), ((0, 1), (1, 2), (2, 3)))))
+        InternalTarget(
+            methane(), internal_coordinates(Molecule((0, 1, 1, 0), ((0, 1), (1, 2), (2, 3))))
+        )
 
 
 @pytest.mark.parametrize(
@@ -245,7 +267,7 @@ def test_what_has_no_internal_coordinates_is_refused():
     ids=["few", "twice", "out of range", "missing reference", "surplus reference"],
 )
 def test_a_damaged_description_is_refused(change):
-    values = plan(Molecule()).model_dump()
+    values = internal_coordinates(Molecule()).model_dump()
     values["placements"] = change(values)
     with pytest.raises(ValueError, match=r"placement|three"):
         InternalCoordinates.model_validate(values)
@@ -253,7 +275,7 @@ def test_a_damaged_description_is_refused(change):
 
 @pytest.mark.parametrize("width", [-1.0, math.nan, math.inf, 0.0])
 def test_a_bond_of_no_width_is_refused(width):
-    values = plan(Molecule()).model_dump()
+    values = internal_coordinates(Molecule()).model_dump()
     first, second, *others = values["widths"]
     values["widths"] = [first, (width, *second[1:]), *others]
     with pytest.raises(ValueError, match="width"):
@@ -335,7 +357,7 @@ def test_a_chain_is_learned_in_one_step(tmp_path):
     config = load_config("fast", system.name, overrides=CHAIN, invariant=False)
     done = train(system, tmp_path / "run", config)
     samples = Sampler.load(done.artifact, system=system).sample(4000, seed=1)
-    target = InternalTarget(system, plan(system))
+    target = InternalTarget(system, internal_coordinates(system))
     rng = torch.Generator().manual_seed(7)
     state = mala.init(torch.randn(4000, 9, 1, generator=rng), target)
     for _ in range(600):

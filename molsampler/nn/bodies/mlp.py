@@ -13,10 +13,16 @@ normal noise through them can jump from one mode to the next instead of drawing 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
+
+from ...molecule.molecule import Molecule
+from ...space import Space
+from .base import BODIES, Body, BodyNetwork
 
 #: The Gaussians cover this many standard deviations either side of zero.
 _REACH = 3.0
@@ -78,3 +84,32 @@ class MLP(nn.Module):
         if self.local is not None and basis is not None:
             out = out + (self.local(h).reshape(basis.shape) * basis).sum(-1)
         return out.reshape(x.shape)
+
+
+class Flat(BodyNetwork):
+    """A network of flat vectors in the interface of a body: features per particle are flattened."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        displacement: Tensor = self.net(x, features.flatten(1))
+        return displacement
+
+
+@BODIES.register("mlp")
+class MLPBody(Body):
+    """An :class:`MLP`."""
+
+    unit_inputs = True
+
+    kind: Literal["mlp"] = "mlp"
+    width: int = Field(128, ge=1, le=2**14)
+    layers: int = Field(4, ge=1, le=256)
+    bumps: int = Field(0, ge=0, le=1024)
+    bins: int = Field(0, ge=0, le=1024)
+
+    def build(self, space: Space, features: int, molecule: Molecule | None) -> BodyNetwork:
+        settings = self.model_dump(exclude={"kind"})
+        return Flat(MLP(space.shape, space.shape[0] * features, **settings))

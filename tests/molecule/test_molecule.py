@@ -10,7 +10,8 @@ from peptides import BONDS, NAMES, Peptide
 from torch import Tensor
 
 from molsampler.errors import InputError
-from molsampler.molecule.particles import Particles, oriented, signed_volumes, stereocentres
+from molsampler.molecule.chirality import oriented, right_handed, signed_volumes, stereocentres
+from molsampler.molecule.molecule import Molecule
 from molsampler.systems import get_system
 
 
@@ -22,47 +23,49 @@ def rotation(seed: int) -> Tensor:
 
 
 def test_identical_particles_have_no_description() -> None:
-    assert Particles.of(get_system("lj13")) is None
-    assert Particles.of(Chain((7, 7, 7), ())) is None
-    assert Particles.of(Chain((7, 7, 8), ())) is not None
+    assert get_system("lj13").molecule is None
+    assert Chain((7, 7, 7), ()).molecule is None
+    assert Chain((7, 7, 8), ()).molecule is not None
 
 
-def test_a_molecule_describes_itself() -> None:
-    found = Particles.of(methane())
+def test_a_molecule_is_a_value_that_json_keeps() -> None:
+    found = methane().molecule
     assert found is not None
+    assert len(found) == 5
     assert found.types == (0, 1, 2, 3, 4)
     assert found.bonds == ((0, 1), (0, 2), (0, 3), (0, 4))
     assert found.chiral_centres == ((0, 1, 2, 3),)
-    assert Particles.model_validate(found.model_dump(mode="json")) == found
-    # An energy that tells mirror images apart teaches the network its hand: nothing to repair.
-    handed = methane()
-    handed.invariant = False
-    aware = Particles.of(handed)
-    assert aware is not None
-    assert aware.chiral_centres == ()
+    assert (found.turning_bonds, found.geometry) == (None, None)
+    whole = Molecule.of(
+        np.array([1, 1]), [(1, 0)], turning_bonds=[(0, 1)], geometry=torch.arange(6).reshape(2, 3)
+    )
+    assert whole.bonds == ((0, 1),)
+    for molecule in (found, whole):
+        assert Molecule.model_validate(molecule.model_dump(mode="json")) == molecule
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"atom_types": [0, 1]}, "5 integers"),
         ({"bonds": [(0, 5)]}, "0 to 4"),
         ({"bonds": [(1, 1)]}, "different"),
         ({"bonds": [(0, 1, 2)]}, "bonds must be pairs"),
         ({"chiral_centres": [(0, 1, 2)]}, "4-tuples"),
-        ({"atom_types": [0, 0, 0, 0, -1]}, "negative"),
+        ({"turning_bonds": [(0, 7)]}, "0 to 4"),
+        ({"types": [0, 0, 0, 0, -1]}, "negative"),
+        ({"geometry": [[0.0, 0.0, 0.0]]}, "5 positions"),
+        ({"geometry": [[0.0, 0.0]] * 5}, "unpack"),
     ],
 )
 def test_descriptions_that_do_not_fit_are_refused(changes: dict, message: str) -> None:
-    system = methane()
-    for name, value in changes.items():
-        setattr(system, name, value)
+    fitting = {"types": [0, 1, 2, 3, 4], "bonds": [(0, 1)], "chiral_centres": [(0, 1, 2, 3)]}
+    Molecule.of(**fitting)
     with pytest.raises(InputError, match=message):
-        Particles.of(system)
+        Molecule.of(**{**fitting, **changes})
 
 
 def test_graph_distances_are_shortest_paths() -> None:
-    ring = Particles(types=(0,) * 7, bonds=((0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (0, 5)))
+    ring = Molecule(types=(0,) * 7, bonds=((0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (0, 5)))
     expected = np.full((7, 7), -1)
     for i in range(6):
         for j in range(6):
@@ -73,8 +76,8 @@ def test_graph_distances_are_shortest_paths() -> None:
 
 def test_the_latent_chain_has_springs_along_bonds() -> None:
     """Ideal springs on a tree: mean squared distance grows linearly with the number of bonds."""
-    particles = Particles(types=(0,) * 5, bonds=((0, 1), (1, 2), (2, 3), (3, 4)))
-    root = particles.latent_root()
+    chain = Molecule(types=(0,) * 5, bonds=((0, 1), (1, 2), (2, 3), (3, 4)))
+    root = chain.chain_root()
     covariance = root @ root
     assert np.trace(covariance) == pytest.approx(4.0)
     assert np.abs(root.sum(0)).max() < 1e-12
@@ -82,7 +85,7 @@ def test_the_latent_chain_has_springs_along_bonds() -> None:
     # The weak springs between all pairs shorten long distances a little.
     assert squared[0, 4] / squared[0, 1] == pytest.approx(4.0, rel=0.35)
     assert (np.diff(squared[0]) > 0).all()
-    free = Particles(types=(0,) * 5).latent_root()
+    free = Molecule(types=(0,) * 5).chain_root()
     np.testing.assert_allclose(free, np.eye(5) - 0.2, atol=1e-12)
 
 
@@ -118,20 +121,19 @@ def test_wrong_hands_are_inverted_and_nothing_else_changes() -> None:
     system = Peptide()
     right = system.sample(40, 0)
     mixed = torch.cat([right[:20], -right[20:]])
-    particles = Particles(types=(0,) * 22, bonds=BONDS, chiral_centres=((8, 6, 14, 10),))
-    found = particles.right_handed(mixed)
+    found = right_handed(mixed, [(8, 6, 14, 10)])
     assert torch.equal(found.positions, right)
     assert found.wrong_before.sum() == 20
     assert found.wrong_after.sum() == 0
     torch.testing.assert_close(system.energy(found.positions), system.energy(mixed))
     # Negative control: without centres the mirror images stay.
-    assert torch.equal(Particles(types=(0,) * 22).right_handed(mixed).positions, mixed)
+    assert torch.equal(right_handed(mixed, ()).positions, mixed)
 
 
 def test_diastereomers_cannot_be_repaired_and_are_counted() -> None:
     x = torch.randn(200, 9, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     centres = ((0, 1, 2, 3), (4, 5, 6, 7), (8, 1, 5, 2))
-    found = Particles(types=(0,) * 9, chiral_centres=centres).right_handed(x)
+    found = right_handed(x, centres)
     recount = (signed_volumes(found.positions, centres) < 0).sum(-1)
     assert torch.equal(found.wrong_after, recount)
     assert (found.wrong_after <= 1).all()

@@ -1,0 +1,78 @@
+"""Charts: the coordinates in which a generator and a Markov chain work, and the density there.
+
+A chart maps its coordinates to positions and back, and its ``target`` is the system's density in them,
+volume element included. The method sees the target alone; whoever hands out positions asks the chart.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..target import System, Target
+from .internal_coordinates import InternalCoordinates, InternalTarget, random_rotations
+
+
+class Chart(Protocol):
+    """Coordinates of a system."""
+
+    @property
+    def target(self) -> Target:
+        """The density in these coordinates."""
+
+    @property
+    def internal(self) -> InternalCoordinates | None:
+        """What a card records of the chart; None where coordinates are the positions themselves."""
+
+    def positions(self, x: Tensor) -> Tensor:
+        """Positions ``(b, n, d)`` of coordinates ``x``, in an orientation of the chart's own."""
+
+    def oriented(self, positions: Tensor, *, generator: torch.Generator | None) -> Tensor:
+        """Positions of the chart turned at random where the chart knows no orientation."""
+
+    def coordinates(self, positions: Tensor) -> Tensor:
+        """Coordinates of positions ``(b, n, d)``."""
+
+
+class CartesianChart:
+    """The system's own positions."""
+
+    internal = None
+
+    def __init__(self, system: System):
+        self.target: Target = system
+
+    def positions(self, x: Tensor) -> Tensor:
+        return x
+
+    def oriented(self, positions: Tensor, *, generator: torch.Generator | None) -> Tensor:
+        return positions
+
+    def coordinates(self, positions: Tensor) -> Tensor:
+        return positions
+
+
+class InternalChart:
+    """Bond lengths, angles and torsions of a molecule, ``(b, 3n - 6, 1)``."""
+
+    def __init__(self, system: System, internal: InternalCoordinates):
+        self.internal = internal
+        self.target: Target = InternalTarget(system, internal)
+        self._space = system.space
+
+    def positions(self, x: Tensor) -> Tensor:
+        """Positions in float64: a torsion far from the root of the tree has a long lever."""
+        return self._space.project(self.internal.to_cartesian(x[..., 0].double()).position)
+
+    def oriented(self, positions: Tensor, *, generator: torch.Generator | None) -> Tensor:
+        return positions @ random_rotations(len(positions), generator=generator, like=positions)
+
+    def coordinates(self, positions: Tensor) -> Tensor:
+        return self.internal.from_cartesian(positions)[..., None]
+
+
+def chart_of(system: System, internal: InternalCoordinates | None) -> Chart:
+    """The chart that a card describes."""
+    return CartesianChart(system) if internal is None else InternalChart(system, internal)

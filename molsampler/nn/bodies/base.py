@@ -1,0 +1,71 @@
+"""What a body is, and the registry of its kinds.
+
+A body takes positions ``(b, n, d)`` and features per particle ``(b, n, f)`` and returns a displacement
+``(b, n, d)``. A kind is a configuration that builds its module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import PlainValidator, SerializeAsAny
+from torch import Tensor, nn
+
+from ...frozen import Frozen
+from ...molecule.molecule import Molecule
+from ...registry import Registry
+from ...space import Space
+
+
+class BodyNetwork(nn.Module):
+    """The module of a body; ``forward(x, features)`` as above."""
+
+    def settle(self, x: Tensor, *, spring: float) -> None:
+        """Start reference lengths at the mean geometry of configurations ``(b, n, d)``, and the springs of
+        bonds and angles at ``spring``, where the body has such."""
+
+
+class Body(Frozen):
+    """Configuration of a body.
+
+    Attributes
+    ----------
+    unit_inputs : whether it needs positions of unit scale; a body that reads distances takes them in
+        their own unit, so that the position of a wall does not move with the noise
+    mirror_symmetric : whether reflected inputs give reflected displacements
+    """
+
+    unit_inputs: ClassVar[bool] = False
+    mirror_symmetric: ClassVar[bool] = False
+
+    kind: str
+
+    def scaled(self, length: float) -> Self:
+        """The same body with lengths in the system's unit instead of data scales of ``length``."""
+        return self
+
+    def build(self, space: Space, features: int, molecule: Molecule | None) -> BodyNetwork:
+        """The module, for ``features`` input features per particle.
+
+        Raises
+        ------
+        InputError
+            The body cannot serve this space.
+        """
+        raise NotImplementedError
+
+
+BODIES: Registry[type[Body]] = Registry("network body")
+
+
+def _parse(value: Any) -> Body:
+    if isinstance(value, Body):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError(f"a body is a mapping with a kind, got {value!r}")
+    return BODIES[str(value.get("kind", "egnn"))].model_validate(value)
+
+
+#: A field of a configuration that holds a body of any registered kind.
+AnyBody = Annotated[SerializeAsAny[Body], PlainValidator(_parse)]

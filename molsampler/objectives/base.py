@@ -1,0 +1,127 @@
+"""What an objective is, and the registry of its kinds.
+
+An objective owns whatever networks, optimisers and populations it trains with, and shows them as a flat
+mapping of tensors and numbers. The trainer stores that mapping, hands it back, and knows nothing else: any
+objective can be checkpointed, resumed, judged and shipped.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from pydantic import PlainValidator, SerializeAsAny
+from torch import Tensor
+
+from ..frozen import Frozen
+from ..mcmc.population import Population
+from ..molecule.molecule import Molecule
+from ..nn.generators import Generator, GeneratorConfig, Sampling
+from ..registry import Registry
+from ..target import Target
+
+#: Everything that a bit-exact resume needs. Every state holds ``iteration``, the steps taken, and
+#: ``energy_evaluations``, what they and :meth:`Objective.init` have cost. Tensors may be live: a state is
+#: good until the step after it.
+State = dict[str, Tensor | float | int]
+
+Metrics = dict[str, float]
+
+#: ``report(stage, share)`` is called between parts of long work and may raise to interrupt.
+Report = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What there is to learn, and the means.
+
+    Attributes
+    ----------
+    target : the density, in the coordinates in which the generator works
+    molecule : what tells its particles apart, None for identical ones or where coordinates are internal
+    generator : what to train, with lengths in units of the data scale
+    sampling : how the generator that is judged and shipped is sampled
+    iterations : steps of the generator
+    seed : of everything random
+    device : where tensors live
+    compile : whether networks may be compiled
+    """
+
+    target: Target
+    molecule: Molecule | None
+    generator: GeneratorConfig
+    sampling: Sampling
+    iterations: int
+    seed: int
+    device: torch.device
+    compile: bool = False
+
+
+class Objective(ABC):
+    """Trains a generator, one step at a time."""
+
+    @property
+    def warmup(self) -> int:
+        """Steps before the generator's first one."""
+        return 0
+
+    @abstractmethod
+    def init(self, *, report: Report) -> State:
+        """A fresh state."""
+
+    @abstractmethod
+    def step(self, state: State) -> tuple[State, Metrics]:
+        """The next state and what is worth logging.
+
+        The metric ``nonfinite`` is one where a loss or gradient was not finite; the parameters concerned
+        are then left as they were.
+
+        Raises
+        ------
+        FileFormatError
+            ``state`` is of another configuration.
+        """
+
+    @abstractmethod
+    def generator(self, state: State) -> Generator:
+        """The generator to be judged and shipped; it is live, copy it to keep it."""
+
+    def population(self, state: State) -> Population | None:
+        """Chains at equilibrium that generators can be compared with, None where there are none."""
+        return None
+
+
+class ObjectiveConfig(Frozen):
+    """Settings of an objective."""
+
+    kind: str
+
+    @property
+    def rows(self) -> int:
+        """Configurations that are held at once at least, for an estimate of memory."""
+        return 1
+
+    def build(self, problem: Problem) -> Objective:
+        """The objective for a problem."""
+        raise NotImplementedError
+
+
+OBJECTIVES: Registry[type[ObjectiveConfig]] = Registry("objective")
+OBJECTIVES.register("dikl-replay", "molsampler.objectives.dikl_replay:DiKLReplayConfig")
+OBJECTIVES.register("dikl-posterior", "molsampler.objectives.dikl_posterior:DiKLPosteriorConfig")
+
+
+def parse_objective(value: Any) -> ObjectiveConfig:
+    """The configuration of a registered kind, from a mapping with its name under ``kind``."""
+    if isinstance(value, ObjectiveConfig):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError(f"an objective is a mapping with a kind, got {value!r}")
+    return OBJECTIVES[str(value.get("kind", "dikl-replay"))].model_validate(value)
+
+
+#: A field of a configuration that holds an objective of any registered kind.
+AnyObjective = Annotated[SerializeAsAny[ObjectiveConfig], PlainValidator(parse_objective)]

@@ -1,0 +1,373 @@
+r"""DiKL with an amortised target score: the default objective.
+
+The DiKL gradient needs :math:`\nabla\log p_t(x_t)` at every step. Fresh posterior chains give one noisy
+estimate and forget it (:mod:`molsampler.objectives.dikl_posterior`). Here a population of chains, made from
+the energy alone, is kept at equilibrium (:mod:`molsampler.mcmc.population`), and a denoiser regressed on
+the score identities of its noised copies averages them over the whole of training, in the mixture of least
+variance (:mod:`molsampler.diffusion.identity_mixture`). The model's own denoiser starts as a copy of the
+target's: both then err alike, and in their difference, which is all that the generator sees, common errors
+cancel.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+from collections.abc import Callable
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..diffusion.identity_mixture import IdentityMixture
+from ..errors import FileFormatError, NonFiniteError
+from ..mcmc import mala
+from ..mcmc.population import Population, PopulationConfig, equilibrate, refresh
+from ..nn.bodies import AnyBody, EGNNBody
+from ..nn.denoiser import Denoiser, score_of
+from ..nn.generators import Generator
+from ..target import CountingTarget
+from .base import Metrics, Objective, ObjectiveConfig, Problem, Report, State
+from .dikl_loss import Weighting, diffuse, dikl_loss, weight
+from .schedules import AnySchedule, LogUniformConfig
+from .workspace import Workspace, average
+
+#: Lowest time at the start of noise annealing; for the default schedule a noise of about the data scale.
+_ANNEALING_START = 0.75
+
+#: Iterations over which learning rates rise.
+_RISE = 100
+
+#: Decay of the running average of the target's denoiser.
+_TEACHER_EMA = 0.998
+
+
+class ReplayConfig(PopulationConfig):
+    """The population and the target score fitted to it.
+
+    During training ``refresh`` chains take ``refresh_steps`` steps per iteration. The denoiser gets
+    ``warmup`` iterations before the generator starts and ``steps`` per iteration after.
+    """
+
+    refresh: int = Field(512, ge=0)
+    refresh_steps: int = Field(2, ge=1)
+    warmup: int = Field(1500, ge=0)
+    steps: int = Field(1, ge=0)
+
+
+class DiKLReplayConfig(ObjectiveConfig):
+    """Settings of :class:`DiKLReplay`.
+
+    ``data_scale`` is the root-mean-square coordinate of the population unless given: the unit of the
+    lengths in the networks' configurations. Learning rates rise over the first hundred iterations, stay
+    to ``decay_start`` and fall by a cosine to ``final_lr`` of themselves (``score_final_lr`` for the model's
+    denoiser, which follows a generator that never stands still).
+    """
+
+    kind: Literal["dikl-replay"] = "dikl-replay"
+    batch_size: int = Field(256, ge=1)
+    denoiser: AnyBody = EGNNBody()
+    schedule: AnySchedule = LogUniformConfig()
+    target_score: ReplayConfig = ReplayConfig()
+    weighting: Weighting = "denoiser"
+    clip: float = Field(2.0, gt=0)
+    noise_annealing: float = Field(0.0, ge=0, le=1)
+    score_steps: int = Field(5, ge=1)
+    generator_lr: float = Field(1e-3, gt=0)
+    score_lr: float = Field(1e-3, gt=0)
+    decay_start: float = Field(0.5, ge=0, lt=1)
+    final_lr: float = Field(0.02, ge=0, le=1)
+    score_final_lr: float | None = Field(None, ge=0, le=1)
+    max_grad_norm: float = Field(10.0, gt=0)
+    ema: float = Field(0.998, ge=0, lt=1)
+    data_scale: float | None = Field(None, gt=0)
+
+    @property
+    def rows(self) -> int:
+        return self.batch_size + self.target_score.size
+
+    def build(self, problem: Problem) -> DiKLReplay:
+        return DiKLReplay(self, problem)
+
+
+class DiKLReplay(Objective):
+    """See the module."""
+
+    def __init__(self, config: DiKLReplayConfig, problem: Problem):
+        self.config, self.problem = config, problem
+        self.space = problem.target.space
+        self.target = CountingTarget(problem.target)
+        self.like = torch.empty(0, device=problem.device)
+        self._work: Workspace | None = None
+        self._last: State | None = None
+
+    @property
+    def warmup(self) -> int:
+        return self.config.target_score.warmup
+
+    def init(self, *, report: Report) -> State:
+        config, problem = self.config, self.problem
+        rng = torch.Generator(device=problem.device).manual_seed(problem.seed)
+        counting = CountingTarget(problem.target)
+        population = equilibrate(
+            config.target_score,
+            counting,
+            generator=rng,
+            like=self.like,
+            report=report,
+            molecule=problem.molecule,
+        )
+        x = population.state.position
+        scale = config.data_scale or _data_scale(x, problem)
+        work = self._build(scale, rng)
+        cast(Generator, work.modules["generator"]).settle(x)
+        cast(Generator, work.modules["ema"]).settle(x)
+        for name in ("score", "teacher", "teacher_ema"):
+            cast(Denoiser, work.modules[name]).body.settle(x, spring=0.0)
+        _put(work, population)
+        work.tensors["mixture"] = IdentityMixture.fresh(self.like).moments
+        work.numbers.update(iteration=0, energy_evaluations=counting.evaluations, data_scale=scale)
+        return self._flat(work)
+
+    def step(self, state: State) -> tuple[State, Metrics]:
+        work = self._adopted(state)
+        self.target.evaluations = int(work.numbers["energy_evaluations"])
+        self._sound = True
+        iteration = int(work.numbers["iteration"])
+        metrics: Metrics = {}
+        try:
+            if iteration >= self.warmup:
+                metrics = self._generator_step(work)
+            else:
+                metrics = {"phase": 0.0, "teacher_loss": self._teacher_step(work)}
+                if iteration + 1 == self.warmup:
+                    work.modules["score"].load_state_dict(work.modules["teacher"].state_dict())
+        except NonFiniteError:
+            # The networks threw a particle where no energy is.
+            self._sound = False
+        plan = self.config.target_score
+        if plan.refresh:
+            moved = refresh(
+                _population(work),
+                self.target,
+                start=iteration * plan.refresh,
+                count=min(plan.refresh, plan.size),
+                steps=plan.refresh_steps,
+                generator=work.rng,
+            )
+            _put(work, moved)
+        work.numbers["iteration"] = iteration + 1
+        work.numbers["energy_evaluations"] = self.target.evaluations
+        return self._flat(work), {**metrics, "nonfinite": float(not self._sound)}
+
+    def generator(self, state: State) -> Generator:
+        averaged = cast(Generator, self._adopted(state).modules["ema"])
+        return averaged.with_sampling(self.problem.sampling)
+
+    def population(self, state: State) -> Population:
+        return _population(self._adopted(state))
+
+    # State
+
+    def _flat(self, work: Workspace) -> State:
+        self._last = work.flatten()
+        return self._last
+
+    def _adopted(self, state: State) -> Workspace:
+        """The workspace, filled from the state unless it holds it already."""
+        if self._work is None or state is not self._last:
+            scale = state.get("data_scale")
+            if not isinstance(scale, float) or not 0 < scale < math.inf:
+                raise FileFormatError(f"the checkpoint has no usable data_scale: {scale!r}")
+            rng = torch.Generator(device=self.problem.device)
+            work = self._build(scale, rng)
+            work.load(state)
+            if not {"mixture", "population/position"} <= work.tensors.keys():
+                raise FileFormatError(
+                    "the checkpoint does not hold the population of this objective"
+                )
+            self._last = state
+        return cast(Workspace, self._work)
+
+    def _build(self, scale: float, rng: torch.Generator) -> Workspace:
+        """Networks and optimisers; weights are drawn from a stream of their own, seeded by the run's."""
+        config, problem = self.config, self.problem
+        # Module constructors draw from the global stream; fork it so that nobody else's is touched.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(problem.seed)
+            generator = problem.generator.scaled(scale).build(self.space, molecule=problem.molecule)
+            generator = generator.to(problem.device)
+            score = Denoiser(
+                config.denoiser.scaled(scale),
+                self.space,
+                data_scale=scale,
+                molecule=problem.molecule,
+            ).to(problem.device)
+        teacher = copy.deepcopy(score)
+        modules: dict[str, nn.Module] = {
+            "generator": generator,
+            "ema": copy.deepcopy(generator).requires_grad_(False),
+            "score": score,
+            "teacher": teacher,
+            "teacher_ema": copy.deepcopy(teacher).requires_grad_(False),
+        }
+        optimisers: dict[str, torch.optim.Optimizer] = {
+            name: torch.optim.Adam(modules[name].parameters(), lr=rate, betas=(0.9, 0.99))
+            for name, rate in (
+                ("generator", config.generator_lr),
+                ("score", config.score_lr),
+                ("teacher", config.score_lr),
+            )
+        }
+        self.schedule = config.schedule.build(scale)
+        compiled = problem.compile and shutil.which("g++") is not None
+        self._run = generator.compiled() if compiled else generator
+        self._score = _compiled(score, compiled)
+        self._teacher = _compiled(teacher, compiled)
+        self._teacher_ema = _compiled(modules["teacher_ema"], compiled)
+        self._work = Workspace(modules, optimisers, rng=rng)
+        return self._work
+
+    # Steps
+
+    def _generator_step(self, work: Workspace) -> Metrics:
+        config = self.config
+        teacher_loss = [self._teacher_step(work) for _ in range(config.target_score.steps)]
+        x = self._run.draw(config.batch_size, self.target, generator=work.rng).x
+        score_loss = [self._score_step(work, x.detach()) for _ in range(config.score_steps)]
+
+        t = self._annealed_times(work, x)
+        diffused = diffuse(x, self.schedule(t), self.space, generator=work.rng)
+        x_t, scales = diffused.x_t.detach(), diffused.scales
+        with torch.no_grad():
+            model_score = score_of(self._score, x_t, scales)
+            target_score = score_of(self._teacher_ema, x_t, scales)
+        scale = float(work.numbers["data_scale"])
+        result = dikl_loss(
+            diffused,
+            model_score,
+            target_score,
+            weight=weight(config.weighting, scales, data_scale=scale),
+            clip=config.clip,
+        )
+        norm = self._apply(work, "generator", result.loss, config.generator_lr)
+        done = int(work.numbers["iteration"]) - self.warmup
+        decay = min(config.ema, (1 + done) / (10 + done))
+        average(work.modules["ema"], work.modules["generator"], decay)
+        metrics = {
+            "phase": 1.0,
+            "score_loss": sum(score_loss) / len(score_loss),
+            "difference": float(result.norm.nan_to_num().mean()),
+            "clipped": float((result.norm > config.clip).float().mean()),
+            "generator_grad": norm,
+        }
+        if teacher_loss:
+            metrics["teacher_loss"] = sum(teacher_loss) / len(teacher_loss)
+        return metrics
+
+    def _annealed_times(self, work: Workspace, x: Tensor) -> Tensor:
+        """Times of the generator's and its score's steps, early in training the noisy ones only.
+
+        At high noise the modes of the target are one. The floor falls as training goes, and they
+        part while the generator can still move weight between them.
+        """
+        t = self.schedule.times(len(x), generator=work.rng, like=x)
+        share = self.config.noise_annealing
+        if not share:
+            return t
+        passed = int(work.numbers["iteration"]) - self.warmup
+        done = passed / (share * self.problem.iterations)
+        floor = _ANNEALING_START * max(0.0, 1.0 - done)
+        return floor + (1.0 - floor) * t
+
+    def _score_step(self, work: Workspace, x: Tensor) -> float:
+        """Denoising score matching of the model's score on generator samples."""
+        t = self._annealed_times(work, x)
+        x_t, scales, _ = diffuse(x, self.schedule(t), self.space, generator=work.rng)
+        s = scales.sigma / scales.alpha
+        denoised = self._score(x_t / scales.alpha[:, None, None], s)
+        width = cast(Denoiser, work.modules["score"]).output_scale(s)[:, None, None]
+        loss = ((denoised - x) / width).square().mean()
+        self._apply(work, "score", loss, self.config.score_lr)
+        return float(loss.detach())
+
+    def _teacher_step(self, work: Workspace) -> float:
+        """Regression of the target's denoiser on the least-variance mixture of identities."""
+        position, score = work.tensors["population/position"], work.tensors["population/score"]
+        index = torch.randint(
+            len(position),
+            (self.config.batch_size,),
+            generator=work.rng,
+            device=self.problem.device,
+        )
+        x, score = position[index], score[index]
+        t = self.schedule.times(len(x), generator=work.rng, like=x)
+        x_t, scales, _ = diffuse(x, self.schedule(t), self.space, generator=work.rng)
+        y, s = x_t / scales.alpha[:, None, None], scales.sigma / scales.alpha
+        # Both identities in the form of a clean-position estimate.
+        by_target = y + s[:, None, None] ** 2 * self.space.project(score)
+        mixture = IdentityMixture(work.tensors["mixture"])
+        share = mixture.weight(t)[:, None, None]
+        denoised = self._teacher(y, s)
+        width = cast(Denoiser, work.modules["teacher"]).output_scale(s)[:, None, None]
+        loss = ((denoised - torch.lerp(x, by_target, share)) / width).square().mean()
+        norm = self._apply(work, "teacher", loss, self.config.score_lr)
+        if not math.isfinite(norm):
+            # Averages would keep a NaN for ever.
+            return float(loss.detach())
+        with torch.no_grad():
+            denoised = denoised.detach()
+            mixture.update(t, (denoised - x) / width, (denoised - by_target) / width)
+            work.tensors["mixture"] = mixture.moments
+            iteration = int(work.numbers["iteration"])
+            decay = min(_TEACHER_EMA, (1 + iteration) / (10 + iteration))
+            average(work.modules["teacher_ema"], work.modules["teacher"], decay)
+        return float(loss.detach())
+
+    def _apply(self, work: Workspace, name: str, loss: Tensor, rate: float) -> float:
+        norm, taken = work.apply(
+            name,
+            loss,
+            rate=rate * self._rate_factor(name, int(work.numbers["iteration"])),
+            max_grad_norm=self.config.max_grad_norm,
+        )
+        self._sound = self._sound and taken
+        return norm
+
+    def _rate_factor(self, name: str, iteration: int) -> float:
+        """Linear rise, flat to ``decay_start``, then a cosine to the final rate."""
+        begun = iteration - self.warmup if name == "generator" else iteration
+        rise = min(1.0, (begun + 1) / _RISE)
+        done = max(0.0, iteration - self.warmup) / self.problem.iterations
+        flat = self.config.decay_start
+        fall = 0.5 + 0.5 * math.cos(math.pi * max(0.0, (done - flat) / (1 - flat)))
+        final = self.config.final_lr
+        if name == "score" and self.config.score_final_lr is not None:
+            final = self.config.score_final_lr
+        return rise * (final + (1 - final) * fall)
+
+
+def _data_scale(x: Tensor, problem: Problem) -> float:
+    """Root-mean-square coordinate of configurations ``(b, n, d)`` about their mean."""
+    space = problem.target.space
+    centred = space.project(x - x.mean(0))
+    rms = centred.square().sum(dim=(-2, -1)).mean() / space.dof
+    # Two digits are enough, and survive a change of hardware.
+    return float(f"{math.sqrt(float(rms)):.2g}")
+
+
+def _put(work: Workspace, population: Population) -> None:
+    for key, value in population.state._asdict().items():
+        work.tensors[f"population/{key}"] = value
+    work.numbers["population_step"] = population.step_size
+
+
+def _population(work: Workspace) -> Population:
+    fields = {key: work.tensors[f"population/{key}"] for key in mala.State._fields}
+    return Population(mala.State(**fields), float(work.numbers["population_step"]))
+
+
+def _compiled(module: nn.Module, wanted: bool) -> Callable[..., Any]:
+    return torch.compile(module, dynamic=False) if wanted else module
