@@ -148,7 +148,7 @@ class Share(MetricKind):
 
     def _metric(self, pool: Pool, reference: Pool) -> Metric:
         value, floor, note = self.shares(pool, reference)
-        n, reference_n = (float(1 / np.square(p.probabilities).sum()) for p in (pool, reference))
+        n, reference_n = pool.effective, reference.effective
         return Metric(
             key=self.key,
             name=self.name,
