@@ -16,59 +16,93 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .comparison import Comparison, Metric, compare, compare_many, tabulate
+    from .comparison import Comparison, compare, compare_many, format_value, tabulate
     from .distances import distance_total_variation, interatomic_distances
+    from .draws import Draw, Draws, Pool, Settings
     from .energies import total_variation, trimmed_wasserstein2, wasserstein2_1d
+    from .geometry import molecule_of
+    from .metric import Distance, MetricKind, Share, Shares, Value
     from .modes import HasModes, mode_weights
+    from .molecules import MoleculeComparison
     from .refinement import equal_budget_monte_carlo, refinement_drift
+    from .registry import metric_kinds, register_metric, unregister_metric
     from .report import headline, write_json, write_report
-    from .torsions import MoleculeComparison, basin_weights, molecule_of
+    from .statistics import GATE_SIGMAS, Metric
+    from .torsions import basin_weights
     from .transport import geometric_wasserstein2, wasserstein2
 
 _LAZY = {
     "Comparison": ".comparison",
-    "Metric": ".comparison",
     "compare": ".comparison",
     "compare_many": ".comparison",
+    "format_value": ".comparison",
     "tabulate": ".comparison",
     "distance_total_variation": ".distances",
     "interatomic_distances": ".distances",
+    "Draw": ".draws",
+    "Draws": ".draws",
+    "Pool": ".draws",
+    "Settings": ".draws",
     "total_variation": ".energies",
     "trimmed_wasserstein2": ".energies",
     "wasserstein2_1d": ".energies",
+    "molecule_of": ".geometry",
+    "Distance": ".metric",
+    "MetricKind": ".metric",
+    "Share": ".metric",
+    "Shares": ".metric",
+    "Value": ".metric",
     "HasModes": ".modes",
     "mode_weights": ".modes",
+    "MoleculeComparison": ".molecules",
     "equal_budget_monte_carlo": ".refinement",
     "refinement_drift": ".refinement",
+    "metric_kinds": ".registry",
+    "register_metric": ".registry",
+    "unregister_metric": ".registry",
     "headline": ".report",
     "write_json": ".report",
     "write_report": ".report",
-    "MoleculeComparison": ".torsions",
+    "GATE_SIGMAS": ".statistics",
+    "Metric": ".statistics",
     "basin_weights": ".torsions",
-    "molecule_of": ".torsions",
     "geometric_wasserstein2": ".transport",
     "wasserstein2": ".transport",
 }
 
 __all__ = [
     "Comparison",
+    "Distance",
+    "Draw",
+    "Draws",
+    "GATE_SIGMAS",
     "HasModes",
     "Metric",
+    "MetricKind",
     "MoleculeComparison",
+    "Pool",
+    "Settings",
+    "Share",
+    "Shares",
+    "Value",
     "basin_weights",
     "compare",
     "compare_many",
     "distance_total_variation",
     "equal_budget_monte_carlo",
+    "format_value",
     "geometric_wasserstein2",
     "headline",
     "interatomic_distances",
+    "metric_kinds",
     "mode_weights",
     "molecule_of",
     "refinement_drift",
+    "register_metric",
     "tabulate",
     "total_variation",
     "trimmed_wasserstein2",
+    "unregister_metric",
     "wasserstein2",
     "wasserstein2_1d",
     "write_json",

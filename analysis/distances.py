@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from molsampler.errors import ShapeError
+from molsampler.target import System
 
+from .draws import Draw
 from .energies import BINS, Binned, total_variation
+from .metric import Distance, Value
 
 
 def interatomic_distances(x: Tensor) -> Tensor:
@@ -51,3 +54,17 @@ def distance_total_variation(samples: Tensor, reference: Tensor, *, bins: int = 
     return total_variation(
         interatomic_distances(samples), interatomic_distances(reference), bins=bins
     )
+
+
+class DistanceTotalVariation(Distance):
+    key = "tvd_distance"
+    name = "TVD-D"
+    definition = "The same for all interatomic distances, pooled."
+    aside = "outside the reference's range"
+
+    def applies(self, system: System) -> bool:
+        return system.shape[0] > 1
+
+    def value(self, samples: Draw, reference: Draw) -> Value:
+        found = distance_total_variation(samples.positions, reference.positions)
+        return Value(found.value, found.outside)

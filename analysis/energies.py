@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 
 from molsampler.errors import InputError, NonFiniteError
 
+from .draws import Draw
+from .metric import Distance, Value
+
 Array = NDArray[np.float64]
 
 #: Bins of the total variation distances.
@@ -63,6 +66,15 @@ class Histogram:
     samples: Array
     reference: Array
     outside: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready dictionary."""
+        return {
+            "edges": self.edges.tolist(),
+            "samples": self.samples.tolist(),
+            "reference": self.reference.tolist(),
+            "outside": self.outside,
+        }
 
 
 def _values(values: Any, name: str) -> Array:
@@ -163,6 +175,49 @@ def trimmed_wasserstein2(samples: Any, reference: Any, *, margin: float = TRIM_M
     if kept.size == 0:
         return Trimmed(float("inf"), 1.0)
     return Trimmed(wasserstein2_1d(kept, b), 1.0 - kept.size / a.size)
+
+
+class EnergyTotalVariation(Distance):
+    key = "tvd_energy"
+    name = "TVD-E"
+    definition = (
+        f"Total variation distance between the reduced energies on {BINS} bins spanning the "
+        "reference draw's range: half the sum of the absolute differences of the bin probabilities. "
+        "Samples outside the range count as missing mass. 0 is identical, 1 is disjoint."
+    )
+    aside = "outside the reference's range"
+
+    def value(self, samples: Draw, reference: Draw) -> Value:
+        found = total_variation(samples.energies, reference.energies)
+        return Value(found.value, found.outside)
+
+
+class EnergyWasserstein2(Distance):
+    key = "energy_w2"
+    name = "energy-W2"
+    definition = (
+        "2-Wasserstein distance between the energies in kT: the root-mean-square change of "
+        "energy when both sets are sorted. A single strained sample can dominate it."
+    )
+    unit = "kT"
+
+    def value(self, samples: Draw, reference: Draw) -> Value:
+        return Value(wasserstein2_1d(samples.energies, reference.energies))
+
+
+class TrimmedEnergyWasserstein2(Distance):
+    key = "energy_w2_trimmed"
+    name = "energy-W2, trimmed"
+    definition = (
+        "The same without samples outside the reference's energy range widened by "
+        "half its width on each side."
+    )
+    unit = "kT"
+    aside = "trimmed"
+
+    def value(self, samples: Draw, reference: Draw) -> Value:
+        found = trimmed_wasserstein2(samples.energies, reference.energies)
+        return Value(found.value, found.share)
 
 
 def histogram(samples: Any, reference: Any, *, bins: int = 60, tail: float = 0.001) -> Histogram:

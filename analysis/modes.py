@@ -13,7 +13,7 @@ A system that has named modes implements :class:`HasModes`. Two kinds of answer 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from molsampler.errors import InputError
+from molsampler.target import System
+
+from .draws import Draw, Pool
+from .metric import Distance, Value
+from .statistics import effective_sample_size
 
 Array = NDArray[np.float64]
 
@@ -79,15 +84,22 @@ class ModeComparison:
     present: int
     missing: tuple[str, ...] = ()
 
-
-def effective_sample_size(weights: Tensor | None, n: int) -> float:
-    r"""Kish's effective sample size :math:`(\sum w)^2 / \sum w^2` of importance weights."""
-    if weights is None:
-        return float(n)
-    total = weights.double().sum()
-    if not bool(total > 0):
-        raise InputError("weights must have a positive sum, got all zeros")
-    return float(total**2 / weights.double().square().sum())
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready dictionary."""
+        return {
+            "names": list(self.samples.names),
+            "exclusive": self.samples.exclusive,
+            "samples": self.samples.weights.tolist(),
+            "samples_se": self.samples.se.tolist(),
+            "reference": self.reference.weights.tolist(),
+            "reference_se": self.reference.se.tolist(),
+            "difference": self.difference.tolist(),
+            "difference_se": self.difference_se.tolist(),
+            "distance": self.distance,
+            "hit": self.hit,
+            "present": self.present,
+            "missing": list(self.missing),
+        }
 
 
 def mode_weights(x: Tensor, system: HasModes, *, weights: Tensor | None = None) -> ModeWeights:
@@ -157,3 +169,31 @@ def compare_modes(
         int(present.sum()),
         missing,
     )
+
+
+def compare_pools(samples: Pool, reference: Pool) -> ModeComparison | None:
+    """The modes of both sides, by weight; None where the system names none."""
+    system = samples.system
+    if not isinstance(system, HasModes):
+        return None
+    a, b = (mode_weights(p.positions, system, weights=p.weights) for p in (samples, reference))
+    return compare_modes(a, b, n_samples=samples.effective)
+
+
+class ModeTotalVariation(Distance):
+    key = "mode_tvd"
+    name = "mode weights"
+    definition = (
+        "Total variation distance between mode weights; where modes are separate events, the "
+        "mean over the events."
+    )
+
+    def applies(self, system: System) -> bool:
+        return isinstance(system, HasModes)
+
+    def value(self, samples: Draw, reference: Draw) -> Value:
+        system = samples.system
+        if not isinstance(system, HasModes):
+            raise InputError(f"system {system.name!r} names no modes")
+        a, b = (mode_weights(draw.positions, system) for draw in (samples, reference))
+        return Value(mode_distance(a, b))

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from molsampler.storage.files import atomic_path, check_output
 
-from .comparison import GATE_SIGMAS, Comparison, Metric, format_value
-from .torsions import BASINS, BROKEN
+from .comparison import Comparison, format_value
+from .defects import BROKEN
+from .statistics import GATE_SIGMAS, Metric
+from .torsions import BASINS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,37 +35,6 @@ RAMACHANDRAN_DEPTH = 7.0
 
 #: Bonds listed, those with the largest deviation first.
 LISTED_BONDS = 8
-
-DEFINITIONS: dict[str, str] = {
-    "tvd_energy": "Total variation distance between the reduced energies on 200 bins spanning the "
-    "reference draw's range: half the sum of the absolute differences of the bin probabilities. "
-    "Samples outside the range count as missing mass. 0 is identical, 1 is disjoint.",
-    "tvd_distance": "The same for all interatomic distances, pooled.",
-    "energy_w2": "2-Wasserstein distance between the energies in kT: the root-mean-square change of "
-    "energy when both sets are sorted. A single strained sample can dominate it.",
-    "energy_w2_trimmed": "The same without samples outside the reference's energy range widened by "
-    "half its width on each side.",
-    "mode_tvd": "Total variation distance between mode weights; where modes are separate events, the "
-    "mean over the events.",
-    "ramachandran_tvd": "Total variation distance between the (phi, psi) histograms of 24 x 24 bins, the "
-    "mean over residues.",
-    "basin_tvd": "Total variation distance between the weights of the Ramachandran basins beta, alpha-R "
-    "and alpha-L, the mean over residues.",
-    "torsion_tvd": "Total variation distance between the histograms of one torsion about each inner bond, "
-    "36 bins each, the mean over torsions.",
-    "broken_bonds": "Share of molecules with a bond more than 5 standard deviations of the reference from "
-    "its mean there. The floor is the share in one half of the reference by the other half's scale.",
-    "wrong_hand": "Share of molecules whose handedness is not the reference's, at the chiral centre where "
-    "it is largest. Where the reference has one hand only, a single wrong one fails.",
-    "w2": "Exact 2-Wasserstein distance between raw coordinates. For systems without a preferred "
-    "pose it mostly measures how poses and labels happen to be distributed.",
-    "geo_w2": "2-Wasserstein distance whose ground cost is minimised over rotations, reflections and, "
-    "for exchangeable particles, permutations. Where it is not exact it is the cost of an actual "
-    "matching, an upper bound, in value and floor alike.",
-    "refinement_drift": "Energy-W2 between samples and the same samples after some Metropolis-adjusted "
-    "Langevin steps on the exact target. It needs no reference; its floor is the drift of the "
-    "reference's own configurations, which is not zero because the moves decorrelate energies.",
-}
 
 
 def headline(comparison: Comparison) -> str:
@@ -387,9 +358,7 @@ def render(comparison: Comparison) -> str:
         baselines=_baseline_table(comparison),
         provenance={side: _flat(data) for side, data in comparison.provenance.items()},
         settings=_flat(comparison.settings),
-        definitions=[
-            (m.name, DEFINITIONS[m.key]) for m in comparison.metrics if m.key in DEFINITIONS
-        ],
+        definitions=[(metric.name, metric.definition) for metric in comparison.metrics],
         energy=_energy,
     )
 

@@ -42,6 +42,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from molsampler.errors import InputError
+from molsampler.target import System
+
+from .draws import Draw, Draws, Settings
+from .metric import Distance, Value
 
 Array = NDArray[np.float64]
 
@@ -406,3 +410,51 @@ def geometric_wasserstein2(
         )
         exact = False
     return GeometricTransport(float(np.sqrt(max(best, 0.0))), exact, share)
+
+
+class Wasserstein2(Distance):
+    key = "w2"
+    name = "W2"
+    definition = (
+        "Exact 2-Wasserstein distance between raw coordinates. For systems without a preferred "
+        "pose it mostly measures how poses and labels happen to be distributed."
+    )
+    unit = "length"
+
+    def repeats(self, settings: Settings) -> int:
+        return settings.transport_repeats
+
+    def value(self, samples: Draw, reference: Draw) -> Value:
+        note = "poses and labels of the reference decide it" if samples.system.invariant else ""
+        return Value(wasserstein2(samples.positions, reference.positions), note=note)
+
+
+class GeometricWasserstein2(Distance):
+    key = "geo_w2"
+    name = "geo-W2"
+    definition = (
+        "2-Wasserstein distance whose ground cost is minimised over rotations, reflections and, "
+        "for exchangeable particles, permutations. Where it is not exact it is the cost of an actual "
+        "matching, an upper bound, in value and floor alike."
+    )
+    unit = "length"
+
+    def applies(self, system: System) -> bool:
+        n, d = system.shape
+        return system.invariant and n > 1 and d <= 3
+
+    def repeats(self, settings: Settings) -> int:
+        return settings.transport_repeats
+
+    def size(self, draws: Draws) -> int:
+        """Configurations per draw that keep it within seconds, where the settings name no number."""
+        n, d = draws.system.shape
+        quick = not draws.system.exchangeable or enumerable(n, d)
+        limit = 1000 if quick else 300 if n <= 20 else 100
+        return min(draws.n, draws.settings.geometric_n or limit)
+
+    def value(self, samples: Draw, reference: Draw) -> Value:
+        found = geometric_wasserstein2(
+            samples.positions, reference.positions, exchangeable=samples.system.exchangeable
+        )
+        return Value(found.value, note="exact" if found.exact else "upper bound, as is its floor")

@@ -27,8 +27,9 @@ import numpy as np
 import torch
 
 import molsampler.systems
-from molsampler.analysis.comparison import GATE_SIGMAS, Comparison, compare_many, tabulate
+from molsampler.analysis.comparison import Comparison, compare_many, tabulate
 from molsampler.analysis.refinement import equal_budget_monte_carlo, refinement_drift
+from molsampler.analysis.statistics import GATE_SIGMAS
 from molsampler.errors import MolsamplerError
 from molsampler.samples import Samples
 from molsampler.systems import GaussianMixture, ManyWell, get_system, list_systems

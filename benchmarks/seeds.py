@@ -23,8 +23,9 @@ from torch import Tensor
 from molsampler import Sampler
 from molsampler.analysis.distances import distance_total_variation
 from molsampler.analysis.energies import total_variation, wasserstein2_1d
+from molsampler.analysis.geometry import molecule_of
 from molsampler.analysis.modes import mode_distance, mode_weights
-from molsampler.analysis.torsions import molecule_of, ramachandran_tvd
+from molsampler.analysis.torsions import ramachandran_tvd
 from molsampler.mcmc import mala
 from molsampler.samples import Samples
 from molsampler.target import System

@@ -15,8 +15,8 @@ from torch import Tensor
 from molsampler import Sampler
 from molsampler.analysis.distances import distance_total_variation
 from molsampler.analysis.energies import total_variation, wasserstein2_1d
+from molsampler.analysis.geometry import molecule_of
 from molsampler.analysis.modes import mode_distance, mode_weights
-from molsampler.analysis.torsions import molecule_of
 from molsampler.molecule.chirality import signed_volumes
 from molsampler.reference.run import load_reference
 from molsampler.sampler.store import list_pretrained

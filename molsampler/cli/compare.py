@@ -90,7 +90,7 @@ def run(
 
 def print_comparison(comparison: Comparison) -> None:
     """Metrics as rows, sample sets as columns, the floors last; a star marks what fails its gate."""
-    from molsampler.analysis.comparison import GATE_SIGMAS, format_value
+    from molsampler.analysis import GATE_SIGMAS, format_value
 
     columns: Mapping[str, Comparison] = {
         comparison.label: comparison,

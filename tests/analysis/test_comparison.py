@@ -12,7 +12,8 @@ import torch
 from exact_systems import Dimer, Springs
 from torch import Tensor
 
-from molsampler.analysis.comparison import GATE_SIGMAS, Comparison, compare, compare_many, tabulate
+from molsampler.analysis.comparison import Comparison, compare, compare_many, tabulate
+from molsampler.analysis.statistics import GATE_SIGMAS
 from molsampler.errors import InputError, NonFiniteError, ShapeError
 from molsampler.samples import Samples
 from molsampler.systems.many_well import ManyWell

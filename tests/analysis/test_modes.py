@@ -10,10 +10,10 @@ from torch import Tensor
 from molsampler.analysis.modes import (
     HasModes,
     compare_modes,
-    effective_sample_size,
     mode_distance,
     mode_weights,
 )
+from molsampler.analysis.statistics import effective_sample_size
 from molsampler.errors import InputError
 from molsampler.systems import get_system
 from molsampler.systems.many_well import ManyWell

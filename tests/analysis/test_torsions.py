@@ -16,6 +16,8 @@ from torch import Tensor
 
 from molsampler.analysis import torsions
 from molsampler.analysis.comparison import Comparison, compare_many
+from molsampler.analysis.defects import bond_scale, broken
+from molsampler.analysis.geometry import Molecule, molecule_of
 from molsampler.analysis.report import render
 from molsampler.cli.compare import print_comparison
 from molsampler.samples import Samples
@@ -48,7 +50,7 @@ def failed(comparison: Comparison) -> set[str]:
 
 
 def test_angles_and_lengths_are_those_that_were_drawn() -> None:
-    molecule = torsions.molecule_of(PEPTIDE)
+    molecule = molecule_of(PEPTIDE)
     assert molecule is not None
     narrow = PEPTIDE.sample(500, 3, basins=((1.0, (-63.0, 170.0), 1e-6),))
     angles = molecule.ramachandran(narrow)
@@ -141,14 +143,14 @@ def test_rounding_of_a_trajectory_file_breaks_nothing() -> None:
     stiff = rounded.mean(0, keepdim=True).expand(500, -1, -1)
     # A reference of rigid bonds has no width of its own.
     noise = 5e-4 * (2 * torch.rand(500, 22, 3, generator=torch.Generator().manual_seed(0)) - 1)
-    molecule = torsions.molecule_of(PEPTIDE)
+    molecule = molecule_of(PEPTIDE)
     assert molecule is not None
     lengths = molecule.bond_lengths(stiff + noise)
-    assert not torsions.broken(lengths, torsions.bond_scale(molecule.bond_lengths(stiff))).any()
+    assert not broken(lengths, bond_scale(molecule.bond_lengths(stiff))).any()
 
 
 def test_errors_of_free_energies_match_the_spread_over_sets() -> None:
-    molecule = torsions.molecule_of(PEPTIDE)
+    molecule = molecule_of(PEPTIDE)
     assert molecule is not None
     found = [
         torsions.basin_weights(molecule.ramachandran(PEPTIDE.sample(600, seed))[:, 0])
@@ -188,7 +190,7 @@ def test_an_empty_basin_has_infinite_free_energy_and_null_in_json() -> None:
 def test_importance_weights_are_honoured() -> None:
     basins = tuple((weight, *b[1:]) for weight, b in zip((0.4, 0.4, 0.2), BASINS, strict=True))
     x = PEPTIDE.sample(12_000, 5, basins=basins)
-    molecule = torsions.molecule_of(PEPTIDE)
+    molecule = molecule_of(PEPTIDE)
     assert molecule is not None
     label = torsions.basin_labels(molecule.ramachandran(x)[:, 0])
     weights = torch.tensor([0.55 / 0.4, 0.35 / 0.4, 0.1 / 0.2], dtype=torch.float64)[label]
@@ -221,7 +223,7 @@ def test_tables_and_report_show_the_molecule(
 
 @pytest.mark.parametrize("system", [Springs(), Springs(4, 3), get_system("lj13")])
 def test_systems_without_bonds_have_no_molecule(system: object) -> None:
-    assert torsions.molecule_of(system) is None  # type: ignore[arg-type]
+    assert molecule_of(system) is None  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -242,12 +244,12 @@ def test_molecular_dynamics_of_a_real_molecule() -> None:
         integrator.step(20)
         positions = context.getState(getPositions=True).getPositions(asNumpy=True)
         frames.append(torch.from_numpy(np.asarray(positions._value)))
-    molecule = torsions.Molecule(mdtraj.Topology.from_openmm(made.topology), 1.0)
+    molecule = Molecule(mdtraj.Topology.from_openmm(made.topology), 1.0)
     x = torch.stack(frames[100:])
     assert molecule.hands(x).all()
     assert not molecule.hands(-x).any()
     lengths = molecule.bond_lengths(x)
-    assert torsions.broken(lengths, torsions.bond_scale(lengths)).mean() < 0.02
+    assert broken(lengths, bond_scale(lengths)).mean() < 0.02
     ours = {frozenset(bond) for bond in PEPTIDE._pairs.T.tolist()}
     assert {frozenset(bond) for bond in molecule.bonds.tolist()} == ours
     assert np.abs(lengths.mean(0) - 0.12).max() < 0.04
