@@ -7,6 +7,7 @@ plain importance sampling), one is drawn by its weight, and a MALA chain is star
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -41,13 +42,16 @@ class GaussianFactor:
         if box is None:
             noise = self.space.randn(k, *self.mean.shape[:-2], generator=generator, like=self.mean)
             return self.mean + std * noise
-        low, high = torch.special.ndtr((torch.stack([-box - self.mean, box - self.mean])) / std)
-        share = torch.rand(
-            k, *self.mean.shape, generator=generator, dtype=low.dtype, device=low.device
-        )
-        # A mean far outside the box leaves no probability inside; the nearest face stands for it.
-        drawn = self.mean + std * torch.special.ndtri(low + (high - low) * share)
-        return self.space.project(drawn.nan_to_num().clamp(-box, box))
+        # Mirrored so that the mean is not negative: the lower tail of the normal keeps its digits.
+        mean, side = self.mean.abs(), torch.where(self.mean < 0, -1.0, 1.0)
+        # By erfc: torch's ndtr loses the far tail.
+        reach = torch.stack([box + mean, mean - box]) / (math.sqrt(2.0) * std)
+        low, high = 0.5 * torch.special.erfc(reach)
+        share = torch.rand(k, *mean.shape, generator=generator, dtype=low.dtype, device=low.device)
+        drawn = mean + std * torch.special.ndtri(low + (high - low) * share)
+        # So far outside that no probability is left, the nearest face stands for all of it.
+        drawn = drawn.nan_to_num(neginf=box).clamp(-box, box)
+        return self.space.project(side * drawn)
 
 
 class Posterior:

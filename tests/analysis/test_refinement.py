@@ -87,5 +87,5 @@ def test_monte_carlo_of_a_molecule_moves_in_internal_coordinates() -> None:
     # The mean at 300 K is -23.8 kT with a standard deviation of 5.4; the start is tens of kT above.
     assert float(found.energies.median()) < -10
     assert abs(float(found.positions.mean(1).abs().max())) < 1e-6
-    hands = signed_volumes(found.positions, system.chiral_centres)
+    hands = signed_volumes(found.positions, system.molecule.chiral_centres)
     assert (hands > 0).all()

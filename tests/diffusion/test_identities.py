@@ -162,7 +162,10 @@ def test_a_box_truncates_the_gaussian_factor():
     rise = density.log_prob(torch.tensor(low)).exp() - density.log_prob(torch.tensor(high)).exp()
     expected = 0.5 + 2.0 * float(rise / mass)
     assert abs(float(x[:, 0].mean()) - expected) < SIGMAS * float(x[:, 0].std()) / math.sqrt(len(x))
-    assert float(x[:, 1].max()) < -0.5
+    # Its scale at the face is std^2 over the distance, a tenth.
+    assert abs(float(x[:, 1].mean()) + 1.0 - 4 / 39) < 0.01
+    beyond = GaussianFactor(x_t - 1e4, scales, Euclidean(1, 2)).sample(9, generator=rng, box=1.0)
+    assert float(beyond.max()) == -1.0
     # Negative control: the factor without its box.
     assert float(factor.sample(1000, generator=rng).abs().max()) > 1.0
 

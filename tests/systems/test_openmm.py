@@ -25,7 +25,7 @@ from molsampler.errors import (
     UnknownNameError,
 )
 from molsampler.molecule.graph import equivalence_classes, rotatable_bonds, within_bonds
-from molsampler.molecule.particles import Particles
+from molsampler.molecule.chirality import right_handed
 from molsampler.space import Euclidean, MeanFree
 from molsampler.systems import OpenMMSystem, get_system
 from molsampler.systems.openmm import alanine_dipeptide as module
@@ -651,8 +651,7 @@ def test_alanine_dipeptide_declares_its_one_chiral_centre(alanine):
     alpha, *arms = (residue.atom(name).index for name in ("CA", "N", "C", "CB"))
     assert centre[0] == alpha
     x = torch.from_numpy(alanine.positions).float()[None]
-    particles = Particles.of(alanine)
-    kept, wrong_before, _ = particles.right_handed(torch.cat([x, -x]))
+    kept, wrong_before, _ = right_handed(torch.cat([x, -x]), [centre])
     assert wrong_before.tolist() == [0, 1]
     assert torch.equal(kept[0], kept[1])
     # L: seen from the hydrogen, carbonyl, side chain and nitrogen follow one another clockwise.
