@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ..diffusion.identities import Identity
 from ..errors import FileFormatError, InputError, IntegrityError, UnknownNameError, nearest
 from ..nn.body import BodyConfig, EGNNConfig, Frozen
 from ..nn.generators.implicit import GeneratorConfig, LangevinScheme
 from ..storage.plain_yaml import parse_yaml, read_yaml
+from ..storage.validation import validated
 
 PRESETS = ("fast", "paper")
 _FOLDER = Path(__file__).parent / "presets"
@@ -165,18 +166,9 @@ def load_config(
 def validate(values: Mapping[str, Any]) -> TrainConfig:
     """A configuration from a plain mapping, with readable errors."""
     try:
-        return TrainConfig.model_validate(dict(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            key = str(first["loc"][-1])
-            raise UnknownNameError(
-                f"unknown configuration key {where!r}{nearest(key, _known_keys())}"
-            ) from None
-        raise InputError(
-            f"configuration key {where!r}: {first['msg']}, got {first.get('input')!r}"
-        ) from None
+        return validated(TrainConfig, values)
+    except InputError as error:
+        raise type(error)(f"configuration: {error}") from None
 
 
 def difference(old: TrainConfig, new: TrainConfig) -> list[str]:
@@ -273,19 +265,3 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def _known_keys() -> list[str]:
-    from ..nn.body import MLPConfig
-
-    models: list[type[Frozen]] = [
-        TrainConfig,
-        GeneratorConfig,
-        EGNNConfig,
-        MLPConfig,
-        LinearBetaConfig,
-        LogUniformConfig,
-        PosteriorConfig,
-        ReplayConfig,
-    ]
-    return sorted({key for model in models for key in model.model_fields})
