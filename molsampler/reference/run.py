@@ -160,9 +160,10 @@ def sample_reference(
         The samples would not fit in memory.
     """
     from .. import __version__
-    from ..samples import Samples, resolve_system
+    from ..samples import Samples
+    from ..systems import resolve
 
-    system = resolve_system(system)
+    system = resolve(system)
     if method not in REPLICAS:
         raise InputError(f"method must be 'openmm' or 'mcmc', got {method!r}")
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:

@@ -13,7 +13,7 @@ from torch import nn
 from .. import memory
 from ..errors import FileFormatError, InputError, ResourceError
 from ..molecule.internal import InternalCoordinates, working_target
-from ..samples import Samples, check_recorded, recorded_system
+from ..samples import Samples
 from ..target import System
 from .card import CARD, Card, read_card
 from .store import _build, _check_folder, _locate, _read_weights
@@ -84,7 +84,9 @@ class Sampler:
         self.target = working_target(system, self.internal)
 
     @classmethod
-    def load(cls, name_or_path: str | os.PathLike[str], *, system: System | None = None) -> Self:
+    def load(
+        cls, name_or_path: str | os.PathLike[str], *, system: System | str | None = None
+    ) -> Self:
         """Load a shipped sampler by name, or an artifact folder by path; never from the network.
 
         A shipped name takes precedence; write ``./lj13`` for a folder of that name. ``system`` is
@@ -101,12 +103,12 @@ class Sampler:
         InputError
             The card is of an OpenMM system, and ``system`` is missing or another one.
         """
+        from ..systems import resolve_recorded
+
         path = _locate(name_or_path)
         _check_folder(path)
         card, digest = read_card(path / CARD)
-        if system is None:
-            system = recorded_system(card.system)
-        check_recorded(card.system, system, source=path)
+        system = resolve_recorded(card.system, given=system, source=path)
         if tuple(card.shape) != tuple(system.shape):
             raise FileFormatError(
                 f"{path / CARD} says shape {tuple(card.shape)}, system {system.name!r} has "

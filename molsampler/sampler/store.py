@@ -32,7 +32,6 @@ from ..errors import (
 )
 from ..molecule.internal import working_target
 from ..nn.generators.implicit import GeneratorConfig, build_generator
-from ..samples import reference_to
 from ..storage.files import fsync_folder, read_limited, remove, sha256, temporary_path, write_bytes
 from ..storage.sealed_json import sealed
 from ..target import System
@@ -222,7 +221,7 @@ def save(
             )
     weights = serialise(state)
     card = Card(
-        system=reference_to(system),
+        system=system.record(),
         shape=system.shape,
         architecture=dict(architecture),
         units=dict(units or _units(system)),
