@@ -47,7 +47,7 @@ def test_a_record_is_rebuilt(name: str) -> None:
     "reference", ["mine.yaml", "/etc/passwd", "../x", "a b", "", 3, ["lj13"], "x" * 101]
 )
 def test_a_file_makes_nobody_open_others(reference) -> None:
-    with pytest.raises(FileFormatError, match="a.npz must name its system by a plain name"):
+    with pytest.raises(FileFormatError, match=r"a\.npz must name its system by a plain name"):
         resolve_recorded(reference, source="a.npz")
 
 
@@ -82,7 +82,7 @@ def test_what_the_reader_gives_must_be_what_the_file_says() -> None:
     for agreed in (None, "water", given.record(), {"name": "water"}):
         assert resolve_recorded(agreed, given=given) is given
     assert resolve_recorded("lj13", given="lj13").name == "lj13"
-    with pytest.raises(InputError, match="a.npz is of 'ice', system= says 'water'"):
+    with pytest.raises(InputError, match=r"a\.npz is of 'ice', system= says 'water'"):
         resolve_recorded("ice", given=given, source="a.npz")
     with pytest.raises(InputError, match="another definition or temperature of 'water'"):
         resolve_recorded({**given.record(), "sha256": "1" * 64}, given=given)
