@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any
@@ -41,8 +42,7 @@ def resolve_recorded(
         name = reference.get("name") if isinstance(reference, Mapping) else reference
         if name is not None and name != system.name:
             raise InputError(f"{source} is of {name!r}, system= says {system.name!r}")
-        hashed = isinstance(reference, Mapping) and "sha256" in reference
-        if hashed and reference != system.record():
+        if isinstance(reference, Mapping) and _plain(reference) != _plain(system.record()):
             raise InputError(
                 f"{source} is of another definition or temperature of {name!r} than system= "
                 f"({system.name!r}) gives"
@@ -70,3 +70,8 @@ def resolve_recorded(
             "pass system= (--system FILE.yaml)"
         )
     return build_system(reference, source=f"{source}: the recorded system", folder=None)
+
+
+def _plain(record: Any) -> Any:
+    """A record as it comes back from a file, with lists for tuples."""
+    return json.loads(json.dumps(record))

@@ -79,10 +79,28 @@ def test_a_record_that_tells_too_little_is_refused(reference, error, match: str)
 
 def test_what_the_reader_gives_must_be_what_the_file_says() -> None:
     given = Hashed("water", "0" * 64)
-    for agreed in (None, "water", given.record(), {"name": "water"}):
+    for agreed in (None, "water", given.record()):
         assert resolve_recorded(agreed, given=given) is given
     assert resolve_recorded("lj13", given="lj13").name == "lj13"
     with pytest.raises(InputError, match=r"a\.npz is of 'ice', system= says 'water'"):
         resolve_recorded("ice", given=given, source="a.npz")
     with pytest.raises(InputError, match="another definition or temperature of 'water'"):
         resolve_recorded({**given.record(), "sha256": "1" * 64}, given=given)
+
+
+def test_another_formula_of_the_same_name_is_refused() -> None:
+    given = pair(a=1.5)
+    assert resolve_recorded(pair(a=1.5).record(), given=given) is given
+    with pytest.raises(InputError, match="another definition or temperature of 'mine'"):
+        resolve_recorded(pair(a=1.6).record(), given=given)
+
+
+def test_tuples_in_a_record_come_back_as_lists() -> None:
+    class Boxed(Hashed):
+        def record(self):
+            return {"kind": "boxed", "name": self.name, "box": (1.0, 2.0)}
+
+    given = Boxed("water", "")
+    assert resolve_recorded(json.loads(json.dumps(given.record())), given=given) is given
+    with pytest.raises(InputError, match="another definition"):
+        resolve_recorded({**given.record(), "box": [1.0, 3.0]}, given=given)
