@@ -24,7 +24,7 @@ from molsampler.mcmc import adapt, mala
 from molsampler.mcmc.convergence import assess
 from molsampler.nn.egnn import EGNN
 from molsampler.reference.dynamics import LangevinReplicas
-from molsampler.reference.run import observables
+from molsampler.reference.observables import observables
 from molsampler.sampler.store import list_pretrained
 from molsampler.systems import get_system
 from molsampler.target import System

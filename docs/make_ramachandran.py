@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from molsampler import Sampler, export
-from molsampler.reference.run import load_reference
+from molsampler.reference import load_reference
 from molsampler.samples import Samples
 from molsampler.target import System
 

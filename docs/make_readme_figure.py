@@ -14,7 +14,7 @@ import numpy as np
 
 from molsampler import Sampler
 from molsampler.analysis import interatomic_distances
-from molsampler.reference.run import load_reference
+from molsampler.reference import load_reference
 
 SAMPLES = 20_000
 SAMPLES_COLOUR, REFERENCE_COLOUR = "#1f6f9f", "#8a8f98"

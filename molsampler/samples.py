@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .errors import FileFormatError, InputError, NonFiniteError, ShapeError, UnknownNameError
+from .errors import InputError, NonFiniteError, ShapeError
 from .target import COORDINATE_LIMIT, System
 
 if TYPE_CHECKING:
@@ -19,73 +18,6 @@ if TYPE_CHECKING:
 
 #: Rows whose energies are evaluated at once by :meth:`Samples.of`.
 ENERGY_BLOCK = 4096
-
-
-def resolve_system(reference: System | str) -> System:
-    """The system that a name or a path refers to; a system stands for itself.
-
-    Raises
-    ------
-    UnknownNameError
-        No system has that name.
-    """
-    if isinstance(reference, System):
-        return reference
-    from molsampler.systems import get_system
-
-    return get_system(reference)
-
-
-def recorded_system(reference: Any) -> System:
-    """The system that a file refers to, by a plain name or by an inline specification.
-
-    Raises
-    ------
-    FileFormatError
-        It is neither; paths in particular are refused, as a file must not make its reader open
-        others.
-    UnknownNameError
-        No system has that name; whoever has the system can pass it.
-    InputError
-        It is an OpenMM system, of which files hold the name and a hash only.
-    """
-    if isinstance(reference, dict):
-        from molsampler.systems.pair.potential import from_mapping
-
-        if reference.get("kind") == "openmm":
-            raise InputError(
-                f"the file is of the OpenMM system {reference.get('name')!r}, which is defined "
-                "elsewhere; pass system= (--system FILE.yaml)"
-            )
-        return from_mapping(dict(reference), source="the recorded system")
-    if not isinstance(reference, str) or not re.fullmatch(r"[A-Za-z0-9_+-]{1,100}", reference):
-        raise FileFormatError(
-            f"a file names its system by a plain name or a specification, got {reference!r}"
-        )
-    try:
-        return resolve_system(reference)
-    except UnknownNameError as error:
-        raise UnknownNameError(f"{error}; if the system is your own, pass system=") from None
-
-
-def reference_to(system: System) -> str | dict[str, Any]:
-    """What files record of a system; see :meth:`molsampler.target.System.record`."""
-    return system.record()
-
-
-def check_recorded(reference: Any, system: System, *, source: Any) -> None:
-    """Refuse a system whose hash is not the one that a file records, where it records one.
-
-    Raises
-    ------
-    InputError
-        ``source`` is of another definition or temperature of the system.
-    """
-    if isinstance(reference, dict) and "sha256" in reference and reference != system.record():
-        raise InputError(
-            f"{source} is of another definition or temperature of {reference.get('name')!r} than "
-            f"system= ({system.name!r}) gives"
-        )
 
 
 def reduced_energies(system: System, positions: Tensor) -> Tensor:
@@ -179,7 +111,9 @@ class Samples:
         ShapeError, NonFiniteError
             See :func:`molsampler.target.check_positions`.
         """
-        system = resolve_system(system)
+        from .systems import resolve
+
+        system = resolve(system)
         kept = torch.as_tensor(positions).detach().to("cpu", torch.float32).contiguous()
         if kept.dim() != 3:
             raise ShapeError(
@@ -190,7 +124,7 @@ class Samples:
             kept,
             reduced_energies(system, kept),
             None if weights is None else torch.as_tensor(weights).detach().to("cpu", torch.float64),
-            {"system": reference_to(system), **metadata},
+            {"system": system.record(), **metadata},
         )
 
     def __len__(self) -> int:
@@ -213,19 +147,10 @@ class Samples:
         return Samples(self.positions, self.energies, self.weights, {**self.metadata, **metadata})
 
     def system(self) -> System:
-        """The system that the metadata names.
+        """The system that the metadata names; see :func:`molsampler.systems.resolve_recorded`."""
+        from .systems import resolve_recorded
 
-        Raises
-        ------
-        InputError
-            The metadata names none.
-        UnknownNameError
-            It is not a registered one.
-        """
-        reference = self.metadata.get("system")
-        if reference is None:
-            raise InputError("these samples do not say which system they are of; pass system=")
-        return recorded_system(reference)
+        return resolve_recorded(self.metadata.get("system"), source="the metadata of these samples")
 
     def to_mdtraj(self, *, system: System | str | None = None) -> mdtraj.Trajectory:
         """MDTraj trajectory in nanometres, one frame a sample; z = 0 for planar systems.
@@ -241,8 +166,9 @@ class Samples:
         import mdtraj
 
         from .export.lengths import to_nanometres, topology_of
+        from .systems import resolve
 
-        resolved = self.system() if system is None else resolve_system(system)
+        resolved = self.system() if system is None else resolve(system)
         return mdtraj.Trajectory(
             to_nanometres(self.positions, resolved.length_nm), topology_of(resolved)
         )

@@ -14,7 +14,9 @@ if __name__ == "systems":
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .registry import get_system, list_systems
+from .registry import get_system, list_systems, register_system, register_system_kind
+from .resolve import resolve, resolve_recorded
+from .spec import SystemSpec
 
 if TYPE_CHECKING:
     from .many_well import ManyWell
@@ -33,8 +35,13 @@ __all__ = [
     "ManyWell",
     "OpenMMSystem",
     "PairPotential",
+    "SystemSpec",
     "get_system",
     "list_systems",
+    "register_system",
+    "register_system_kind",
+    "resolve",
+    "resolve_recorded",
 ]
 
 _LAZY = {

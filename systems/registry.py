@@ -1,41 +1,70 @@
-"""The names under which systems are known, and the files that define new ones."""
+"""The names under which systems are known, and the kinds of files that define new ones."""
 
 from __future__ import annotations
 
-import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 from molsampler.errors import FileFormatError, InputError, UnknownNameError, nearest
+from molsampler.registry import Registry
 from molsampler.storage.plain_yaml import read_yaml
+from molsampler.storage.validation import validated
 from molsampler.target import System
 
-#: Registered name -> (module, class, arguments). Modules are imported when a system is asked for.
-_SYSTEMS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "dw4": (".pair.double_well", "DoubleWell", {"n": 4, "d": 2}),
-    "lj13": (".pair.lennard_jones", "LennardJones", {"n": 13}),
-    "lj55": (".pair.lennard_jones", "LennardJones", {"n": 55}),
-    "mog40": (".mixture", "GaussianMixture", {}),
-    "mw32": (".many_well", "ManyWell", {"n_pairs": 16}),
-    "alanine-dipeptide": (".openmm", "AlanineDipeptide", {}),
-}
+from .spec import SystemSpec
+
+SYSTEM_KINDS: Registry[type[SystemSpec]] = Registry("system kind")
+SYSTEM_KINDS.register("pair_potential", "molsampler.systems.pair.potential:PairPotentialSpec")
+SYSTEM_KINDS.register("openmm", "molsampler.systems.openmm.files:OpenMMSpec")
 
 #: Families whose member is chosen by the particle count in its name: lj7, dw8, ...
-_FAMILIES: dict[str, tuple[str, str]] = {
-    "lj": (".pair.lennard_jones", "LennardJones"),
-    "dw": (".pair.double_well", "DoubleWell"),
-}
+FAMILIES: Registry[Callable[..., System]] = Registry("family of systems")
+FAMILIES.register("lj", "molsampler.systems.pair.lennard_jones:LennardJones")
+FAMILIES.register("dw", "molsampler.systems.pair.double_well:DoubleWell")
+
+#: Members of families that listings show.
+_MEMBERS = ("dw4", "lj13", "lj55")
+
+SYSTEMS: Registry[Callable[[], System]] = Registry("system")
+SYSTEMS.register("mog40", "molsampler.systems.mixture:GaussianMixture")
+SYSTEMS.register("mw32", "molsampler.systems.many_well:ManyWell")
+SYSTEMS.register("alanine-dipeptide", "molsampler.systems.openmm:AlanineDipeptide")
 
 #: Largest particle count accepted in a family name; pair tensors grow as n^2.
 _FAMILY_LIMIT = 1000
 
+#: The names that files may record; a path is none of them.
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_+-]{1,100}")
+
+#: The kind of a system file, or of a recorded mapping, that does not say.
+DEFAULT_KIND = "pair_potential"
+
+#: Adds a kind of system files under a name: a :class:`~molsampler.systems.spec.SystemSpec`, or the text
+#: "module:attribute" of where it stands; a decorator where only the name is given.
+register_system_kind = SYSTEM_KINDS.register
+
+
+def register_system(name: str, factory: Callable[[], System] | str) -> None:
+    """Add a system under a name; ``factory`` makes it, or is the text "module:attribute" of what does.
+
+    Raises
+    ------
+    InputError
+        The name is taken, or holds other characters than letters, digits, '_', '+' and '-'.
+    """
+    if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
+        raise InputError(f"name must be up to 100 letters, digits, '_', '+' and '-', got {name!r}")
+    if name in _MEMBERS:
+        raise InputError(f"there is a system {name!r} already")
+    SYSTEMS.register(name, factory)
+
 
 def list_systems() -> tuple[str, ...]:
     """Names of the registered systems."""
-    return tuple(_SYSTEMS)
+    return (*_MEMBERS, *SYSTEMS.names())
 
 
 def get_system(name: str | PathLike[str]) -> System:
@@ -43,8 +72,9 @@ def get_system(name: str | PathLike[str]) -> System:
 
     ``name`` is one of :func:`list_systems`; ``lj<N>`` or ``dw<N>`` for N particles; or a path that
     ends in ``.yaml`` or ``.yml``. A system file has a ``kind`` (``pair_potential`` if absent) and
-    the keys of that kind, see :func:`molsampler.systems.pair.potential.from_mapping` and, for
-    ``kind: openmm``, :func:`molsampler.systems.openmm.files.from_mapping`.
+    the keys of that kind, see :class:`molsampler.systems.pair.potential.PairPotentialSpec` and, for
+    ``kind: openmm``, :class:`molsampler.systems.openmm.files.OpenMMSpec`. A key without a value
+    counts as absent.
 
     Raises
     ------
@@ -53,34 +83,32 @@ def get_system(name: str | PathLike[str]) -> System:
     FileFormatError
         The file is missing or is not plain YAML with a mapping at its top.
     InputError
-        A value in the file, or the particle count in a family name, is unusable.
+        A key is missing; a value in the file, or the particle count in a family name, is unusable.
     """
     if not isinstance(name, str | PathLike):
         raise InputError(f"name must be a system's name or a path, got {name!r}")
     text = str(fspath(name))
     if text.lower().endswith((".yaml", ".yml")):
         return _from_file(Path(text))
-    if text in _SYSTEMS:
-        module, cls, arguments = _SYSTEMS[text]
-        return _build(module, cls, arguments)
+    if text in SYSTEMS:
+        system = SYSTEMS[text]()
+        # Files record the system's own name, and are read by it.
+        if system.name != text:
+            raise InputError(f"the system registered as {text!r} calls itself {system.name!r}")
+        return system
     member = re.fullmatch(r"([a-z]+)([1-9][0-9]{0,8})", text)
-    if member and member[1] in _FAMILIES:
+    if member and member[1] in FAMILIES:
         n = int(member[2])
         if not 2 <= n <= _FAMILY_LIMIT:
             raise InputError(
                 f"name {text!r} asks for {n} particles; 2 to {_FAMILY_LIMIT} are possible"
             )
-        return _build(*_FAMILIES[member[1]], {"n": n})
+        return FAMILIES[member[1]](n=n)
     known = list_systems()
     raise UnknownNameError(
         f"no system is called {text!r}{nearest(text, known)} (known: {', '.join(known)}, lj<N>, "
         "dw<N>, or a path to a .yaml file)"
     )
-
-
-def _build(module: str, cls: str, arguments: dict[str, Any]) -> System:
-    factory: Callable[..., System] = getattr(importlib.import_module(module, __package__), cls)
-    return factory(**arguments)
 
 
 def _from_file(path: Path) -> System:
@@ -89,17 +117,20 @@ def _from_file(path: Path) -> System:
         raise FileFormatError(
             f"{path} must hold a mapping such as 'kind: openmm', got {type(content).__name__}"
         )
-    kind = content.pop("kind", "pair_potential")
-    readers = {
-        "pair_potential": (".pair.potential", "from_mapping"),
-        "openmm": (".openmm.files", "from_mapping"),
-    }
-    if not isinstance(kind, str) or kind not in readers:
-        raise UnknownNameError(
-            f"{path}: kind {kind!r} is unknown{nearest(str(kind), tuple(readers))} "
-            f"(known: {', '.join(readers)})"
-        )
-    content.setdefault("name", path.stem)
-    module, function = readers[kind]
-    read: Callable[..., System] = getattr(importlib.import_module(module, __package__), function)
-    return read(content, source=str(path))
+    return build_system({"name": path.stem, **content}, source=path, folder=path.parent)
+
+
+def build_system(content: Mapping[str, Any], *, source: object, folder: Path | None) -> System:
+    """The system that a mapping of keys describes; ``source`` says in messages where it is from.
+
+    Raises
+    ------
+    UnknownNameError, InputError
+        See :func:`get_system`.
+    """
+    values = {key: value for key, value in content.items() if value is not None}
+    kind = values.setdefault("kind", DEFAULT_KIND)
+    try:
+        return validated(SYSTEM_KINDS[kind], values).build(folder)
+    except InputError as error:
+        raise type(error)(f"{source}: {error}") from None

@@ -18,7 +18,7 @@ from molsampler.analysis.energies import total_variation, wasserstein2_1d
 from molsampler.analysis.geometry import molecule_of
 from molsampler.analysis.modes import mode_distance, mode_weights
 from molsampler.molecule.chirality import signed_volumes
-from molsampler.reference.run import load_reference
+from molsampler.reference import load_reference
 from molsampler.sampler.store import list_pretrained
 
 N = 4000

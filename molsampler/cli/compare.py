@@ -41,14 +41,14 @@ def compare(
     from molsampler.analysis import write_json, write_report
 
     from ..export import load
-    from ..samples import resolve_system
     from ..storage.files import check_output
+    from ..systems import resolve
 
     to_stdout = metrics is not None and str(metrics) == "-"
     for path in (output, None if to_stdout else metrics):
         if path is not None:
             check_output(path, overwrite=overwrite)
-    target = resolve_system(system) if system is not None else None
+    target = resolve(system) if system is not None else None
     judged, trusted = load(samples, system=target), load(reference, system=target)
     target = target or judged.system()
     comparison = run(judged, trusted, target, number=number, monte_carlo=monte_carlo, seed=seed)

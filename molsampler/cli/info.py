@@ -46,10 +46,9 @@ def info(
 
 def _artifact(source: str, system: str | None) -> dict[str, Any]:
     from ..sampler.sampler import Sampler
-    from ..samples import resolve_system
 
     # Loading checks the hash of the weights and raises where it does not hold.
-    sampler = Sampler.load(source, system=None if system is None else resolve_system(system))
+    sampler = Sampler.load(source, system=system)
     return {
         "kind": "sampler",
         "integrity": "weights match the card's SHA-256",

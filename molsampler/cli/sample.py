@@ -42,9 +42,8 @@ def sample(
     from ..export import save_blocks
     from ..export.trajectory import EnergyStatistics
     from ..sampler.sampler import Sampler
-    from ..samples import resolve_system
 
-    sampler = Sampler.load(source, system=None if system is None else resolve_system(system))
+    sampler = Sampler.load(source, system=system)
     stream = sampler.stream(number, seed=seed, refine=refine, device=device, batch_size=batch_size)
     statistics = EnergyStatistics()
     with progress(f"sampling {sampler.system.name}", number) as update:

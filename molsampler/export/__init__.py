@@ -26,7 +26,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -45,7 +45,6 @@ from .sidecar import check_file, read_sidecar, sidecar_path
 from .trajectory import (
     TRAJECTORIES,
     EnergyStatistics,
-    agreed_system,
     load_trajectory,
     save_trajectory,
     translated,
@@ -92,13 +91,13 @@ def save(
     StorageError
         There is no space, or what was written does not read back; the previous file is intact.
     """
-    from ..samples import resolve_system
+    from ..systems import resolve
 
     save_blocks(
         [samples],
         path,
         count=len(samples),
-        system=samples.metadata.get("system") if system is None else resolve_system(system),
+        system=samples.metadata.get("system") if system is None else resolve(system),
         metadata=lambda: samples.metadata,
         overwrite=overwrite,
     )
@@ -124,7 +123,7 @@ def save_blocks(
     OutputExistsError, InputError, StorageError
         See :func:`save`.
     """
-    from ..samples import recorded_system
+    from ..systems import resolve_recorded
 
     path = Path(path)
     suffix = _suffix(path)
@@ -134,7 +133,11 @@ def save_blocks(
     if suffix in TRAJECTORIES:
         if system is None:
             raise InputError(f"{path.name}: a trajectory needs to know its system; pass system=")
-        known = system if isinstance(system, System) else recorded_system(system)
+        known = (
+            system
+            if isinstance(system, System)
+            else resolve_recorded(system, source="the metadata")
+        )
         save_trajectory(
             path,
             blocks,
@@ -205,7 +208,8 @@ def load(path: Path | str, *, system: System | str | None = None) -> Samples:
 
 
 def _load_npz(path: Path, system: System | str | None) -> Samples:
-    from ..samples import Samples, reduced_energies, reference_to
+    from ..samples import Samples, reduced_energies
+    from ..systems import resolve_recorded
 
     content = npz.read(path)
     positions = torch.from_numpy(content.positions)
@@ -214,7 +218,7 @@ def _load_npz(path: Path, system: System | str | None) -> Samples:
     resolved = None
     # A file with energies can be read where its system is not registered.
     if system is not None or energies is None:
-        resolved = agreed_system(path, system, recorded)
+        resolved = resolve_recorded(recorded, given=system, source=path)
     if resolved is not None and tuple(positions.shape[1:]) != resolved.shape:
         raise ShapeError(
             f"{path} holds positions of shape {tuple(positions.shape)}, system {resolved.name!r} "
@@ -222,12 +226,10 @@ def _load_npz(path: Path, system: System | str | None) -> Samples:
         )
     try:
         if energies is None:
-            if resolved is None:
-                raise InputError(f"{path} holds no energies and names no system; pass system=")
-            energies = reduced_energies(resolved, positions)
+            energies = reduced_energies(cast(System, resolved), positions)
         metadata = dict(content.metadata)
         if resolved is not None:
-            metadata.setdefault("system", reference_to(resolved))
+            metadata.setdefault("system", resolved.record())
         weights = None if content.weights is None else torch.from_numpy(content.weights)
         return Samples(positions, energies, weights, metadata)
     except NonFiniteError as error:

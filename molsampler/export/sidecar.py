@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from ..errors import FileFormatError, IntegrityError, OutputExistsError
+from ..errors import FileFormatError, InputError, IntegrityError, OutputExistsError
 from ..storage.files import read_limited, sha256, write_bytes
 from ..storage.sealed_json import SEAL, parse_json, sealed, unsealed
+from ..storage.validation import validated
 
 #: Largest sidecar that is believed (bytes).
 SIZE_LIMIT = 16 * 2**20
@@ -113,11 +114,9 @@ def read_sidecar(path: Path) -> Sidecar | None:
             f"{path} is a sidecar of version {version!r}; this molsampler reads version 1"
         )
     try:
-        return Sidecar.model_validate(unsealed(content, path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise FileFormatError(f"{path}: {where}: {first['msg']}") from None
+        return validated(Sidecar, unsealed(content, path))
+    except InputError as error:
+        raise FileFormatError(f"{path}: {error}") from None
 
 
 def check_free(path: Path) -> None:

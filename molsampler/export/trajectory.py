@@ -364,7 +364,8 @@ def save_trajectory(
 
 def load_trajectory(path: Path, system: System | str | None) -> Samples:
     """Read a trajectory; see :func:`molsampler.export.load`."""
-    from ..samples import Samples, reference_to
+    from ..samples import Samples
+    from ..systems import resolve_recorded
 
     form = TRAJECTORIES[path.suffix]
     sidecar = read_sidecar(sidecar_path(path))
@@ -378,12 +379,7 @@ def load_trajectory(path: Path, system: System | str | None) -> Samples:
             sidecar_path(path).name,
         )
     provenance = dict(record.provenance) if record is not None else {}
-    resolved = agreed_system(path, system, provenance.get("system"))
-    if resolved is None:
-        raise InputError(
-            f"{path} does not say which system it is of (no sidecar {sidecar_path(path).name} "
-            "describes it); pass system="
-        )
+    resolved = resolve_recorded(provenance.get("system"), given=system, source=path)
     particles, dimension = resolved.shape
     length = record.length_nm if record is not None else resolved.length_nm
     with form.open(path) as (frames, atoms, chunks):
@@ -421,26 +417,6 @@ def load_trajectory(path: Path, system: System | str | None) -> Samples:
             path.name,
             form.spacing_nm,
         )
-    provenance.setdefault("system", reference_to(resolved))
+    provenance.setdefault("system", resolved.record())
     samples = Samples.of(resolved, torch.cat(pieces))
     return Samples(samples.positions, samples.energies, None, provenance)
-
-
-def agreed_system(path: Path, given: System | str | None, recorded: Any) -> System | None:
-    """The system of a file: what the caller says, what the file says, or None if neither does.
-
-    Raises
-    ------
-    InputError
-        They name different systems.
-    """
-    from ..samples import check_recorded, recorded_system, resolve_system
-
-    if given is None:
-        return None if recorded is None else recorded_system(recorded)
-    resolved = resolve_system(given)
-    name = recorded.get("name") if isinstance(recorded, dict) else recorded
-    if name is not None and name != resolved.name:
-        raise InputError(f"{path} holds samples of {name!r}, system= says {resolved.name!r}")
-    check_recorded(recorded, resolved, source=path)
-    return resolved

@@ -99,6 +99,11 @@ class ObjectiveConfig(Frozen):
 
     kind: str
 
+    @classmethod
+    def model_of(cls, values: Any) -> type[ObjectiveConfig]:
+        kind = values.get("kind", "dikl-replay") if isinstance(values, Mapping) else "dikl-replay"
+        return OBJECTIVES[kind]
+
     @property
     def rows(self) -> int:
         """Configurations that are held at once at least, for an estimate of memory."""
@@ -120,7 +125,7 @@ def parse_objective(value: Any) -> ObjectiveConfig:
         return value
     if not isinstance(value, Mapping):
         raise ValueError(f"an objective is a mapping with a kind, got {value!r}")
-    return OBJECTIVES[str(value.get("kind", "dikl-replay"))].model_validate(value)
+    return ObjectiveConfig.model_of(value).model_validate(value)
 
 
 #: A field of a configuration that holds an objective of any registered kind.

@@ -14,8 +14,8 @@ Both methods run many replicas from dispersed starts and are read by the same ru
    hottest temperature is the lowest of a doubling sequence at which the exchange itself (Monte
    Carlo) or a plain run at that temperature (OpenMM) converges.
 
-Observables are the energy and, for invariant systems, the radius of gyration and order statistics of
-the pair distances; for others, the coordinates. Molecules are watched by their torsions as well.
+What is watched stands in :mod:`molsampler.reference.observables`, where the replicas start in
+:mod:`molsampler.reference.starts`.
 
 A run given a folder for its checkpoint records its frames there and, stopped at any moment, goes on
 from them when it is called again; see :mod:`molsampler.reference.journal`.
@@ -36,29 +36,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import memory, systems
-from ..errors import InputError, UnknownNameError, nearest
+from .. import memory
+from ..errors import InputError
 from ..mcmc import convergence
-from ..molecule.graph import neighbours, rotatable_bonds
 from ..target import System
 from .dynamics import bonds_of
 from .journal import Block, Journal, Record
+from .observables import observables
+from .starts import dispersed_starts
 
 if TYPE_CHECKING:
     from ..samples import Samples
 
-__all__ = [
-    "REFERENCE_SETS",
-    "load_reference",
-    "reference_path",
-    "replica_index",
-    "sample_reference",
-]
-
 logger = logging.getLogger(__name__)
-
-#: Systems whose reference samples ship with the package.
-REFERENCE_SETS = ("dw4", "lj13")
 
 #: Replicas that run beside each other unless told otherwise. Burn-in costs each of them ten
 #: decorrelation times, which favours few; a batch of 256 Monte Carlo chains costs little more than 64.
@@ -94,9 +84,6 @@ FRAME_BLOCK = 32
 #: slow observables costs time and tells no more.
 FINEST_RECORD = 16
 
-#: Coordinates that are watched one by one in systems without symmetry.
-MOST_COORDINATES = 64
-
 #: Observables that are named in the warnings; systems without symmetry watch one per coordinate.
 MOST_WARNINGS = 5
 
@@ -122,37 +109,6 @@ class Engine(Protocol):
     def save(self) -> dict[str, Tensor]: ...
     def load(self, state: Mapping[str, Tensor]) -> None: ...
     def describe(self) -> dict[str, Any]: ...
-
-
-def reference_path(system_name: str) -> Path:
-    """Path of a shipped reference set.
-
-    Raises
-    ------
-    UnknownNameError
-        None ships for this system.
-    """
-    if system_name not in REFERENCE_SETS:
-        raise UnknownNameError(
-            f"no reference set ships for {system_name!r}{nearest(str(system_name), REFERENCE_SETS)} "
-            f"(known: {', '.join(REFERENCE_SETS)}); make one with sample_reference"
-        )
-    return Path(systems.__file__).parent / "data" / f"reference_{system_name}.npz"
-
-
-def load_reference(system_name: str) -> Samples:
-    """Shipped reference samples of a system; ``metadata`` tells how they were made.
-
-    Raises
-    ------
-    UnknownNameError
-        None ships for this system.
-    FileFormatError
-        The file is damaged.
-    """
-    from .. import export
-
-    return export.load(reference_path(system_name))
 
 
 def sample_reference(
@@ -204,9 +160,10 @@ def sample_reference(
         The samples would not fit in memory.
     """
     from .. import __version__
-    from ..samples import Samples, resolve_system
+    from ..samples import Samples
+    from ..systems import resolve
 
-    system = resolve_system(system)
+    system = resolve(system)
     if method not in REPLICAS:
         raise InputError(f"method must be 'openmm' or 'mcmc', got {method!r}")
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
@@ -307,88 +264,6 @@ def _require_twin(system: System) -> None:
         raise InputError(
             f"system {system.name!r} has no OpenMM twin; use method='mcmc' (--method mcmc)"
         )
-
-
-# Observables
-
-
-def observables(system: System, x: Tensor) -> dict[str, Tensor]:
-    """Named observables ``(b,)`` in float64 of positions ``(b, n, d)``, by which convergence is judged."""
-    x = x.double()
-    watched = {"energy": system.energy(x)}
-    n, d = system.shape
-    if not system.invariant or n < 2:
-        flat = x.flatten(1)
-        for k in range(min(n * d, MOST_COORDINATES)):
-            watched[f"coordinate {k}"] = flat[:, k]
-        return watched
-    torsions = _watched_torsions(system)
-    for i, j, k, last in torsions:
-        angle = _dihedral(x[:, i], x[:, j], x[:, k], x[:, last])
-        watched[f"cosine of torsion {i}-{j}-{k}-{last}"] = angle.cos()
-        watched[f"sine of torsion {i}-{j}-{k}-{last}"] = angle.sin()
-    centred = x - x.mean(-2, keepdim=True)
-    watched["radius of gyration"] = centred.square().sum(-1).mean(-1).sqrt()
-    i, j = torch.triu_indices(n, n, 1)
-    distance = (x[:, i] - x[:, j]).norm(dim=-1)
-    ordered = distance.sort(-1).values
-    ranks = sorted({round(q * (ordered.shape[1] - 1)) for q in (0.0, 0.25, 0.5, 0.75, 1.0)})
-    for rank in ranks:
-        watched[f"pair distance of rank {rank + 1}"] = ordered[:, rank]
-    if not system.exchangeable and not torsions:
-        for k in range(min(distance.shape[1], MOST_COORDINATES)):
-            watched[f"distance {int(i[k])}-{int(j[k])}"] = distance[:, k]
-    return watched
-
-
-def _watched_torsions(system: System) -> list[tuple[int, int, int, int]]:
-    """Torsions of rotatable bonds, without those of symmetric rotors such as methyl groups."""
-    n, bonds = system.shape[0], bonds_of(system)
-    if not bonds or system.molecule is None:
-        return []
-    types = system.molecule.types
-    partners = neighbours(n, bonds)
-
-    def symmetric(end: int, other: int) -> bool:
-        kinds = [types[atom] for atom in partners[end] if atom != other]
-        return len(kinds) > 1 and len(set(kinds)) == 1
-
-    return [
-        torsion
-        for torsion, _ in rotatable_bonds(n, bonds)
-        if not symmetric(torsion[1], torsion[2]) and not symmetric(torsion[2], torsion[1])
-    ]
-
-
-def _dihedral(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """Dihedral angle in radians of points ``(b, 3)``."""
-    first, axis, last = b - a, c - b, d - c
-    left, right = torch.linalg.cross(first, axis), torch.linalg.cross(axis, last)
-    up = (torch.linalg.cross(left, right) * axis).sum(-1) / axis.norm(dim=-1)
-    return torch.atan2(up, (left * right).sum(-1))
-
-
-# Starts
-
-
-def dispersed_starts(system: System, count: int, *, generator: torch.Generator) -> Tensor:
-    """Starts ``(count, n, d)``: the system's own where it knows some, else Gaussians.
-
-    Gaussians have three widths in turn, around the width of lowest energy.
-    """
-    own = system.starts(count, generator=generator)
-    if own is not None:
-        return own
-    like = torch.zeros((), dtype=torch.float64)
-    draws = system.space.randn(64, generator=generator, like=like)
-    scales = torch.logspace(-1, 2, 31, dtype=torch.float64)
-    medians = torch.stack([system.energy(scale * draws).median() for scale in scales])
-    best = float(scales[medians.argmin()])
-    width = best * torch.tensor([0.7, 1.0, 1.5], dtype=torch.float64)[torch.arange(count) % 3]
-    return width[:, None, None] * system.space.randn(count, generator=generator, like=like)
-
-
-# Collection
 
 
 class _Plan(NamedTuple):

@@ -6,14 +6,15 @@ import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from .. import __version__
-from ..errors import FileFormatError, nearest
+from ..errors import FileFormatError, InputError
 from ..molecule.internal_coordinates import InternalCoordinates
 from ..molecule.molecule import Molecule
 from ..storage.files import read_limited
 from ..storage.sealed_json import parse_json, unsealed
+from ..storage.validation import validated
 
 CARD = "card.json"
 CARD_LIMIT = 4 * 2**20
@@ -90,16 +91,6 @@ def read_card(path: Path) -> tuple[Card, str]:
             f"{path} has format_version {version!r}; molsampler {__version__} reads version 1"
         )
     try:
-        return Card.model_validate(unsealed(fields, path)), hashlib.sha256(content).hexdigest()
-    except ValidationError as error:
-        models: dict[str, type[BaseModel]] = {"training": Training, "training.cost": Cost}
-        problems = []
-        for problem in error.errors():
-            where = ".".join(str(part) for part in problem["loc"])
-            if problem["type"] == "extra_forbidden":
-                model = models.get(where.rpartition(".")[0], Card)
-                hint = nearest(str(problem["loc"][-1]), list(model.model_fields))
-                problems.append(f"unknown key {where!r}{hint}")
-            else:
-                problems.append(f"{where}: {problem['msg']}")
-        raise FileFormatError(f"{path}: {'; '.join(problems)}") from None
+        return validated(Card, unsealed(fields, path)), hashlib.sha256(content).hexdigest()
+    except InputError as error:
+        raise FileFormatError(f"{path}: {error}") from None

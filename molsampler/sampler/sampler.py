@@ -15,7 +15,7 @@ from .. import memory
 from ..errors import FileFormatError, InputError, ResourceError
 from ..molecule.chart import chart_of
 from ..nn.generators import Generator
-from ..samples import Samples, check_recorded, recorded_system
+from ..samples import Samples
 from ..target import System
 from .card import CARD, Card, read_card
 from .store import build, check_folder, locate, read_weights
@@ -81,7 +81,9 @@ class Sampler:
         self.chart = chart_of(system, card.coordinates)
 
     @classmethod
-    def load(cls, name_or_path: str | os.PathLike[str], *, system: System | None = None) -> Self:
+    def load(
+        cls, name_or_path: str | os.PathLike[str], *, system: System | str | None = None
+    ) -> Self:
         """Load a shipped sampler by name, or an artifact folder by path; never from the network.
 
         A shipped name takes precedence; write ``./lj13`` for a folder of that name. ``system`` is
@@ -98,12 +100,12 @@ class Sampler:
         InputError
             The card is of an OpenMM system, and ``system`` is missing or another one.
         """
+        from ..systems import resolve_recorded
+
         path = locate(name_or_path)
         check_folder(path)
         card, digest = read_card(path / CARD)
-        if system is None:
-            system = recorded_system(card.system)
-        check_recorded(card.system, system, source=path)
+        system = resolve_recorded(card.system, given=system, source=path)
         if tuple(card.shape) != tuple(system.shape):
             raise FileFormatError(
                 f"{path / CARD} says shape {tuple(card.shape)}, system {system.name!r} has "

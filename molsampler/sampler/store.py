@@ -36,7 +36,6 @@ from ..molecule.internal_coordinates import InternalCoordinates
 from ..molecule.molecule import Molecule
 from ..nn.generators import Generator
 from ..nn.generators.base import parse_generator
-from ..samples import reference_to
 from ..storage.files import fsync_folder, read_limited, remove, sha256, temporary_path, write_bytes
 from ..storage.sealed_json import sealed
 from ..target import System
@@ -240,7 +239,7 @@ def save(
             )
     weights = serialise(state)
     card = Card(
-        system=reference_to(system),
+        system=system.record(),
         shape=system.shape,
         architecture=generator.config.model_dump(mode="json"),
         sampling=generator.sampling.model_dump(mode="json"),

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field
 
 from ..errors import FileFormatError, InputError, IntegrityError, UnknownNameError, nearest
 from ..frozen import Frozen
-from ..nn.generators import AnyGenerator, GeneratorConfig, Sampling
+from ..nn.generators import AnyGenerator, Sampling
 from ..nn.generators.implicit import ImplicitConfig
-from ..objectives import OBJECTIVES, AnyObjective
+from ..objectives import AnyObjective, ObjectiveConfig
 from ..objectives.dikl_replay import DiKLReplayConfig
 from ..storage.plain_yaml import parse_yaml, read_yaml
+from ..storage.validation import validated
 
 PRESETS = ("fast", "paper")
 _FOLDER = Path(__file__).parent / "presets"
@@ -50,14 +51,6 @@ class TrainConfig(Frozen):
     log_every: int = Field(10, ge=1)
     max_bad_steps: int = Field(20, ge=1)
     compile: bool = False
-
-    @field_validator("sampling", mode="after")
-    @classmethod
-    def _of_the_generator(cls, values: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        generator = info.data.get("generator")
-        if isinstance(generator, GeneratorConfig):
-            generator.sampling(values)
-        return values
 
     def how_to_sample(self) -> Sampling:
         """``sampling`` in the form of the generator's kind."""
@@ -112,18 +105,14 @@ def load_config(
 def validate(values: Mapping[str, Any]) -> TrainConfig:
     """A configuration from a plain mapping, with readable errors."""
     try:
-        return TrainConfig.model_validate(dict(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            key = str(first["loc"][-1])
-            raise UnknownNameError(
-                f"unknown configuration key {where!r}{nearest(key, _known_keys())}"
-            ) from None
-        raise InputError(
-            f"configuration key {where!r}: {first['msg']}, got {first.get('input')!r}"
-        ) from None
+        config = validated(TrainConfig, values)
+    except InputError as error:
+        raise type(error)(f"configuration: {error}") from None
+    try:
+        validated(type(config.generator.sampling()), config.sampling)
+    except InputError as error:
+        raise type(error)(f"configuration: sampling: {error}") from None
+    return config
 
 
 def difference(old: TrainConfig, new: TrainConfig) -> list[str]:
@@ -194,11 +183,13 @@ def _parse_scalar(key: str, text: str) -> Any:
 
 def _placed(update: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The update with keys that only the objective knows put under ``objective``."""
-    chosen = update.get("objective", values.get("objective"))
-    kind = chosen.get("kind") if isinstance(chosen, Mapping) else None
-    if kind is None and isinstance(values.get("objective"), Mapping):
-        kind = values["objective"].get("kind")
-    known = OBJECTIVES[str(kind or "dikl-replay")].model_fields
+    chosen = [each for each in (update, values) if "kind" in (each.get("objective") or {})]
+    model = ObjectiveConfig.model_of(chosen[0]["objective"] if chosen else None)
+    known = model.model_fields
+    for key in update:
+        if key not in TrainConfig.model_fields and key not in known:
+            hint = nearest(key, [*TrainConfig.model_fields, *known])
+            raise UnknownNameError(f"configuration: unknown key {key!r}{hint}")
     own = {k: v for k, v in update.items() if k in known and k not in TrainConfig.model_fields}
     rest = {key: value for key, value in update.items() if key not in own}
     return _merge(rest, {"objective": own}) if own else rest
@@ -231,18 +222,3 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def _known_keys() -> list[str]:
-    """Keys of every model that a configuration is made of, for suggestions."""
-    found: set[str] = set()
-
-    def collect(model: BaseModel) -> None:
-        found.update(type(model).model_fields)
-        for name in type(model).model_fields:
-            value = getattr(model, name)
-            if isinstance(value, BaseModel):
-                collect(value)
-
-    collect(TrainConfig(system=""))
-    return sorted(found)

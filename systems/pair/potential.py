@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from molsampler.errors import InputError, UnknownNameError, nearest
+from molsampler.errors import InputError
 from molsampler.space import MeanFree
 from molsampler.target import System
 from molsampler.units import TWIN_MASS, TWIN_TEMPERATURE, kT
 
+from ..spec import SystemSpec
 from .expression import Expression
 from .sums import chunks, pair_sums
 
@@ -117,7 +120,7 @@ class PairPotential(System):
         self.function = Expression(self.expression).bind(self.parameters, provided=provided)
 
     def record(self) -> str | dict[str, Any]:
-        """The formula, as :func:`from_mapping` reads it; the name of a registered family's member."""
+        """The keys of :class:`PairPotentialSpec`; the name of a registered family's member."""
         # Subclasses are the registered families, which their names describe.
         if type(self) is not PairPotential:
             return self.name
@@ -210,20 +213,8 @@ def _integer(name: str, value: Any, least: int, most: int) -> int:
     return value
 
 
-#: Keys of a pair potential's YAML file and the arguments they become.
-_KEYS = {
-    "name": "name",
-    "expression": "expression",
-    "particles": "n",
-    "dimensions": "d",
-    "parameters": "parameters",
-    "length_nm": "length_nm",
-    "description": "description",
-}
-
-
-def from_mapping(content: Mapping[str, Any], *, source: str) -> PairPotential:
-    """Pair potential from the content of a system file::
+class PairPotentialSpec(SystemSpec):
+    """Keys of a system file of ``kind: pair_potential``, which is also the kind of a file without::
 
         name: my7
         expression: 4*eps*((s/r)^12 - (s/r)^6) + 0.5*k*r^2/n
@@ -232,29 +223,24 @@ def from_mapping(content: Mapping[str, Any], *, source: str) -> PairPotential:
         parameters: {eps: 1, s: 1, k: 1}
         length_nm: 0.34
 
-    ``parameters``, ``length_nm`` and ``description`` may be left out; ``name`` defaults to the
-    file's. ``source`` names the file in error messages.
-
-    Raises
-    ------
-    UnknownNameError
-        A key is unknown.
-    InputError
-        A key is missing or a value is unusable.
+    They are the arguments of :class:`PairPotential`, whose ``n`` and ``d`` are ``particles`` and
+    ``dimensions``.
     """
-    known = tuple(_KEYS)
-    for key in content:
-        if key not in _KEYS:
-            raise UnknownNameError(
-                f"{source}: unknown key {key!r}{nearest(str(key), known)} (known: kind, "
-                f"{', '.join(known)})"
-            )
-    missing = [
-        key for key in ("name", "expression", "particles", "dimensions") if key not in content
-    ]
-    if missing:
-        raise InputError(f"{source}: missing key(s) {', '.join(map(repr, missing))}")
-    try:
-        return PairPotential(**{_KEYS[key]: value for key, value in content.items()})
-    except InputError as error:
-        raise type(error)(f"{source}: {error}") from None
+
+    expression: str
+    particles: int
+    dimensions: int
+    #: The expression says what it makes of a value that is no number.
+    parameters: dict[str, Any] = Field(default={}, description="a mapping of names to numbers")
+    length_nm: float = Field(default=1.0, description="a number of nanometres")
+
+    def build(self, folder: Path | None) -> PairPotential:
+        return PairPotential(
+            self.name,
+            self.expression,
+            n=self.particles,
+            d=self.dimensions,
+            parameters=self.parameters,
+            length_nm=self.length_nm,
+            description=self.description,
+        )

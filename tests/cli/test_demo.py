@@ -10,7 +10,7 @@ import pytest
 
 from molsampler import export
 from molsampler.cli import demo as module
-from molsampler.reference.run import load_reference
+from molsampler.reference import load_reference
 from molsampler.samples import Samples
 from molsampler.target import System
 

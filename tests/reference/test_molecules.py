@@ -14,14 +14,9 @@ import torch
 from molsampler.errors import FileFormatError, InputError, OutputExistsError, RunLockedError
 from molsampler.reference.dynamics import LangevinReplicas
 from molsampler.reference.journal import Journal
-from molsampler.reference.run import (
-    _dihedral,
-    _watched_torsions,
-    dispersed_starts,
-    observables,
-    replica_index,
-    sample_reference,
-)
+from molsampler.reference.observables import _dihedral, _watched_torsions, observables
+from molsampler.reference.run import replica_index, sample_reference
+from molsampler.reference.starts import dispersed_starts
 from molsampler.systems import OpenMMSystem, PairPotential, get_system
 
 pytest.importorskip("openmm")

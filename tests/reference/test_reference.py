@@ -12,15 +12,10 @@ import torch
 
 from molsampler.errors import InputError, UnknownNameError
 from molsampler.mcmc import convergence
-from molsampler.reference import run as reference_module
+from molsampler.reference import REFERENCE_SETS, load_reference, reference_path, sample_reference
 from molsampler.reference.dynamics import LangevinReplicas, highest_frequency, replicate
-from molsampler.reference.run import (
-    REFERENCE_SETS,
-    dispersed_starts,
-    load_reference,
-    observables,
-    sample_reference,
-)
+from molsampler.reference.observables import observables
+from molsampler.reference.starts import dispersed_starts
 from molsampler.systems import PairPotential, get_system
 
 openmm = pytest.importorskip("openmm")
@@ -320,7 +315,7 @@ def test_shipped_sets_load_and_state_their_provenance(name):
     assert samples.metadata["system"] == name
     assert samples.metadata["convergence"]["converged"] is True
     assert {"method", "seed", "version", "run"} <= set(samples.metadata)
-    assert reference_module.reference_path(name).stat().st_size <= 2 * 2**20
+    assert reference_path(name).stat().st_size <= 2 * 2**20
 
 
 def test_shipped_double_well_has_the_known_mode_weights():

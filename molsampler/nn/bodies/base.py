@@ -41,6 +41,11 @@ class Body(Frozen):
 
     kind: str
 
+    @classmethod
+    def model_of(cls, values: Any) -> type[Body]:
+        kind = values.get("kind", "egnn") if isinstance(values, Mapping) else "egnn"
+        return BODIES[kind]
+
     def scaled(self, length: float) -> Self:
         """The same body with lengths in the system's unit instead of data scales of ``length``."""
         return self
@@ -64,7 +69,7 @@ def _parse(value: Any) -> Body:
         return value
     if not isinstance(value, Mapping):
         raise ValueError(f"a body is a mapping with a kind, got {value!r}")
-    return BODIES[str(value.get("kind", "egnn"))].model_validate(value)
+    return Body.model_of(value).model_validate(value)
 
 
 #: A field of a configuration that holds a body of any registered kind.

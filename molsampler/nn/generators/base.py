@@ -45,6 +45,11 @@ class GeneratorConfig(Frozen):
 
     kind: str
 
+    @classmethod
+    def model_of(cls, values: Any) -> type[GeneratorConfig]:
+        kind = values.get("kind", "implicit") if isinstance(values, Mapping) else "implicit"
+        return GENERATORS[kind]
+
     def scaled(self, length: float) -> Self:
         """The same generator with lengths in the system's unit instead of data scales of ``length``."""
         return self
@@ -158,7 +163,7 @@ def parse_generator(value: Any) -> GeneratorConfig:
         return value
     if not isinstance(value, Mapping):
         raise ValueError(f"a generator is a mapping with a kind, got {value!r}")
-    return GENERATORS[str(value.get("kind", "implicit"))].model_validate(value)
+    return GeneratorConfig.model_of(value).model_validate(value)
 
 
 #: A field of a configuration that holds a generator of any registered kind.

@@ -1,0 +1,77 @@
+"""Which system a user means, and which one a file is of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+from molsampler.errors import FileFormatError, InputError, UnknownNameError
+from molsampler.target import System
+
+from .registry import DEFAULT_KIND, PLAIN_NAME, SYSTEM_KINDS, build_system, get_system
+
+
+def resolve(system: System | str | PathLike[str]) -> System:
+    """The system that a user means: itself, or what :func:`get_system` makes of a name or path."""
+    return system if isinstance(system, System) else get_system(system)
+
+
+def resolve_recorded(
+    reference: Any, *, given: System | str | None = None, source: object = "the file"
+) -> System:
+    """The system that a file is of, by what it records and by what its reader gives.
+
+    ``reference`` is what :meth:`molsampler.target.System.record` returned, or None; ``given`` must be
+    the same system; ``source`` names the file in messages.
+
+    Raises
+    ------
+    FileFormatError
+        The reference is neither a plain name nor a mapping; paths in particular are refused, as a
+        file must not make its reader open others.
+    UnknownNameError
+        No system has that name; whoever has the system can give it.
+    InputError
+        Neither says which system it is, they are of different names, definitions or temperatures, or
+        files do not hold all that makes the system.
+    """
+    if given is not None:
+        system = resolve(given)
+        name = reference.get("name") if isinstance(reference, Mapping) else reference
+        if name is not None and name != system.name:
+            raise InputError(f"{source} is of {name!r}, system= says {system.name!r}")
+        if isinstance(reference, Mapping) and _plain(reference) != _plain(system.record()):
+            raise InputError(
+                f"{source} is of another definition or temperature of {name!r} than system= "
+                f"({system.name!r}) gives"
+            )
+        return system
+    if reference is None:
+        raise InputError(f"{source} does not say which system it is of; pass system=")
+    if not isinstance(reference, Mapping) and not (
+        isinstance(reference, str) and PLAIN_NAME.fullmatch(reference)
+    ):
+        raise FileFormatError(
+            f"{source} must name its system by a plain name or a specification, got {reference!r}"
+        )
+    try:
+        if isinstance(reference, str):
+            return get_system(reference)
+        elsewhere = SYSTEM_KINDS[reference.get("kind", DEFAULT_KIND)].elsewhere
+    except UnknownNameError as error:
+        raise UnknownNameError(
+            f"{source}: {error}; if the system is your own, pass system="
+        ) from None
+    if elsewhere:
+        raise InputError(
+            f"{source} is of {reference.get('name')!r}, {elsewhere}; "
+            "pass system= (--system FILE.yaml)"
+        )
+    return build_system(reference, source=f"{source}: the recorded system", folder=None)
+
+
+def _plain(record: Any) -> Any:
+    """A record as it comes back from a file, with lists for tuples."""
+    return json.loads(json.dumps(record))
