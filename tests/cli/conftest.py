@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from molsampler.cli import main
-from molsampler.nn.generators.implicit import build_generator
+from molsampler.nn.generators.implicit import ImplicitConfig
 from molsampler.sampler import store
 from molsampler.systems import get_system
 
@@ -24,7 +24,7 @@ class Outcome(NamedTuple):
 Run = Callable[..., Outcome]
 
 #: An untrained equivariant generator, as small as they come.
-ARCHITECTURE = {"body": {"kind": "egnn", "width": 4, "layers": 1}}
+GENERATOR = ImplicitConfig.model_validate({"body": {"kind": "egnn", "width": 4, "layers": 1}})
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def make_sampler(folder: Path, name: str) -> Path:
     system = get_system(name)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        generator = build_generator(ARCHITECTURE, system.space, system)
-    store.save(folder, generator, system=system, architecture=ARCHITECTURE)
+        generator = GENERATOR.build(system.space, molecule=system.molecule)
+    store.save(folder, generator, system=system)
     return folder
 
 

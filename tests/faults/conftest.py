@@ -10,7 +10,8 @@ import pytest
 import torch
 from toy_systems import Cluster
 
-from molsampler.nn.generators.implicit import GeneratorConfig, build_generator
+from molsampler.nn.generators import Generator
+from molsampler.nn.generators.implicit import ImplicitConfig
 from molsampler.sampler import store
 from molsampler.sampler.sampler import Sampler
 from molsampler.samples import Samples
@@ -18,7 +19,7 @@ from molsampler.samples import Samples
 ROWS = pytest.StashKey[list[tuple[str, int, int, float]]]()
 
 SYSTEM = Cluster(4, 2, "toy-planar")
-CONFIG = GeneratorConfig.model_validate({"body": {"kind": "egnn", "width": 4, "layers": 1}})
+CONFIG = ImplicitConfig.model_validate({"body": {"kind": "egnn", "width": 4, "layers": 1}})
 
 
 @pytest.fixture
@@ -56,8 +57,8 @@ def samples() -> Samples:
     return Samples.of(SYSTEM, positions, weights=torch.linspace(0.5, 1.5, 30), note="as they were")
 
 
-def build() -> torch.nn.Module:
-    generator = build_generator(CONFIG, SYSTEM.space, SYSTEM)
+def build() -> Generator:
+    generator = CONFIG.build(SYSTEM.space)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in generator.parameters():
@@ -74,12 +75,7 @@ def save_sampler() -> Callable[..., Sampler]:
         with torch.no_grad():
             for parameter in generator.parameters():
                 parameter.add_(shift)
-        return store.save(
-            folder,
-            generator,
-            system=SYSTEM,
-            architecture=CONFIG.model_dump(mode="json"),
-            overwrite=overwrite,
-        )
+        store.save(folder, generator, system=SYSTEM, overwrite=overwrite)
+        return Sampler.load(folder, system=SYSTEM)
 
     return save

@@ -5,26 +5,19 @@ import torch
 from torch.nn.functional import silu
 
 from molsampler.mcmc.population import Gaussian
-from molsampler.nn import (
-    Denoiser,
-    EGNNConfig,
-    GeneratorConfig,
-    Latent,
-    MLPConfig,
-    build_generator,
-    egnn,
-)
-from molsampler.nn.body import build_body
-from molsampler.nn.mlp import LocalBasis
+from molsampler.nn.bodies import EGNNBody, MLPBody, egnn
+from molsampler.nn.bodies.mlp import LocalBasis
+from molsampler.nn.denoiser import Denoiser
+from molsampler.nn.generators.implicit import ImplicitConfig, ImplicitSampling, Latent
 from molsampler.space import Euclidean, MeanFree
 from molsampler.systems import get_system
 
 TOLERANCE = 1e-5
 BODIES = {
-    "dense": EGNNConfig(width=32, layers=3),
-    "dense, attention, deep head": EGNNConfig(width=32, layers=2, attention=True, deep_head=True),
-    "unordered": EGNNConfig(width=32, layers=3, unordered=True),
-    "no radial features": EGNNConfig(width=32, layers=2, rbf=0, inverse=False),
+    "dense": EGNNBody(width=32, layers=3),
+    "dense, attention, deep head": EGNNBody(width=32, layers=2, attention=True, deep_head=True),
+    "unordered": EGNNBody(width=32, layers=3, unordered=True),
+    "no radial features": EGNNBody(width=32, layers=2, rbf=0, inverse=False),
 }
 SYSTEMS = ["dw4", "lj13"]
 
@@ -58,16 +51,16 @@ def _generator_gap(body, system: str, motion: str) -> float:
     target = get_system(system)
     n, d = target.shape
     torch.manual_seed(0)
-    config = GeneratorConfig(
+    config = ImplicitConfig(
         body=body, noise_features=3, sign_features=2, particle_signs=2, langevin_layers=2
     )
-    net = build_generator(config, target.space, target)
+    net = config.build(target.space)
     latent = net.draw_latent(16, generator=torch.Generator().manual_seed(0))
     move = _motions(d, n)[motion]
     features = move(latent.features) if motion == "permutation" else latent.features
     moved = Latent(move(latent.position), features, move(latent.kicks))
-    scale = net(latent).abs().max()
-    return float(((net(moved) - move(net(latent))).abs().max() / scale).detach())
+    out = net(latent, target)
+    return float(((net(moved, target) - move(out)).abs().max() / out.abs().max()).detach())
 
 
 @pytest.mark.parametrize("motion", ["rotation", "reflection", "permutation"])
@@ -80,7 +73,7 @@ def test_networks_are_equivariant(body, system, motion):
 
 @pytest.mark.parametrize("motion", ["rotation", "reflection", "permutation"])
 def test_a_perceptron_fails_the_gate(motion):
-    assert _denoiser_gap(MLPConfig(width=32, layers=2), "dw4", motion) > 100 * TOLERANCE
+    assert _denoiser_gap(MLPBody(width=32, layers=2), "dw4", motion) > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
@@ -99,8 +92,8 @@ def test_translation_changes_nothing_and_output_is_mean_free(body):
 def test_unordered_layer_equals_dense_layer_with_tied_weights():
     torch.manual_seed(0)
     space = MeanFree(6, 3)
-    tied = Denoiser(EGNNConfig(width=16, layers=2, unordered=True), space, data_scale=1.0)
-    dense = Denoiser(EGNNConfig(width=16, layers=2, unordered=False), space, data_scale=1.0)
+    tied = Denoiser(EGNNBody(width=16, layers=2, unordered=True), space, data_scale=1.0)
+    dense = Denoiser(EGNNBody(width=16, layers=2, unordered=False), space, data_scale=1.0)
     state = tied.state_dict()
     for key in list(state):
         if "from_i.weight" in key:
@@ -119,7 +112,7 @@ def test_network_is_the_sum_over_pairs_of_its_docstring(name):
     """Particle by particle and pair by pair, as the equations are printed, one configuration at a time."""
     torch.manual_seed(0)
     space = MeanFree(5, 3)
-    net = build_body(BODIES[name], space, 2)
+    net = BODIES[name].build(space, 2, None)
     x = space.randn(3, generator=None, like=torch.empty(0))
     features = torch.randn(3, 5, 2)
     expected = []
@@ -149,7 +142,7 @@ def test_network_is_the_sum_over_pairs_of_its_docstring(name):
 def test_evaluation_in_pieces_gives_what_training_sees(name, monkeypatch):
     torch.manual_seed(0)
     target = get_system("lj13")
-    net = build_body(BODIES[name], target.space, 2)
+    net = BODIES[name].build(target.space, 2, None)
     x, features = (
         target.space.randn(50, generator=None, like=torch.empty(0)),
         torch.randn(50, 13, 2),
@@ -183,19 +176,14 @@ def test_radial_features_are_never_denormal():
     assert float((exact < torch.finfo(torch.float32).tiny).double().mean()) > 0.5
 
 
-def test_generator_without_target_but_with_langevin_layers_is_refused():
-    with pytest.raises(ValueError, match="Langevin"):
-        build_generator(GeneratorConfig(langevin_layers=1), MeanFree(4, 2), None)
-
-
 def test_langevin_layer_survives_colliding_particles():
     """A fresh network may put particles on top of each other; the output must stay finite."""
     target = get_system("lj13")
-    config = GeneratorConfig(
-        body=EGNNConfig(width=8, layers=1), latent_scale=1e-4, langevin_layers=3
+    config = ImplicitConfig(
+        body=EGNNBody(width=8, layers=1), latent_scale=1e-4, langevin_layers=3
     )
-    net = build_generator(config, target.space, target)
-    x = net(net.draw_latent(64, generator=torch.Generator().manual_seed(0)))
+    net = config.build(target.space)
+    x = net(net.draw_latent(64, generator=torch.Generator().manual_seed(0)), target)
     assert torch.isfinite(x).all()
 
 
@@ -204,18 +192,20 @@ def test_gradients_pass_through_langevin_layers(system):
     """Directional derivative of the whole generator against a finite difference, in float64."""
     target = get_system(system)
     torch.manual_seed(0)
-    config = GeneratorConfig(
-        body=EGNNConfig(width=8, layers=1),
+    config = ImplicitConfig(
+        body=EGNNBody(width=8, layers=1),
         latent_scale={"dw4": 2.0, "lj13": 8.0}[system],
         langevin_layers=2,
         langevin_step=1e-3,
     )
-    net = build_generator(config, target.space, target).double()
+    net = config.build(target.space).double()
     rng = torch.Generator().manual_seed(0)
-    latent = net.draw_latent(8, generator=rng, like=torch.empty(0, dtype=torch.float64))
+    latent = net.draw_latent(8, generator=rng)
     probe = torch.randn(8, *target.shape, generator=rng, dtype=torch.float64)
     parameters = list(net.parameters())
-    gradients = torch.autograd.grad((net(latent) * probe).sum(), parameters, allow_unused=True)
+    gradients = torch.autograd.grad(
+        (net(latent, target) * probe).sum(), parameters, allow_unused=True
+    )
     direction = [torch.randn(p.shape, generator=rng, dtype=p.dtype) for p in parameters]
     analytic = sum(
         float((g * v).sum()) for g, v in zip(gradients, direction, strict=True) if g is not None
@@ -225,7 +215,7 @@ def test_gradients_pass_through_langevin_layers(system):
         with torch.no_grad():
             for p, v in zip(parameters, direction, strict=True):
                 p.add_(size * v)
-            value = float((net(latent) * probe).sum())
+            value = float((net(latent, target) * probe).sum())
             for p, v in zip(parameters, direction, strict=True):
                 p.sub_(size * v)
         return value
@@ -238,15 +228,14 @@ def test_gradients_stay_bounded_through_colliding_particles():
     """Inside a wall the Hessian exceeds 1e20; the gradient of a fresh generator must not."""
     target = get_system("lj13")
     torch.manual_seed(0)
-    body = EGNNConfig(width=8, layers=1)
+    body = EGNNBody(width=8, layers=1)
     gradients = []
     for scale in (1e-3, 0.1, 0.5):
-        net = build_generator(
-            GeneratorConfig(body=body, latent_scale=scale, langevin_layers=3, langevin_step=3e-4),
-            target.space,
-            target,
+        config = ImplicitConfig(
+            body=body, latent_scale=scale, langevin_layers=3, langevin_step=3e-4
         )
-        x = net(net.draw_latent(256, generator=torch.Generator().manual_seed(0)))
+        net = config.build(target.space)
+        x = net(net.draw_latent(256, generator=torch.Generator().manual_seed(0)), target)
         x.square().sum(dim=(1, 2)).mean().backward()
         gradients.append(
             max(float(p.grad.abs().max()) for p in net.parameters() if p.grad is not None)
@@ -256,13 +245,13 @@ def test_gradients_stay_bounded_through_colliding_particles():
 
 def test_an_egnn_for_a_single_particle_is_refused():
     with pytest.raises(ValueError, match="at least two"):
-        Denoiser(EGNNConfig(width=8, layers=1), Euclidean(1, 2), data_scale=1.0)
+        Denoiser(EGNNBody(width=8, layers=1), Euclidean(1, 2), data_scale=1.0)
 
 
 def _largest_jump(body) -> float:
     """Largest step of a random perceptron between neighbours of a fine line through latent space."""
     torch.manual_seed(0)
-    net = build_body(body, Euclidean(1, 1), 1)
+    net = body.build(Euclidean(1, 1), 1, None)
     x = torch.linspace(-2, 2, 20_001)[:, None, None]
     with torch.no_grad():
         y = net(x, torch.ones(len(x), 1, 1))
@@ -270,8 +259,8 @@ def _largest_jump(body) -> float:
 
 
 def test_bins_make_a_perceptron_jump_and_bumps_do_not():
-    assert _largest_jump(MLPConfig(width=16, layers=1, bins=8)) > 0.05
-    assert _largest_jump(MLPConfig(width=16, layers=1, bumps=8)) < 0.005
+    assert _largest_jump(MLPBody(width=16, layers=1, bins=8)) > 0.05
+    assert _largest_jump(MLPBody(width=16, layers=1, bumps=8)) < 0.005
 
 
 def test_bins_hold_equal_shares_of_a_standard_normal():
@@ -287,36 +276,35 @@ def test_the_generator_of_a_perceptron_scales_with_its_latent():
     space, outputs = Euclidean(1, 2), []
     for scale in (1.0, 40.0):
         torch.manual_seed(0)
-        config = GeneratorConfig(body=MLPConfig(width=16, layers=1, bins=4), latent_scale=scale)
-        net = build_generator(config, space, None)
-        outputs.append(net(net.draw_latent(32, generator=torch.Generator().manual_seed(0))))
+        config = ImplicitConfig(body=MLPBody(width=16, layers=1, bins=4), latent_scale=scale)
+        net, target = config.build(space), Gaussian(space, 1.0)
+        latent = net.draw_latent(32, generator=torch.Generator().manual_seed(0))
+        outputs.append(net(latent, target))
     assert torch.allclose(40 * outputs[0], outputs[1], rtol=1e-5, atol=1e-4)
 
 
 def test_langevin_steps_start_on_a_geometric_ladder():
-    target = get_system("dw4")
-    config = GeneratorConfig(langevin_layers=3, langevin_step=0.04, langevin_last_step=0.01)
-    steps = build_generator(config, target.space, target).log_step.exp()
+    config = ImplicitConfig(langevin_layers=3, langevin_step=0.04, langevin_last_step=0.01)
+    steps = config.build(get_system("dw4").space).log_step.exp()
     assert steps.tolist() == pytest.approx([0.04, 0.02, 0.01])
 
 
 def test_a_stretched_ladder_keeps_its_ends_and_its_law():
     target = Gaussian(Euclidean(1, 2), 1.0)
-    config = GeneratorConfig(
-        body=MLPConfig(width=4, layers=1),
+    config = ImplicitConfig(
+        body=MLPBody(width=4, layers=1),
         langevin_layers=3,
         langevin_step=0.8,
         langevin_last_step=0.2,
         langevin_scheme="leimkuhler-matthews",
-        sampling_layers=25,
     )
-    net = build_generator(config, target.space, target)
+    net = config.build(target.space, sampling=ImplicitSampling(layers=25))
     steps = net.steps()
-    assert net.energy_evaluations == len(steps) == 25
+    assert net.evaluations_per_sample == len(steps) == 25
     assert steps[[0, 12, 24]].tolist() == pytest.approx([0.8, 0.4, 0.2])
     assert (steps.diff() < 0).all()
     n = 20_000
-    x = net(net.draw_latent(n, generator=torch.Generator().manual_seed(0))).detach()
+    x = net.draw(n, target, generator=torch.Generator().manual_seed(0)).x.detach()
     # Averaged noise is exact where steps are equal, and nearly so where they change slowly.
     assert float(x.var()) == pytest.approx(1.0, abs=5 * (2 / (2 * n)) ** 0.5 + 0.02)
 
@@ -328,14 +316,14 @@ def test_variance_of_langevin_layers_in_a_harmonic_well(scheme, excess):
     """Exact with averaged noise; inflated by 1 / (1 - step / 2) with independent noise."""
     n, step = 40_000, 0.8
     target = Gaussian(Euclidean(1, 2), 1.0)
-    config = GeneratorConfig(
-        body=MLPConfig(width=4, layers=1),
+    config = ImplicitConfig(
+        body=MLPBody(width=4, layers=1),
         langevin_layers=12,
         langevin_step=step,
         langevin_scheme=scheme,
     )
-    net = build_generator(config, target.space, target)
-    x = net(net.draw_latent(n, generator=torch.Generator().manual_seed(0))).detach()
+    net = config.build(target.space)
+    x = net.draw(n, target, generator=torch.Generator().manual_seed(0)).x.detach()
     error = excess * (2 / (2 * n)) ** 0.5
     # The truncation of rare long drifts adds less than half a per cent.
     assert float(x.var()) == pytest.approx(excess, abs=5 * error + 0.005)
@@ -344,7 +332,8 @@ def test_variance_of_langevin_layers_in_a_harmonic_well(scheme, excess):
 @pytest.mark.parametrize("fixed", [True, False])
 def test_fixed_langevin_steps_take_no_gradient(fixed):
     target = get_system("dw4")
-    config = GeneratorConfig(langevin_layers=2, langevin_step=0.01, langevin_fixed=fixed)
-    net = build_generator(config, target.space, target)
-    net(net.draw_latent(8, generator=torch.Generator().manual_seed(0))).square().sum().backward()
+    config = ImplicitConfig(langevin_layers=2, langevin_step=0.01, langevin_fixed=fixed)
+    net = config.build(target.space)
+    x = net.draw(8, target, generator=torch.Generator().manual_seed(0)).x
+    x.square().sum().backward()
     assert (net.log_step.grad is None) == fixed

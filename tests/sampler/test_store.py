@@ -26,7 +26,7 @@ from molsampler.errors import (
     StorageError,
     UnknownNameError,
 )
-from molsampler.nn.generators.implicit import Generator, GeneratorConfig, build_generator
+from molsampler.nn.generators.implicit import Implicit, ImplicitConfig
 from molsampler.sampler import card as card_module
 from molsampler.sampler import store
 from molsampler.sampler.card import Card, Cost, Training
@@ -36,7 +36,7 @@ from molsampler.storage.sealed_json import sealed
 from molsampler.systems import PairPotential
 
 SYSTEM = Cluster(4, 3, "toy-small")
-CONFIG = GeneratorConfig.model_validate(
+CONFIG = ImplicitConfig.model_validate(
     {"body": {"kind": "egnn", "width": 8, "layers": 1}, "latent_scale": 1.0, "langevin_layers": 1}
 )
 ARCHITECTURE = CONFIG.model_dump(mode="json")
@@ -48,9 +48,9 @@ TRAINING = Training(
 )
 
 
-def network(seed: int = 0, scale: float = 1.0) -> Generator:
+def network(seed: int = 0, scale: float = 1.0) -> Implicit:
     """A generator whose parameters are random, drawn from their own generator."""
-    built = build_generator(CONFIG, SYSTEM.space, SYSTEM)
+    built = CONFIG.build(SYSTEM.space)
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in built.body.parameters():
@@ -59,8 +59,9 @@ def network(seed: int = 0, scale: float = 1.0) -> Generator:
 
 
 def saved(folder: Path, **changes: Any) -> Sampler:
-    arguments: dict[str, Any] = {"system": SYSTEM, "architecture": ARCHITECTURE, **changes}
-    return store.save(folder, arguments.pop("generator", network()), **arguments)
+    arguments: dict[str, Any] = {"system": SYSTEM, **changes}
+    store.save(folder, arguments.pop("generator", network()), **arguments)
+    return Sampler.load(folder, system=arguments["system"])
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +125,13 @@ def test_threads_change_nothing(sampler: Sampler, refine: int) -> None:
 def test_systems_that_do_not_allow_it_are_asked_by_one_thread(
     sampler: Sampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, real = set(), Generator.forward
+    seen, real = set(), Implicit.forward
 
-    def watched(self: Generator, latent: Any) -> torch.Tensor:
+    def watched(self: Implicit, *arguments: Any) -> torch.Tensor:
         seen.add(threading.get_ident())
-        return real(self, latent)
+        return real(self, *arguments)
 
-    monkeypatch.setattr(Generator, "forward", watched)
+    monkeypatch.setattr(Implicit, "forward", watched)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     sampler.sample(5000, device="cpu")
     assert threading.get_ident() not in seen
@@ -201,14 +202,14 @@ def test_metadata_says_where_samples_come_from(sampler: Sampler) -> None:
 def test_samples_of_infinite_energy_are_kept_and_counted(
     sampler: Sampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Generator.forward
+    real = Implicit.forward
 
-    def overlapping(self: Generator, latent: Any) -> torch.Tensor:
-        x = real(self, latent).clone()
+    def overlapping(self: Implicit, *arguments: Any) -> torch.Tensor:
+        x = real(self, *arguments).clone()
         x[7, 1] = x[7, 0]
         return x
 
-    monkeypatch.setattr(Generator, "forward", overlapping)
+    monkeypatch.setattr(Implicit, "forward", overlapping)
     samples = sampler.sample(1100, device="cpu")
     assert len(samples) == 1100
     assert samples.metadata["nonfinite_energies"] == 2
@@ -218,8 +219,8 @@ def test_samples_of_infinite_energy_are_kept_and_counted(
 def test_unusable_coordinates_are_an_error(
     sampler: Sampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Generator.forward
-    monkeypatch.setattr(Generator, "forward", lambda self, z: real(self, z) * torch.nan)
+    real = Implicit.forward
+    monkeypatch.setattr(Implicit, "forward", lambda *a: real(*a) * torch.nan)
     with pytest.raises(DivergenceError, match="1024 of 1024"):
         sampler.sample(1, device="cpu")
 
@@ -428,7 +429,7 @@ def edit(folder: Path, **changes: Any) -> None:
         ({"architecture": {**ARCHITECTURE, "langevin_layers": 10**9}}, r"architecture\.langevin"),
         (
             {"architecture": {**ARCHITECTURE, "body": {**ARCHITECTURE["body"], "layers": 10**9}}},
-            r"architecture\.body\.egnn\.layers",
+            r"architecture\.body\.layers",
         ),
     ],
 )

@@ -7,7 +7,8 @@ import torch
 
 from molsampler.mcmc import mala
 from molsampler.mcmc.population import Gaussian
-from molsampler.nn import GeneratorConfig, MLPConfig, build_generator
+from molsampler.nn.bodies import MLPBody
+from molsampler.nn.generators.implicit import ImplicitConfig
 from molsampler.space import Euclidean
 from molsampler.systems import get_system
 from molsampler.train.criterion import Discrepancy, calibrate
@@ -88,15 +89,13 @@ def test_calibration_finds_the_scale_of_a_gaussian(scale):
     rng = torch.Generator().manual_seed(0)
     like = torch.empty(0)
     population = mala.init(target.sample(16_000, generator=rng, like=like), target)
-    generator = build_generator(
-        GeneratorConfig(body=MLPConfig(width=4, layers=1), latent_scale=scale), space, None
-    )
+    config = ImplicitConfig(body=MLPBody(width=4, layers=1), latent_scale=scale)
+    generator = config.build(space)
     # A perceptron that does nothing.
     torch.nn.init.zeros_(generator.body.net.out.weight)
     torch.nn.init.zeros_(generator.body.net.out.bias)
-    found = calibrate(
-        generator, Discrepancy(population, space), target, samples=16_000, rng=rng, like=like
-    )
+    far = Discrepancy(population, space)
+    found = calibrate(generator, far, target, samples=16_000, rng=rng)
     # Energies have mean 3 and variance 3; the standard error of a scale from 16,000 x 6 numbers is
     # .0023 on either side.
     assert found * scale == pytest.approx(1.0, abs=5 * 2**0.5 * 0.0023)
