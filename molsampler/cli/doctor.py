@@ -178,13 +178,13 @@ def _round_trips() -> str:
     # Coarsest format: .xtc and .pdb keep 1e-3 nm.
     tolerance = 2e-3 / system.length_nm
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        for suffix in FORMATS:
+        for suffix in FORMATS.names():
             path = Path(folder) / f"{suffix[1:]}{suffix}"
             save(samples, path)
             error = float((load(path).positions - samples.positions).abs().max())
             if not error < tolerance:
                 raise WrongValueError(f"{suffix}: positions came back {error:.1e} off")
-    return ", ".join(FORMATS)
+    return ", ".join(FORMATS.names())
 
 
 @contextmanager

@@ -15,23 +15,40 @@ Files of other origin may hold ``positions`` alone, in float32 or float64.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
-import shutil
 import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from .. import memory
-from ..errors import FileFormatError, InputError, IntegrityError, MolsamplerError, ShapeError
+from ..errors import (
+    FileFormatError,
+    InputError,
+    IntegrityError,
+    MolsamplerError,
+    NonFiniteError,
+    ShapeError,
+)
+from ..target import System
+from . import npy
+from .energy_statistics import EnergyStatistics
+from .format import Output, agreed_system
+from .new_file import new_file
+
+if TYPE_CHECKING:
+    from ..samples import Samples
 
 #: Members that are read; archives with others are accepted and those are left alone.
 MEMBERS = ("positions", "energies", "weights", "metadata")
@@ -58,24 +75,9 @@ def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     return archive.open(info, "w", force_zip64=True)
 
 
-def _header(file: IO[bytes], descr: str, shape: tuple[int, ...]) -> None:
-    np.lib.format.write_array_header_1_0(
-        file, {"descr": descr, "fortran_order": False, "shape": shape}
-    )
+def _write(path: Path, output: Output, shape: tuple[int, int]) -> None:
+    """Write the archive and read it back.
 
-
-def write(
-    path: Path,
-    blocks: Iterable[Any],
-    *,
-    count: int,
-    shape: tuple[int, int],
-    weighted: bool,
-    metadata: Callable[[], dict[str, Any]],
-) -> None:
-    """Write ``count`` samples that arrive in blocks, and read the file back.
-
-    ``blocks`` are :class:`molsampler.samples.Samples`; ``metadata`` is called after the last one.
     Energies wait in an unnamed file beside ``path``, as zip members are written one after another.
 
     Raises
@@ -83,43 +85,36 @@ def write(
     IntegrityError
         What is read back is not what was written.
     """
-    digests = {"positions": hashlib.sha256(), "energies": hashlib.sha256()}
+    count = output.count
+    digests: dict[str, str] = {}
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
         tempfile.TemporaryFile(dir=path.parent) as energies,
         tempfile.TemporaryFile(dir=path.parent) as weights,
     ):
+        weighted = False
         with _member(archive, "positions") as member:
-            _header(member, "<f4", (count, *shape))
-            written = 0
-            for block in blocks:
-                if tuple(block.positions.shape[1:]) != shape or (block.weights is None) is weighted:
-                    raise ShapeError(
-                        f"a block of shape {tuple(block.positions.shape)}, weights: "
-                        f"{block.weights is not None}, follows blocks of (n, {shape[0]}, {shape[1]}), "
-                        f"weights: {weighted}"
-                    )
-                written += len(block)
+            npy.write_header(member, "<f4", (count, *shape))
+            digest = hashlib.sha256()
+            for block in output.checked(shape):
                 piece = block.positions.numpy().astype("<f4").tobytes()
-                digests["positions"].update(piece)
+                digest.update(piece)
                 member.write(piece)
-                piece = block.energies.numpy().astype("<f8").tobytes()
-                digests["energies"].update(piece)
-                energies.write(piece)
-                if weighted:
+                energies.write(block.energies.numpy().astype("<f8").tobytes())
+                if block.weights is not None:
+                    weighted = True
                     weights.write(block.weights.numpy().astype("<f8").tobytes())
-            if written != count:
-                raise InputError(f"{written} samples came where {count} were announced")
-        for name, spool in (("energies", energies), ("weights", weights)):
-            if name == "energies" or weighted:
-                spool.seek(0)
-                with _member(archive, name) as member:
-                    _header(member, "<f8", (count,))
-                    shutil.copyfileobj(spool, member, _PIECE)
+            digests["positions"] = digest.hexdigest()
+        for name, spool in {
+            "energies": energies,
+            **({"weights": weights} if weighted else {}),
+        }.items():
+            with _member(archive, name) as member:
+                digests[name] = npy.write_spooled(member, spool, count)
         with _member(archive, "metadata") as member:
-            text = np.array(json.dumps(metadata(), allow_nan=False))
+            text = np.array(json.dumps(output.metadata(), allow_nan=False))
             np.lib.format.write_array(member, text, allow_pickle=False)
-    _verify(path, {name: digest.hexdigest() for name, digest in digests.items()}, (count, *shape))
+    _verify(path, digests, (count, *shape))
 
 
 def _layout(
@@ -216,19 +211,6 @@ def _verify(path: Path, digests: dict[str, str], shape: tuple[int, ...]) -> None
                 raise IntegrityError(f"{path}: {name} read back differ from what was written")
 
 
-def inspect(path: Path) -> tuple[int, int, int]:
-    """Samples, particles and dimension, from the header of ``positions``."""
-    with _opened(path) as archive:
-        if "positions.npy" not in archive.namelist():
-            raise FileFormatError(f"{path} holds no array 'positions'")
-        info = archive.getinfo("positions.npy")
-        with archive.open(info) as member:
-            shape = _layout(member, info, path)[0]
-    if len(shape) != 3:
-        raise FileFormatError(f"{path}: positions of shape (n, N, D) expected, got {shape}")
-    return shape[0], shape[1], shape[2]
-
-
 def read(path: Path) -> Content:
     """Read and check a file.
 
@@ -308,3 +290,76 @@ def _content(arrays: dict[str, NDArray[Any]], path: Path) -> Content:
             None if "weights" not in arrays else arrays["weights"].astype("<f8", copy=False),
             metadata,
         )
+
+
+class NPZFormat:
+    """Everything that samples have, in one file."""
+
+    suffix = ".npz"
+    description = "numpy arrays: positions float32, energies float64, metadata; lossless"
+    precision_nm = 0.0
+    complete = True
+
+    def write(self, path: Path, output: Output) -> None:
+        """Write a file; see :meth:`molsampler.export.format.Format.write`."""
+        blocks = iter(output.blocks)
+        first = next(blocks, None)
+        if first is None:
+            raise InputError(f"0 samples came where {output.count} were announced")
+        particles, dimension = first.positions.shape[1:]
+        output = replace(output, blocks=itertools.chain([first], blocks))
+        with new_file(
+            path,
+            expected=2**12 + output.count * (4 * particles * dimension + 24),
+            # Energies and weights wait in files of their own.
+            spooled=16 * output.count,
+            overwrite=output.overwrite,
+        ) as temporary:
+            _write(temporary, output, (particles, dimension))
+
+    def inspect(self, path: Path) -> dict[str, Any]:
+        """What a file holds; see :meth:`molsampler.export.format.Format.inspect`."""
+        content = read(path)
+        statistics = EnergyStatistics()
+        if content.energies is not None:
+            statistics.add(torch.from_numpy(content.energies))
+        return {
+            "frames": len(content.positions),
+            "particles": content.positions.shape[1],
+            "dimension": content.positions.shape[2],
+            "energies": statistics.summary().model_dump(),
+            "provenance": content.metadata,
+            "intact": True,
+        }
+
+    def load(self, path: Path, system: System | str | None) -> Samples:
+        """The samples of a file, whose system need not be known where it holds energies."""
+        from ..samples import Samples, reduced_energies, reference_to
+
+        content = read(path)
+        positions = torch.from_numpy(content.positions)
+        recorded = content.metadata.get("system")
+        energies = None if content.energies is None else torch.from_numpy(content.energies)
+        resolved = None
+        if system is not None or energies is None:
+            resolved = agreed_system(path, system, recorded)
+        if resolved is not None and tuple(positions.shape[1:]) != resolved.shape:
+            raise ShapeError(
+                f"{path} holds positions of shape {tuple(positions.shape)}, system {resolved.name!r} "
+                f"has shape (n, {resolved.shape[0]}, {resolved.shape[1]})"
+            )
+        try:
+            if energies is None:
+                if resolved is None:
+                    raise InputError(f"{path} holds no energies and names no system; pass system=")
+                energies = reduced_energies(resolved, positions)
+            metadata = dict(content.metadata)
+            if resolved is not None:
+                metadata.setdefault("system", reference_to(resolved))
+            weights = None if content.weights is None else torch.from_numpy(content.weights)
+            return Samples(positions, energies, weights, metadata)
+        except NonFiniteError as error:
+            raise FileFormatError(f"{path}: {error}") from None
+
+
+NPZ = NPZFormat()

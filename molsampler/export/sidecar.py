@@ -20,25 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import FileFormatError, IntegrityError, OutputExistsError
 from ..storage.files import read_limited, sha256, write_bytes
 from ..storage.sealed_json import SEAL, parse_json, sealed, unsealed
+from .energy_statistics import EnergySummary
 
 #: Largest sidecar that is believed (bytes).
 SIZE_LIMIT = 16 * 2**20
-
-
-class EnergySummary(BaseModel):
-    """Statistics of the float64 energies at export; non-finite ones are counted, not averaged.
-
-    Trajectories store no energies: readers recompute them from the positions of the file.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    count: int
-    nonfinite: int
-    minimum: float | None
-    maximum: float | None
-    mean: float | None
-    standard_deviation: float | None
 
 
 class Record(BaseModel):

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from molsampler.errors import (
     ShapeError,
     StorageError,
 )
+from molsampler.export.trajectory import Trajectory
 from molsampler.samples import Samples
 from molsampler.storage.sealed_json import sealed
 from molsampler.systems import get_system
@@ -554,19 +556,16 @@ def test_blocks_make_the_same_file_as_one_piece(
 def test_read_back_notices_a_writer_that_loses_precision(
     suffix: str, samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from contextlib import contextmanager
-
-    from molsampler.export import trajectory
-
-    module = trajectory.TRAJECTORIES[suffix].module
-    real = module.write
+    form = export.FORMATS[suffix]
+    assert isinstance(form, Trajectory)
+    real = form.writer
 
     @contextmanager
     def lossy(path: Path, topology: Any, count: int) -> Any:
         with real(path, topology, count) as append:
             yield lambda frames: append(frames + np.float32(2e-3))
 
-    monkeypatch.setattr(module, "write", lossy)
+    monkeypatch.setattr(form, "writer", lossy)
     with pytest.raises(StorageError, match="read back"):
         samples.save(tmp_path / f"a{suffix}", system=SYSTEM)
     assert not any(tmp_path.iterdir())

@@ -154,7 +154,7 @@ def test_kill_at_every_point_of_an_artifact(
 @pytest.mark.parametrize(
     ("suffix", "stride"),
     [(".npz", 3), (".dcd", 12)]
-    + [pytest.param(suffix, 1, marks=pytest.mark.slow) for suffix in export.FORMATS],
+    + [pytest.param(suffix, 1, marks=pytest.mark.slow) for suffix in export.FORMATS.names()],
 )
 def test_kill_at_every_point_of_an_export(
     suffix: str, stride: int, tmp_path: Path, samples: Samples, system: object, tally: Tally
