@@ -307,7 +307,9 @@ class _Pool:
                 f"{name} must hold at least {2 * SMALLEST_DRAW} configurations, got {len(samples)}"
             )
         positions = system.space.project(samples.positions.detach().cpu().double())
-        return cls(positions, samples.energies.detach().cpu(), samples.weights, samples.metadata)
+        log_weights = samples.log_weights
+        weights = None if log_weights is None else torch.softmax(log_weights, 0)
+        return cls(positions, samples.energies.detach().cpu(), weights, samples.metadata)
 
     def side(self, molecule: Molecule) -> torsions.Side:
         return torsions.Side(molecule, self.positions, self.weights, self.metadata)

@@ -55,7 +55,7 @@ class Text(Trajectory):
 
 
 class Whole:
-    """Positions, energies and metadata in one JSON object."""
+    """All that samples have in one JSON object."""
 
     suffix = ".whole"
     description = "JSON with everything inside"
@@ -69,6 +69,8 @@ class Whole:
                 "positions": [x for block in blocks for x in block.positions.tolist()],
                 "energies": [u for block in blocks for u in block.energies.tolist()],
             }
+            if blocks[0].log_weights is not None:
+                columns["log_weights"] = [w for b in blocks for w in b.log_weights.tolist()]
             temporary.write_text(json.dumps({**columns, "metadata": output.metadata()}))
 
     def inspect(self, path: Path) -> dict[str, Any]:
@@ -86,7 +88,9 @@ class Whole:
             return Samples(
                 torch.tensor(fields["positions"]),
                 torch.tensor(fields["energies"], dtype=torch.float64),
-                None,
+                torch.tensor(fields["log_weights"], dtype=torch.float64)
+                if "log_weights" in fields
+                else None,
                 fields["metadata"],
             )
         except (ValueError, KeyError) as error:

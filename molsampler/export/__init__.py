@@ -3,7 +3,7 @@
 ======== ============================================== ==========================================
 suffix   content                                        error of a coordinate
 ======== ============================================== ==========================================
-``.npz`` positions, energies, weights, metadata         none
+``.npz`` positions, energies, log weights, metadata     none
 ``.h5``  HDF5 in MDTraj's convention, with topology     float32 rounding
 ``.dcd`` DCD                                            float32 rounding
 ``.xtc`` XTC                                            5e-4 nm (none up to nine atoms)
@@ -19,8 +19,9 @@ a steep potential makes much of the 5e-4 nm of XTC. ``.npz`` alone returns the e
 saved, bit for bit.
 
 Beside a trajectory ``X.xtc`` lie its topology ``X.pdb`` and a sidecar ``X.json`` with provenance,
-frame count and SHA-256, shared by all trajectories ``X.*`` of the folder (see ``sidecar``). ``.npz``
-files carry provenance and checksums inside and need neither.
+frame count and SHA-256, shared by all trajectories ``X.*`` of the folder (see ``sidecar``). Weighted
+samples also leave ``X.xtc.log_weights.npy`` there, vouched for by the sidecar (see ``log_weights``).
+``.npz`` files carry all of this inside and need nothing beside them.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def load(path: Path | str, *, system: System | str | None = None) -> Samples:
     Raises
     ------
     IntegrityError
-        The file is not the one that its sidecar describes.
+        The file or its log weights are not those that the sidecar describes.
     FileFormatError
         It is missing, truncated, damaged or of an unsupported kind.
     ShapeError

@@ -36,16 +36,16 @@ class Output:
     overwrite: bool = False
 
     def checked(self, shape: tuple[int, ...]) -> Iterator[Samples]:
-        """The blocks, all of samples of ``shape`` (N, D).
+        """The blocks, all of samples of ``shape`` (N, D), and all with log weights or none.
 
         Raises
         ------
         ShapeError
-            A block is of another shape.
+            A block is of another shape, or has log weights where others have none.
         InputError
             Fewer or more samples come than were announced.
         """
-        done = 0
+        done, weighted = 0, False
         for block in self.blocks:
             if tuple(block.positions.shape[1:]) != tuple(shape):
                 name = "" if self.system is None else f" of system {self.system.name!r}"
@@ -53,6 +53,9 @@ class Output:
                     f"samples of shape {tuple(block.positions.shape)} do not match {shape[0]} "
                     f"particles in {shape[1]} dimensions{name}"
                 )
+            if done and (block.log_weights is not None) is not weighted:
+                raise ShapeError("some blocks have log weights, some have none")
+            weighted = block.log_weights is not None
             done += len(block)
             if done > self.count:
                 raise InputError(f"more samples came than the {self.count} announced")
@@ -75,7 +78,7 @@ class Format(Protocol):
     description: str
     #: Spacing of the stored coordinates in nm; 0 where they keep float32.
     precision_nm: float
-    #: Whether energies and metadata are inside, so that nothing lies beside a file.
+    #: Whether energies, log weights and metadata are inside, so that nothing lies beside a file.
     complete: bool
 
     def write(self, path: Path, output: Output) -> None:
@@ -84,13 +87,14 @@ class Format(Protocol):
         Raises
         ------
         InputError
-            Something does not fit the format.
+            Something does not fit the format; log weights in particular are kept or refused.
         StorageError
             There is no space, or what was written does not read back.
         """
 
     def inspect(self, path: Path) -> dict[str, Any]:
-        """What an existing file holds, as JSON: ``frames``, ``particles``, ``provenance``, ``intact``.
+        """What an existing file holds, as JSON: ``frames``, ``particles``, ``intact``, ``provenance``,
+        and ``ess``, the effective number of samples where there are log weights.
 
         Raises
         ------

@@ -1,13 +1,14 @@
-"""The ``.npz`` format: ``positions``, ``energies``, ``metadata`` and, where there are any, ``weights``.
+"""The ``.npz`` format: ``positions``, ``energies``, ``metadata`` and, where there are any,
+``log_weights``.
 
 It is a zip archive of ``.npy`` members that needs no library but numpy and loads with
 ``allow_pickle=False``. Each member carries a CRC-32 that is checked on reading, and the provenance is
-a member too, so these files have no sidecar. Positions and energies keep every bit.
+a member too, so these files have no sidecar. Every number keeps every bit.
 
-    positions  (n, N, D) float32, the system's unit of length
-    energies   (n,) float64, reduced
-    weights    (n,) float64
-    metadata   JSON text
+    positions    (n, N, D) float32, the system's unit of length
+    energies     (n,) float64, reduced
+    log_weights  (n,) float64, log of target over proposal
+    metadata     JSON text
 
 Files of other origin may hold ``positions`` alone, in float32 or float64.
 """
@@ -41,6 +42,7 @@ from ..errors import (
     NonFiniteError,
     ShapeError,
 )
+from ..estimate import effective_count
 from ..target import System
 from . import npy
 from .energy_statistics import EnergyStatistics
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
     from ..samples import Samples
 
 #: Members that are read; archives with others are accepted and those are left alone.
-MEMBERS = ("positions", "energies", "weights", "metadata")
+MEMBERS = ("positions", "energies", "log_weights", "metadata")
 #: Bounds on what a file may make its reader do.
 MAX_MEMBERS = 64
 MAX_HEADER = 10_000
@@ -61,11 +63,11 @@ _PIECE = 2**22
 
 
 class Content(NamedTuple):
-    """Arrays of a file; energies and weights are None where it has none."""
+    """Arrays of a file; energies and log weights are None where it has none."""
 
     positions: NDArray[np.float32]
     energies: NDArray[np.float64] | None
-    weights: NDArray[np.float64] | None
+    log_weights: NDArray[np.float64] | None
     metadata: dict[str, Any]
 
 
@@ -90,9 +92,9 @@ def _write(path: Path, output: Output, shape: tuple[int, int]) -> None:
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
         tempfile.TemporaryFile(dir=path.parent) as energies,
-        tempfile.TemporaryFile(dir=path.parent) as weights,
+        tempfile.TemporaryFile(dir=path.parent) as log_weights,
     ):
-        weighted = False
+        spools = {"energies": energies}
         with _member(archive, "positions") as member:
             npy.write_header(member, "<f4", (count, *shape))
             digest = hashlib.sha256()
@@ -100,15 +102,12 @@ def _write(path: Path, output: Output, shape: tuple[int, int]) -> None:
                 piece = block.positions.numpy().astype("<f4").tobytes()
                 digest.update(piece)
                 member.write(piece)
-                energies.write(block.energies.numpy().astype("<f8").tobytes())
-                if block.weights is not None:
-                    weighted = True
-                    weights.write(block.weights.numpy().astype("<f8").tobytes())
+                energies.write(npy.float64(block.energies))
+                if block.log_weights is not None:
+                    spools["log_weights"] = log_weights
+                    log_weights.write(npy.float64(block.log_weights))
             digests["positions"] = digest.hexdigest()
-        for name, spool in {
-            "energies": energies,
-            **({"weights": weights} if weighted else {}),
-        }.items():
+        for name, spool in spools.items():
             with _member(archive, name) as member:
                 digests[name] = npy.write_spooled(member, spool, count)
         with _member(archive, "metadata") as member:
@@ -225,6 +224,11 @@ def read(path: Path) -> Content:
     with _opened(path) as archive:
         arrays = {}
         for info in archive.infolist():
+            if info.filename == "weights.npy":
+                raise FileFormatError(
+                    f"{path} holds 'weights'; only their logarithms, 'log_weights', are read, and "
+                    "weights are never left out"
+                )
             if info.filename.endswith(".npy") and info.filename[:-4] in MEMBERS:
                 arrays[info.filename[:-4]] = _array(archive, info, path)
             else:
@@ -263,7 +267,7 @@ def _content(arrays: dict[str, NDArray[Any]], path: Path) -> Content:
         raise FileFormatError(
             f"{path}: an array 'positions' of shape (n, N, D) is expected, got {got}"
         )
-    for name in ("energies", "weights"):
+    for name in ("energies", "log_weights"):
         array = arrays.get(name)
         if array is not None and (array.dtype.kind != "f" or array.shape != positions.shape[:1]):
             raise FileFormatError(
@@ -287,7 +291,9 @@ def _content(arrays: dict[str, NDArray[Any]], path: Path) -> Content:
         return Content(
             positions.astype("<f4", copy=False),
             energies.astype("<f8", copy=False) if energies is not None else None,
-            None if "weights" not in arrays else arrays["weights"].astype("<f8", copy=False),
+            None
+            if "log_weights" not in arrays
+            else arrays["log_weights"].astype("<f8", copy=False),
             metadata,
         )
 
@@ -311,7 +317,7 @@ class NPZFormat:
         with new_file(
             path,
             expected=2**12 + output.count * (4 * particles * dimension + 24),
-            # Energies and weights wait in files of their own.
+            # Energies and log weights wait in files of their own.
             spooled=16 * output.count,
             overwrite=output.overwrite,
         ) as temporary:
@@ -323,12 +329,14 @@ class NPZFormat:
         statistics = EnergyStatistics()
         if content.energies is not None:
             statistics.add(torch.from_numpy(content.energies))
+        log_weights = content.log_weights
         return {
             "frames": len(content.positions),
             "particles": content.positions.shape[1],
             "dimension": content.positions.shape[2],
             "energies": statistics.summary().model_dump(),
             "provenance": content.metadata,
+            "ess": None if log_weights is None else effective_count(torch.from_numpy(log_weights)),
             "intact": True,
         }
 
@@ -356,8 +364,13 @@ class NPZFormat:
             metadata = dict(content.metadata)
             if resolved is not None:
                 metadata.setdefault("system", reference_to(resolved))
-            weights = None if content.weights is None else torch.from_numpy(content.weights)
-            return Samples(positions, energies, weights, metadata)
+            log_weights = content.log_weights
+            return Samples(
+                positions,
+                energies,
+                None if log_weights is None else torch.from_numpy(log_weights),
+                metadata,
+            )
         except NonFiniteError as error:
             raise FileFormatError(f"{path}: {error}") from None
 

@@ -1,8 +1,8 @@
 """Trajectories with their topology and sidecar: written whole and checked, or not at all.
 
 A trajectory format is a :class:`Trajectory` that says how frames in nanometres enter and leave its
-file. Everything else is done here: lengths, the topology ``X.pdb``, the sidecar ``X.json``, atomic
-replacement, and comparison of what was written with what should have been.
+file. Everything else is done here: lengths, the topology ``X.pdb``, the sidecar ``X.json``, log
+weights, atomic replacement, and comparison of what was written with what should have been.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -20,9 +20,11 @@ import torch
 
 from .. import __version__, memory
 from ..errors import FileFormatError, InputError, IntegrityError, ShapeError
+from ..estimate import effective_count
 from ..storage.files import sha256, write_bytes
 from ..target import COORDINATE_LIMIT, System
-from .energy_statistics import EnergyStatistics
+from . import log_weights, npy
+from .energy_statistics import EnergyStatistics, EnergySummary
 from .format import Output, agreed_system
 from .lengths import Frames, from_nanometres, to_nanometres, topology_of
 from .new_file import new_file
@@ -31,6 +33,7 @@ from .sidecar import (
     Topology,
     check_file,
     check_free,
+    locked,
     read_sidecar,
     sidecar_path,
     topology_path,
@@ -113,49 +116,54 @@ class Trajectory(ABC):
                 self.precision_nm / system.length_nm,
                 system.name,
             )
-        statistics = EnergyStatistics()
-        first = np.zeros((atoms, 3), dtype=np.float32)
-        with (
-            new_file(
-                path,
-                expected=2**12 + count * (100 + atoms * self.bytes_per_atom),
-                spooled=12 * count * atoms,
-                overwrite=output.overwrite,
-            ) as temporary,
-            tempfile.TemporaryFile(dir=path.parent) as originals,
-        ):
-            with self.writer(temporary, topology, count) as append:
-                for block in output.checked(system.shape):
-                    statistics.add(block.energies)
-                    for positions in torch.split(block.positions, CHUNK):
-                        frames = to_nanometres(positions, system.length_nm)
-                        if not originals.tell():
-                            first = frames[0]
-                        originals.write(frames.tobytes())
-                        append(frames)
-            _verify(self, temporary, originals, count, atoms)
-            record = Record(
-                format=self.suffix[1:],
-                frames=count,
-                particles=atoms,
-                dimension=dimension,
-                length_nm=system.length_nm,
-                precision_nm=self.precision_nm or None,
-                bytes=temporary.stat().st_size,
-                sha256=sha256(temporary),
-                energies=statistics.summary(),
-                provenance=output.metadata(),
-                version=__version__,
-            )
-            if path != topology_path(path) and not named:
-                write_bytes(topology_path(path), one_model(topology, first).encode("ascii"))
+        log_weights.check_free(path, overwrite=output.overwrite)
+        with ExitStack() as lock:
+            with (
+                new_file(
+                    path,
+                    expected=2**12 + count * (100 + atoms * self.bytes_per_atom),
+                    spooled=count * (12 * atoms + 16),
+                    overwrite=output.overwrite,
+                ) as temporary,
+                tempfile.TemporaryFile(dir=path.parent) as originals,
+                tempfile.TemporaryFile(dir=path.parent) as weights,
+            ):
+                with self.writer(temporary, topology, count) as append:
+                    energies = _fill(append, originals, weights, output, system)
+                _verify(self, temporary, originals, count, atoms)
+                record = Record(
+                    format=self.suffix[1:],
+                    frames=count,
+                    particles=atoms,
+                    dimension=dimension,
+                    length_nm=system.length_nm,
+                    precision_nm=self.precision_nm or None,
+                    bytes=temporary.stat().st_size,
+                    sha256=sha256(temporary),
+                    energies=energies,
+                    provenance=output.metadata(),
+                    version=__version__,
+                )
+                if path != topology_path(path) and not named:
+                    first = next(_spooled(originals, atoms))[0]
+                    write_bytes(topology_path(path), one_model(topology, first).encode("ascii"))
+                # Held until the data file has its name and what lies beside it is in order.
+                lock.enter_context(locked(path.parent))
+                log_weights.settle(path)
+                try:
+                    if weights.tell():
+                        record.log_weights = log_weights.stage(path, weights, count)
+                    with update(beside) as sidecar:
+                        sidecar.pending[path.name] = record
+                except BaseException:
+                    log_weights.discard(path)
+                    raise
             with update(beside) as sidecar:
-                sidecar.pending[path.name] = record
-        with update(beside) as sidecar:
-            sidecar.files[path.name] = record
-            sidecar.pending.pop(path.name, None)
-            pdb = topology_path(path)
-            sidecar.topology = Topology(file=pdb.name, atoms=atoms, sha256=sha256(pdb))
+                sidecar.files[path.name] = record
+                sidecar.pending.pop(path.name, None)
+                pdb = topology_path(path)
+                sidecar.topology = Topology(file=pdb.name, atoms=atoms, sha256=sha256(pdb))
+            log_weights.place(path, record.log_weights)
 
     def inspect(self, path: Path) -> dict[str, Any]:
         """What a trajectory holds; see :meth:`molsampler.export.format.Format.inspect`."""
@@ -163,7 +171,12 @@ class Trajectory(ABC):
         records = sidecar.records(path.name) if sidecar is not None else []
         record = check_file(path, records) if records else None
         with self.open(path) as (frames, atoms, _):
-            report: dict[str, Any] = {"frames": frames, "particles": atoms}
+            weights = log_weights.read(path, record, frames)
+        report: dict[str, Any] = {
+            "frames": frames,
+            "particles": atoms,
+            "ess": None if weights is None else effective_count(weights),
+        }
         if record is not None:
             kept = {"dimension", "length_nm", "precision_nm", "energies", "provenance", "version"}
             return {
@@ -216,10 +229,11 @@ class Trajectory(ABC):
                     f"{path} holds {frames} frames, its sidecar records {record.frames}"
                 )
             memory.require(
-                frames * atoms * (12 + 4 * dimension) + 16 * frames,
+                frames * (atoms * (12 + 4 * dimension) + 32),
                 purpose=f"reading {frames} frames from {path}",
                 remedy="read it where there is more memory",
             )
+            weights = log_weights.read(path, record, frames)
             pieces, done = [], 0
             for chunk in chunks:
                 if not np.all(np.abs(chunk) <= COORDINATE_LIMIT * length):
@@ -241,7 +255,27 @@ class Trajectory(ABC):
             )
         provenance.setdefault("system", reference_to(resolved))
         samples = Samples.of(resolved, torch.cat(pieces))
-        return Samples(samples.positions, samples.energies, None, provenance)
+        return Samples(samples.positions, samples.energies, weights, provenance)
+
+
+def _fill(
+    append: Callable[[Frames], None],
+    originals: IO[bytes],
+    weights: IO[bytes],
+    output: Output,
+    system: System,
+) -> EnergySummary:
+    """Append all frames; keep them once more for comparison, and the log weights, in two files."""
+    statistics = EnergyStatistics()
+    for block in output.checked(system.shape):
+        statistics.add(block.energies)
+        if block.log_weights is not None:
+            weights.write(npy.float64(block.log_weights))
+        for positions in torch.split(block.positions, CHUNK):
+            frames = to_nanometres(positions, system.length_nm)
+            originals.write(frames.tobytes())
+            append(frames)
+    return statistics.summary()
 
 
 def _rechunked(pieces: Iterable[Frames], size: int) -> Iterator[Frames]:

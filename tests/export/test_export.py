@@ -513,9 +513,9 @@ def test_npz_is_plain_numpy(samples: Samples, tmp_path: Path) -> None:
         assert plain["energies"].dtype == np.float64
         assert json.loads(str(plain["metadata"])) == samples.metadata
     loaded = export.load(tmp_path / "a.npz")
-    assert weighted.weights is not None
-    assert loaded.weights is not None
-    assert torch.equal(loaded.weights, weighted.weights)
+    assert weighted.log_weights is not None
+    assert loaded.log_weights is not None
+    assert torch.equal(loaded.log_weights, weighted.log_weights)
     # Equal samples make equal files.
     weighted.save(tmp_path / "b.npz")
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
@@ -637,7 +637,9 @@ def test_sample_shapes_are_checked(samples: Samples) -> None:
         ((torch.zeros(3, 13), energies), "positions must have shape"),
         ((torch.zeros(4, 13, 3), energies), "energies must have shape"),
         ((torch.zeros(3, 13, 3).double(), energies), "float32"),
-        ((torch.zeros(3, 13, 3), energies, energies - 1), "weights must be finite"),
+        ((torch.zeros(3, 13, 3), energies, energies + torch.inf), "log_weights hold NaN or \\+inf"),
+        ((torch.zeros(3, 13, 3), energies, energies * torch.nan), r"sample 0 \(nan\)"),
+        ((torch.zeros(3, 13, 3), energies, energies[:2]), "log_weights must have shape"),
         ((torch.zeros(3, 13, 3), energies, None, {"a": object()}), "JSON"),
     ):
         with pytest.raises(InputError, match=match):

@@ -78,11 +78,12 @@ class Kind(NamedTuple):
 def samples_read(path: Path, system: Any) -> Callable[[], Any]:
     def read() -> Any:
         loaded = export.load(path, system=system)
-        weights = None if loaded.weights is None else loaded.weights.numpy().tobytes()
+        weights = loaded.log_weights
+        assert weights is not None
         return (
             loaded.positions.numpy().tobytes(),
             loaded.energies.numpy().tobytes(),
-            weights,
+            weights.numpy().tobytes(),
             loaded.metadata,
         )
 
@@ -120,11 +121,10 @@ def make(kind: str, folder: Path, samples: Samples, system: Any, save_sampler: A
         return Kind(path, lambda: from_yaml(path))
     if kind == "run log":
         return run_log(folder)
-    data = folder / f"a{'.dcd' if kind == 'sidecar' else kind}"
+    data = folder / f"a{kind if kind in export.FORMATS else '.dcd'}"
     samples.save(data, system=system)
-    return Kind(
-        data.with_suffix(".json") if kind == "sidecar" else data, samples_read(data, system)
-    )
+    beside = {"sidecar": "a.json", "log weights": "a.dcd.log_weights.npy"}
+    return Kind(folder / beside.get(kind, data.name), samples_read(data, system))
 
 
 def run_log(folder: Path) -> Kind:
@@ -151,7 +151,7 @@ def run_log(folder: Path) -> Kind:
 
 
 SEALED = [
-    *("weights", "card", "checkpoint", "run configuration", "run log", "sidecar"),
+    *("weights", "card", "checkpoint", "run configuration", "run log", "sidecar", "log weights"),
     *(".npz", ".h5", ".dcd", ".xtc", ".pdb"),
 ]
 
