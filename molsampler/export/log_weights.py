@@ -69,13 +69,22 @@ def settle(path: Path) -> None:
 
 
 def stage(path: Path, spool: IO[bytes], count: int) -> Weights:
-    """Write the log weights that wait in ``spool`` under their second name."""
-    with open(_next(path), "xb") as file:
-        npy.write_spooled(file, spool, count)
+    """Write the log weights that wait in ``spool`` under their second name, and read them back.
+
+    Raises
+    ------
+    IntegrityError
+        What is read back is not what was written.
+    """
+    waiting = _next(path)
+    with open(waiting, "xb") as file:
+        digest = npy.write_spooled(file, spool, count)
         file.flush()
         os.fsync(file.fileno())
     fsync_folder(path.parent)
-    return Weights(bytes=_next(path).stat().st_size, sha256=sha256(_next(path)))
+    if sha256(waiting) != digest:
+        raise IntegrityError(f"{waiting}: log weights read back differ from what was written")
+    return Weights(bytes=waiting.stat().st_size, sha256=digest)
 
 
 def discard(path: Path) -> None:

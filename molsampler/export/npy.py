@@ -21,13 +21,16 @@ def write_header(file: IO[bytes], descr: str, shape: tuple[int, ...]) -> None:
 
 
 def write_spooled(file: IO[bytes], spool: IO[bytes], count: int) -> str:
-    """Write the ``count`` float64 numbers that wait in ``spool``; the SHA-256 of their bytes."""
-    digest = hashlib.sha256()
-    write_header(file, "<f8", (count,))
+    """Write the ``count`` float64 numbers that wait in ``spool``; the SHA-256 of what was written."""
+    header = io.BytesIO()
+    write_header(header, "<f8", (count,))
     spool.seek(0)
-    while piece := spool.read(_PIECE):
+    digest = hashlib.sha256()
+    piece = header.getvalue()
+    while piece:
         digest.update(piece)
         file.write(piece)
+        piece = spool.read(_PIECE)
     return digest.hexdigest()
 
 

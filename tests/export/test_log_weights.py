@@ -19,7 +19,9 @@ from molsampler.errors import (
     NonFiniteError,
     OutputExistsError,
     ShapeError,
+    StorageError,
 )
+from molsampler.export import log_weights, npz
 from molsampler.samples import Samples
 
 SYSTEM = Cluster()
@@ -37,9 +39,9 @@ def toys() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def samples() -> Samples:
-    log_weights = torch.linspace(-800, 800, 30, dtype=torch.float64)
-    log_weights[4] = -math.inf
-    return Samples.of(SYSTEM, SYSTEM.grid(30), log_weights=log_weights)
+    numbers = torch.linspace(-800, 800, 30, dtype=torch.float64)
+    numbers[4] = -math.inf
+    return Samples.of(SYSTEM, SYSTEM.grid(30), log_weights=numbers)
 
 
 def same(found: Samples, expected: Samples) -> bool:
@@ -197,3 +199,32 @@ def test_npz_with_weights_that_are_no_logarithms_is_refused(
     np.savez(path, positions=x, log_weights=np.zeros(3))
     with pytest.raises(FileFormatError, match="log_weights of shape"):
         export.load(path, system=SYSTEM)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".dcd"])
+def test_numbers_that_change_on_their_way_are_noticed_by_reading_back(
+    suffix: str, samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that stores another byte than the one it was given, in the log weights alone."""
+    samples.save(tmp_path / f"a{suffix}", system=SYSTEM)
+    before = (tmp_path / f"a{suffix}").read_bytes()
+    module, name = {".npz": (npz, "_verify"), ".dcd": (log_weights, "sha256")}[suffix]
+    real = getattr(module, name)
+    assert samples.log_weights is not None
+    number = samples.log_weights.numpy()[-2:].tobytes()
+
+    def after_damage(path: Path, *rest: object) -> object:
+        content = path.read_bytes()
+        assert content.count(number) == 1
+        path.write_bytes(content.replace(number, number[:-1] + b"\0"))
+        return real(path, *rest)
+
+    monkeypatch.setattr(module, name, after_damage)
+    with pytest.raises(StorageError, match=r"cannot write .*(CRC|read back)"):
+        samples[:30].with_metadata(note="x").save(
+            tmp_path / f"a{suffix}", system=SYSTEM, overwrite=True
+        )
+    assert (tmp_path / f"a{suffix}").read_bytes() == before
+    assert not list(tmp_path.glob("*.next.npy"))
+    monkeypatch.undo()
+    assert same(export.load(tmp_path / f"a{suffix}", system=SYSTEM), samples)
