@@ -99,7 +99,10 @@ class Pool(Draw):
             )
         positions = system.space.project(samples.positions.detach().cpu().double())
         energies = samples.energies.detach().cpu()
-        return cls(system, positions, energies, samples.weights, samples.metadata)
+        if not samples.ess:
+            raise InputError(f"{name} carry no weight at all: every log weight is -inf")
+        weights = None if samples.log_weights is None else samples.log_weights.softmax(0)
+        return cls(system, positions, energies, weights, samples.metadata)
 
     @cached_property
     def effective(self) -> float:

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from molsampler.errors import InputError, NonFiniteError
+from molsampler.wasserstein import values_of
+from molsampler.wasserstein import wasserstein2_1d as wasserstein2_1d
 
 from .draws import Draw
 from .metric import Distance, Value
@@ -77,22 +78,8 @@ class Histogram:
         }
 
 
-def _values(values: Any, name: str) -> Array:
-    """Flat float64 copy; infinities are allowed (coincident particles), NaN and emptiness are not."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().numpy()
-    array = np.asarray(values, dtype=np.float64).ravel()
-    if array.size == 0:
-        raise InputError(f"{name} must hold at least one number, got none")
-    if np.isnan(array).any():
-        raise NonFiniteError(
-            f"{name} holds {int(np.isnan(array).sum())} NaN of {array.size} values"
-        )
-    return array
-
-
 def _reference(values: Any) -> Array:
-    array = _values(values, "reference")
+    array = values_of(values, "reference")
     if not np.isfinite(array).all():
         raise NonFiniteError(
             f"reference holds {int((~np.isfinite(array)).sum())} infinite of {array.size} values; "
@@ -121,7 +108,7 @@ def total_variation(samples: Any, reference: Any, *, bins: int = BINS) -> Binned
     InputError
         A set is empty, holds NaN, the reference is not finite, or ``bins`` is not positive.
     """
-    a, b = _values(samples, "samples"), _reference(reference)
+    a, b = values_of(samples, "samples"), _reference(reference)
     if bins < 1:
         raise InputError(f"bins must be a positive integer, got {bins!r}")
     edges = np.histogram_bin_edges(b, bins)
@@ -129,30 +116,6 @@ def total_variation(samples: Any, reference: Any, *, bins: int = BINS) -> Binned
     # Counted from the values, not as 1 - sum(p), whose rounding would show as a distance.
     outside = float(np.mean((a < edges[0]) | (a > edges[-1])))
     return Binned(min(1.0, 0.5 * (float(np.abs(p - q).sum()) + outside)), outside)
-
-
-def wasserstein2_1d(a: Any, b: Any) -> float:
-    r"""Exact 1-D 2-Wasserstein distance :math:`(\int_0^1 (F_a^{-1}-F_b^{-1})^2)^{1/2}`.
-
-    Sets of different size are handled by cutting [0, 1] at every multiple of 1/N and 1/M. Infinite
-    values give an infinite distance.
-
-    Raises
-    ------
-    InputError
-        A set is empty or holds NaN.
-    """
-    u, v = np.sort(_values(a, "a")), np.sort(_values(b, "b"))
-    if not (np.isfinite(u).all() and np.isfinite(v).all()):
-        return float("inf")
-    if u.size == v.size:
-        return float(np.sqrt(np.mean((u - v) ** 2)))
-    # Integer arithmetic on the common denominator keeps the cuts exact.
-    cuts = np.unique(
-        np.concatenate((np.arange(u.size + 1) * v.size, np.arange(v.size + 1) * u.size))
-    )
-    left, length = cuts[:-1], np.diff(cuts) / (u.size * v.size)
-    return float(np.sqrt(np.sum(length * (u[left // v.size] - v[left // u.size]) ** 2)))
 
 
 def trimmed_wasserstein2(samples: Any, reference: Any, *, margin: float = TRIM_MARGIN) -> Trimmed:
@@ -166,7 +129,7 @@ def trimmed_wasserstein2(samples: Any, reference: Any, *, margin: float = TRIM_M
     InputError
         A set is empty or holds NaN, the reference is not finite, or ``margin`` is negative.
     """
-    a, b = _values(samples, "samples"), _reference(reference)
+    a, b = values_of(samples, "samples"), _reference(reference)
     if not margin >= 0:
         raise InputError(f"margin must be a number >= 0, got {margin!r}")
     low, high = float(b.min()), float(b.max())
@@ -226,7 +189,7 @@ def histogram(samples: Any, reference: Any, *, bins: int = 60, tail: float = 0.0
     The bins span the central ``1 - 2 * tail`` of the reference, widened by a quarter of that width
     on each side, so that a shifted sample set stays in view and one outlier does not set the scale.
     """
-    a, b = _values(samples, "samples"), _reference(reference)
+    a, b = values_of(samples, "samples"), _reference(reference)
     low, high = (float(v) for v in np.quantile(b, [tail, 1 - tail]))
     reach = 0.25 * (high - low) or 0.5
     edges = np.linspace(low - reach, high + reach, bins + 1)

@@ -25,9 +25,9 @@ from molsampler.molecule.chart import Chart, chart_of
 from molsampler.molecule.z_matrix import has_internal_coordinates, internal_coordinates
 from molsampler.samples import Samples
 from molsampler.target import System
+from molsampler.wasserstein import wasserstein2_1d
 
 from .draws import Draws, Pool, Settings
-from .energies import wasserstein2_1d
 from .metric import MetricKind
 from .statistics import Metric, standard_error
 

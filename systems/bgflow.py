@@ -252,15 +252,16 @@ def draw(sampler: Any, system: System, n: int, *, seed: int = 0, reweight: bool 
         found = sampler.sample(n, with_energy=True) if reweight else sampler.sample(n)
     parts = found if isinstance(found, tuple | list) else (found,)
     positions = _positions(parts[0] if parts else None, system)
-    weights = None
+    log_weights = None
     if reweight:
         if len(parts) != 2 or cast(Tensor, parts[1]).numel() != len(positions):
             raise InputError(
                 "reweight needs sample(n, with_energy=True) to return states and one energy each"
             )
-        log_weight = parts[1].double().reshape(-1) - system.energy(positions.double())
-        weights = torch.softmax(log_weight, dim=0) * len(positions)
-    return Samples.of(system, positions, weights=weights, sampler=type(sampler).__name__, seed=seed)
+        log_weights = parts[1].double().reshape(-1) - system.energy(positions.double())
+    return Samples.of(
+        system, positions, log_weights=log_weights, sampler=type(sampler).__name__, seed=seed
+    )
 
 
 def _positions(states: Any, system: System) -> Tensor:

@@ -155,8 +155,8 @@ def test_export_round_trip(
 ) -> None:
     system = Cluster(n, d, "toy-any")
     x = positions((count, n, d), seed, torch.float32)
-    weights = torch.rand(count, dtype=torch.float64) if weighted else None
-    samples = Samples.of(system, x, weights=weights, note=note)
+    log_weights = torch.randn(count, dtype=torch.float64) if weighted else None
+    samples = Samples.of(system, x, log_weights=log_weights, note=note)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"a{suffix}"
         samples.save(path, system=system)
@@ -168,7 +168,11 @@ def test_export_round_trip(
     if suffix == ".npz":
         assert torch.equal(loaded.positions, x)
         assert torch.equal(loaded.energies, samples.energies)
-        assert (loaded.weights is None) is (weights is None)
+    if log_weights is None:
+        assert loaded.log_weights is None
+    else:
+        assert loaded.log_weights is not None
+        assert torch.equal(loaded.log_weights, log_weights)
 
 
 numbers = arrays(

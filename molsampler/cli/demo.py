@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,34 +34,6 @@ FRAMES = 500
 #: The .pdb comes first: its first model is the topology of the others.
 TRAJECTORIES = (".pdb", ".xtc", ".dcd", ".h5")
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>molsampler demo</title>
-<style>
-body {{ font: 16px/1.55 system-ui, sans-serif; color: #1d2125; max-width: 46em; margin: 0 auto;
-  padding: 40px 28px; }}
-h1 {{ font-size: 1.65rem; }} h2 {{ font-size: 1.13rem; margin-top: 2em; }} a {{ color: #1f6f9f; }}
-</style>
-</head>
-<body>
-<h1>molsampler demo</h1>
-<p>Samples of shipped one-step samplers against a fresh OpenMM run, before and after {refine} steps of
-refinement on the exact energy. In every table a value means something only against its floor, the
-same metric between two independent halves of the reference.</p>
-{sections}
-</body>
-</html>
-"""
-
-SECTION = """<h2>{name}</h2>
-<p>{headline}</p>
-<p>After refinement: {refined}</p>
-<p><a href="{report}">Numbers, plots and provenance</a></p>
-"""
-
 
 def demo(
     output: Annotated[
@@ -91,8 +62,7 @@ def demo(
     for name in SYSTEMS:
         sections.append(_tour(name, output, seed=seed, device=device))
         print()
-    page = PAGE.format(refine=REFINE, sections="\n".join(sections))
-    write_bytes(output / "report.html", page.encode())
+    write_bytes(output / "report.html", _page(sections).encode())
 
     print(f"done in {duration(time.monotonic() - started)}; open")
     print(f"  {output / 'report.html'}  in a browser: how far the samples are from the reference")
@@ -105,8 +75,8 @@ def demo(
         print(f"  {stem}.npz  all {SAMPLES:,} samples with energies, lossless")
 
 
-def _tour(name: str, folder: Path, *, seed: int, device: str | None) -> str:
-    """Sample, refine, run the reference, compare and write; return a section of the page."""
+def _tour(name: str, folder: Path, *, seed: int, device: str | None) -> dict[str, str]:
+    """Sample, refine, run the reference, compare and write; return what the page says of it."""
     from molsampler.analysis import headline, write_report
 
     from ..export import save
@@ -134,12 +104,24 @@ def _tour(name: str, folder: Path, *, seed: int, device: str | None) -> str:
     report = folder / f"{name}-report.html"
     write_report(comparison, report, overwrite=True)
     comparing.print_comparison(comparison)
-    return SECTION.format(
-        name=escape(name),
-        headline=escape(headline(comparison)),
-        refined=escape(headline(comparison.baselines[0])),
-        report=escape(report.name),
+    return {
+        "name": name,
+        "headline": headline(comparison),
+        "refined": headline(comparison.baselines[0]),
+        "report": report.name,
+    }
+
+
+def _page(sections: list[dict[str, str]]) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
     )
+    return environment.get_template("demo.html.j2").render(refine=REFINE, sections=sections)
 
 
 def _compare(

@@ -58,13 +58,8 @@ def check_samples_output(path: Path, *, overwrite: bool) -> None:
     InputError, OutputExistsError, StorageError
         The suffix is no format, the file exists, or its folder does not.
     """
-    from ..errors import InputError, nearest
-    from ..export import FORMATS
+    from ..export import format_of
     from ..storage.files import check_output
 
-    if path.suffix not in FORMATS:
-        raise InputError(
-            f"--output must end in one of {', '.join(FORMATS)}, got {path.name!r}"
-            f"{nearest(path.suffix, list(FORMATS))}"
-        )
+    format_of(path, argument="--output")
     check_output(path, overwrite=overwrite)

@@ -40,7 +40,7 @@ def sample(
     """Draw independent samples from a trained sampler and write them to a file."""
     check_samples_output(output, overwrite=overwrite)
     from ..export import save_blocks
-    from ..export.trajectory import EnergyStatistics
+    from ..export.energy_statistics import EnergyStatistics
     from ..sampler.sampler import Sampler
 
     sampler = Sampler.load(source, system=system)

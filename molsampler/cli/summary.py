@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def energy_summary(samples: Samples) -> dict[str, Any]:
     """Statistics of the reduced energies, as in sidecars."""
-    from ..export.trajectory import EnergyStatistics
+    from ..export.energy_statistics import EnergyStatistics
 
     statistics = EnergyStatistics()
     statistics.add(samples.energies)

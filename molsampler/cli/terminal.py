@@ -8,15 +8,17 @@ import math
 import sys
 import time
 import warnings
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Task
 
 
 def print_json(value: Any) -> None:
     """Write ``value`` as JSON; NaN and infinities become null, which every reader accepts."""
-    print(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+    print(json.dumps(plain(value), indent=2, allow_nan=False))
 
 
 def plain(value: Any) -> Any:
@@ -41,6 +43,9 @@ def printable(text: str) -> str:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
     """A table on standard output: drawn on a terminal, aligned plain text otherwise."""
+    columns = [printable(column) for column in columns]
+    rows = [[printable(cell) for cell in row] for row in rows]
+    title = printable(title)
     if sys.stdout.isatty():
         from rich.box import SIMPLE_HEAD
         from rich.console import Console
@@ -127,88 +132,49 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
-class Rate:
-    """Work per second over a recent window, so that a slow start does not spoil the estimate."""
-
-    def __init__(self, window: float = 30.0) -> None:
-        self._window = window
-        self._points: deque[tuple[float, float]] = deque()
-
-    def add(self, now: float, done: float) -> None:
-        self._points.append((now, done))
-        while len(self._points) > 2 and self._points[1][0] < now - self._window:
-            self._points.popleft()
-
-    @property
-    def per_second(self) -> float | None:
-        """The rate, or None before two distinct moments are known."""
-        if len(self._points) < 2:
-            return None
-        (start, first), (end, last) = self._points[0], self._points[-1]
-        return (last - first) / (end - start) if end > start and last > first else None
-
-    def remaining(self, total: float | None) -> float | None:
-        """Seconds until ``total``, or None while unknown."""
-        rate = self.per_second
-        if rate is None or total is None:
-            return None
-        return max(0.0, total - self._points[-1][1]) / rate
-
-
 @contextmanager
-def progress(
-    title: str, total: float | None, *, unit: str = "", every: float = 10.0
-) -> Iterator[Update]:
-    """Show progress, rate and remaining time on standard error while the body runs.
+def progress(title: str, total: float | None, *, every: float = 10.0) -> Iterator[Update]:
+    """Show progress, rate, remaining and elapsed time on standard error while the body runs.
 
-    On a terminal one line is redrawn; otherwise a plain line is written every ``every`` seconds.
+    On a terminal a bar is redrawn; otherwise a plain line is written every ``every`` seconds. Rate
+    and remaining time are those of the last half minute, and of the current ``total`` alone.
     """
-    meter = _Meter(title, total, unit)
-    started = time.monotonic()
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.markup import escape
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        with Console(stderr=True).status(escape(title)) as status:
+    started = last = time.monotonic()
+    live = sys.stderr.isatty()
+    title = printable(title)
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[state]}", markup=False),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not live,
+        get_time=time.monotonic,
+    ) as bars:
+        shown = bars.add_task(title, total=total, state="")
 
-            def redraw(done: float, detail: str = "", *, total: float | None = None) -> None:
-                status.update(escape(meter.describe(done, detail, total)))
-
-            yield redraw
-    else:
-        last = started
-
-        def write(done: float, detail: str = "", *, total: float | None = None) -> None:
+        def update(done: float, detail: str = "", *, total: float | None = None) -> None:
             nonlocal last
-            line = meter.describe(done, detail, total)
-            if time.monotonic() - last >= every:
+            bars.update(shown, completed=done, total=total)
+            state = printable(_state(bars.tasks[0], detail))
+            bars.update(shown, state=state)
+            if not live and time.monotonic() - last >= every:
                 last = time.monotonic()
-                note(line)
+                note(f"{title}: {state}")
 
-        yield write
+        yield update
     note(f"{title}: {duration(time.monotonic() - started)}")
 
 
-class _Meter:
-    """Work done, rate and remaining time as one line."""
-
-    def __init__(self, title: str, total: float | None, unit: str):
-        self.title, self.total, self.unit = title, total, unit
-        self.rate = Rate()
-
-    def describe(self, done: float, detail: str, total: float | None) -> str:
-        if total is not None and total != self.total:
-            # Another stage counts in another measure.
-            self.total, self.rate = total, Rate()
-        self.rate.add(time.monotonic(), done)
-        parts = []
-        if self.total is not None:
-            parts.append(f"{done:,.0f}/{self.total:,.0f} {self.unit}".rstrip())
-            if self.rate.per_second is not None:
-                parts.append(f"{self.rate.per_second:,.3g}/s")
-            left = self.rate.remaining(self.total)
-            if left is not None:
-                parts.append(f"{duration(left)} left")
-        if detail:
-            parts.append(detail)
-        return f"{self.title}: {', '.join(parts)}"
+def _state(task: Task, detail: str) -> str:
+    parts = []
+    if task.total is not None:
+        parts.append(f"{task.completed:,.0f}/{task.total:,.0f}")
+        if task.speed is not None:
+            parts.append(f"{task.speed:,.3g}/s")
+            parts.append(f"{duration(max(0.0, task.total - task.completed) / task.speed)} left")
+    return ", ".join([*parts, *([detail] if detail else [])])

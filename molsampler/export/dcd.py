@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import FileFormatError
 from .lengths import Frames
+from .trajectory import CHUNK, Opened, Trajectory
 
 ANGSTROM_PER_NM = np.float32(10.0)
 _TITLE = b"REMARKS molsampler; coordinates in angstrom".ljust(80)
@@ -65,24 +66,6 @@ def _layout(atoms: int, order: str, *, cell: bool) -> np.dtype[Any]:
     return np.dtype(fields)
 
 
-@contextmanager
-def write(path: Path, topology: Any, count: int) -> Iterator[Any]:
-    """Yield a function that appends frames ``(n, N, 3)`` in nm; ``count`` frames will come."""
-    atoms = topology.n_atoms
-    layout = _layout(atoms, "<", cell=False)
-    with open(path, "wb") as file:
-        file.write(_header(count, atoms))
-
-        def append(frames: Frames) -> None:
-            block = np.zeros(len(frames), dtype=layout)
-            for index, axis in enumerate("xyz"):
-                block[axis] = frames[..., index] * ANGSTROM_PER_NM
-                block[axis + "0"] = block[axis + "1"] = 4 * atoms
-            file.write(block.tobytes())
-
-        yield append
-
-
 def _read_header(path: Path) -> Header:
     with open(path, "rb") as file:
 
@@ -119,7 +102,7 @@ def _read_header(path: Path) -> Header:
         return Header(words[0], atoms, order, bool(words[19] and words[10]), file.tell())
 
 
-def inspect(path: Path) -> tuple[int, int]:
+def _count_frames(path: Path) -> tuple[int, int]:
     """Frames and atoms.
 
     Raises
@@ -139,19 +122,7 @@ def inspect(path: Path) -> tuple[int, int]:
     return held, header.atoms
 
 
-def items(path: Path, chunk: int, *, trusted: bool) -> Iterator[Any]:
-    """Frames and atoms as a pair, then frames ``(<= chunk, N, 3)`` in nm, in order.
-
-    Raises
-    ------
-    FileFormatError
-        See :func:`inspect`.
-    """
-    yield inspect(path)
-    yield from read(path, chunk)
-
-
-def read(path: Path, chunk: int) -> Iterator[Frames]:
+def _read(path: Path, chunk: int) -> Iterator[Frames]:
     """Frames ``(<= chunk, N, 3)`` in nm, in order."""
     header = _read_header(path)
     layout = _layout(header.atoms, header.order, cell=header.cell)
@@ -174,3 +145,41 @@ def read(path: Path, chunk: int) -> Iterator[Frames]:
             frames = np.stack([block[axis] for axis in "xyz"], axis=-1).astype(np.float32)
             yield frames / ANGSTROM_PER_NM
             done += len(block)
+
+
+class DCDFormat(Trajectory):
+    """CHARMM's and NAMD's trajectories."""
+
+    suffix = ".dcd"
+    description = "DCD, float32 angstrom"
+
+    @contextmanager
+    def writer(self, path: Path, topology: Any, count: int) -> Iterator[Any]:
+        """Yield a function that appends frames ``(n, N, 3)`` in nm; ``count`` frames will come."""
+        atoms = topology.n_atoms
+        layout = _layout(atoms, "<", cell=False)
+        with open(path, "wb") as file:
+            file.write(_header(count, atoms))
+
+            def append(frames: Frames) -> None:
+                block = np.zeros(len(frames), dtype=layout)
+                for index, axis in enumerate("xyz"):
+                    block[axis] = frames[..., index] * ANGSTROM_PER_NM
+                    block[axis + "0"] = block[axis + "1"] = 4 * atoms
+                file.write(block.tobytes())
+
+            yield append
+
+    @contextmanager
+    def open(self, path: Path, *, trusted: bool = False) -> Iterator[Opened]:
+        """Yield frames, atoms and pieces.
+
+        Raises
+        ------
+        FileFormatError
+            A header is damaged, or the file's length does not hold the frames that it announces.
+        """
+        yield Opened(*_count_frames(path), _read(path, CHUNK))
+
+
+DCD = DCDFormat()

@@ -12,7 +12,7 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ EXPANSION = 1100
 REFUSED = 3
 
 
-def hdf5(path: str, chunk: int) -> Iterator[Any]:
+def hdf5(path: str, chunk: int) -> Generator[Any, None, None]:
     """Frames and atoms as a pair, then frames ``(<= chunk, N, 3)`` float32 in nm, of an HDF5 file."""
     import tables
 
@@ -59,7 +59,7 @@ def hdf5(path: str, chunk: int) -> Iterator[Any]:
             yield np.asarray(coordinates[start : start + chunk], dtype=np.float32)
 
 
-def xtc(path: str, chunk: int) -> Iterator[NDArray[np.float32]]:
+def xtc(path: str, chunk: int) -> Generator[NDArray[np.float32], None, None]:
     """Frames ``(<= chunk, N, 3)`` float32 in nm of an XTC file."""
     from mdtraj.formats import XTCTrajectoryFile
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +12,9 @@ import numpy as np
 from ..errors import FileFormatError
 from . import decoder, isolated
 from .lengths import Frames
+from .trajectory import CHUNK, Opened, Trajectory
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-
-
-@contextmanager
-def write(path: Path, topology: Any, count: int) -> Iterator[Any]:
-    """Yield a function that appends frames ``(n, N, 3)`` in nm."""
-    from mdtraj.formats import HDF5TrajectoryFile
-
-    done = 0
-    with HDF5TrajectoryFile(str(path), "w", force_overwrite=True) as file:
-        file.topology = topology
-
-        def append(frames: Frames) -> None:
-            nonlocal done
-            file.write(frames, time=np.arange(done, done + len(frames), dtype=np.float32))
-            done += len(frames)
-
-        yield append
 
 
 def _check_signature(path: Path) -> None:
@@ -39,15 +23,42 @@ def _check_signature(path: Path) -> None:
             raise FileFormatError(f"{path} is not an HDF5 file, or its first bytes are damaged")
 
 
-def items(path: Path, chunk: int, *, trusted: bool) -> Iterator[Any]:
-    """Frames and atoms as a pair, then frames ``(<= chunk, N, 3)`` in nm, in order.
+class HDF5Format(Trajectory):
+    """MDTraj's HDF5 files."""
 
-    ``trusted`` files are opened in this process.
+    suffix = ".h5"
+    description = "HDF5 in MDTraj's convention, float32 nm"
 
-    Raises
-    ------
-    FileFormatError
-        The file is not in MDTraj's convention, or damaged, or its topology does not match.
-    """
-    _check_signature(path)
-    yield from decoder.hdf5(str(path), chunk) if trusted else isolated.items(path, chunk)
+    @contextmanager
+    def writer(self, path: Path, topology: Any, count: int) -> Iterator[Any]:
+        """Yield a function that appends frames ``(n, N, 3)`` in nm."""
+        from mdtraj.formats import HDF5TrajectoryFile
+
+        done = 0
+        with HDF5TrajectoryFile(str(path), "w", force_overwrite=True) as file:
+            file.topology = topology
+
+            def append(frames: Frames) -> None:
+                nonlocal done
+                file.write(frames, time=np.arange(done, done + len(frames), dtype=np.float32))
+                done += len(frames)
+
+            yield append
+
+    @contextmanager
+    def open(self, path: Path, *, trusted: bool = False) -> Iterator[Opened]:
+        """Yield frames, atoms and pieces; strangers' files are decoded in a process of their own.
+
+        Raises
+        ------
+        FileFormatError
+            The file is not in MDTraj's convention, or damaged, or its topology does not match.
+        """
+        _check_signature(path)
+        decode = decoder.hdf5(str(path), CHUNK) if trusted else isolated.items(path, CHUNK)
+        with closing(decode) as items:
+            frames, atoms = next(items)
+            yield Opened(frames, atoms, items)
+
+
+HDF5 = HDF5Format()

@@ -7,7 +7,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -70,7 +70,9 @@ def _read(pipe: IO[bytes], size: int, path: Path) -> bytes:
     return b"".join(pieces)
 
 
-def items(path: Path, chunk: int, pair: tuple[int, int] | None = None) -> Iterator[Any]:
+def items(
+    path: Path, chunk: int, pair: tuple[int, int] | None = None
+) -> Generator[Any, None, None]:
     """Frames and atoms as a pair, then frames ``(<= chunk, N, 3)`` in nm, in order.
 
     ``pair`` is for formats whose decoder does not state it.

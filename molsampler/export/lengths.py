@@ -65,3 +65,11 @@ def topology_of(system: System) -> mdtraj.Topology:
             f"{system.shape[0]} particles"
         )
     return topology
+
+
+def to_mdtraj(positions: Tensor, system: System) -> mdtraj.Trajectory:
+    """MDTraj trajectory in nanometres of positions ``(n, N, D)``; see
+    :meth:`molsampler.samples.Samples.to_mdtraj`."""
+    import mdtraj
+
+    return mdtraj.Trajectory(to_nanometres(positions, system.length_nm), topology_of(system))

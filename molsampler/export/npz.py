@@ -1,40 +1,59 @@
-"""The ``.npz`` format: ``positions``, ``energies``, ``metadata`` and, where there are any, ``weights``.
+"""The ``.npz`` format: ``positions``, ``energies``, ``metadata`` and, where there are any,
+``log_weights``.
 
 It is a zip archive of ``.npy`` members that needs no library but numpy and loads with
 ``allow_pickle=False``. Each member carries a CRC-32 that is checked on reading, and the provenance is
-a member too, so these files have no sidecar. Positions and energies keep every bit.
+a member too, so these files have no sidecar. Every number keeps every bit.
 
-    positions  (n, N, D) float32, the system's unit of length
-    energies   (n,) float64, reduced
-    weights    (n,) float64
-    metadata   JSON text
+    positions    (n, N, D) float32, the system's unit of length
+    energies     (n,) float64, reduced
+    log_weights  (n,) float64, log of target over proposal
+    metadata     JSON text
 
 Files of other origin may hold ``positions`` alone, in float32 or float64.
 """
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import json
 import math
-import shutil
 import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from .. import memory
-from ..errors import FileFormatError, InputError, IntegrityError, MolsamplerError, ShapeError
+from ..errors import (
+    FileFormatError,
+    InputError,
+    IntegrityError,
+    MolsamplerError,
+    NonFiniteError,
+    ShapeError,
+)
+from ..estimate import effective_count
+from ..systems import resolve_recorded
+from ..target import System
+from . import npy
+from .energy_statistics import EnergyStatistics
+from .format import Output
+from .new_file import new_file
+
+if TYPE_CHECKING:
+    from ..samples import Samples
 
 #: Members that are read; archives with others are accepted and those are left alone.
-MEMBERS = ("positions", "energies", "weights", "metadata")
+MEMBERS = ("positions", "energies", "log_weights", "metadata")
 #: Bounds on what a file may make its reader do.
 MAX_MEMBERS = 64
 MAX_HEADER = 10_000
@@ -44,11 +63,11 @@ _PIECE = 2**22
 
 
 class Content(NamedTuple):
-    """Arrays of a file; energies and weights are None where it has none."""
+    """Arrays of a file; energies and log weights are None where it has none."""
 
     positions: NDArray[np.float32]
     energies: NDArray[np.float64] | None
-    weights: NDArray[np.float64] | None
+    log_weights: NDArray[np.float64] | None
     metadata: dict[str, Any]
 
 
@@ -58,24 +77,9 @@ def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     return archive.open(info, "w", force_zip64=True)
 
 
-def _header(file: IO[bytes], descr: str, shape: tuple[int, ...]) -> None:
-    np.lib.format.write_array_header_1_0(
-        file, {"descr": descr, "fortran_order": False, "shape": shape}
-    )
+def _write(path: Path, output: Output, shape: tuple[int, int]) -> None:
+    """Write the archive and read it back.
 
-
-def write(
-    path: Path,
-    blocks: Iterable[Any],
-    *,
-    count: int,
-    shape: tuple[int, int],
-    weighted: bool,
-    metadata: Callable[[], dict[str, Any]],
-) -> None:
-    """Write ``count`` samples that arrive in blocks, and read the file back.
-
-    ``blocks`` are :class:`molsampler.samples.Samples`; ``metadata`` is called after the last one.
     Energies wait in an unnamed file beside ``path``, as zip members are written one after another.
 
     Raises
@@ -83,43 +87,28 @@ def write(
     IntegrityError
         What is read back is not what was written.
     """
-    digests = {"positions": hashlib.sha256(), "energies": hashlib.sha256()}
+    count = output.count
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
         tempfile.TemporaryFile(dir=path.parent) as energies,
-        tempfile.TemporaryFile(dir=path.parent) as weights,
+        tempfile.TemporaryFile(dir=path.parent) as log_weights,
     ):
+        spools = {"energies": energies}
         with _member(archive, "positions") as member:
-            _header(member, "<f4", (count, *shape))
-            written = 0
-            for block in blocks:
-                if tuple(block.positions.shape[1:]) != shape or (block.weights is None) is weighted:
-                    raise ShapeError(
-                        f"a block of shape {tuple(block.positions.shape)}, weights: "
-                        f"{block.weights is not None}, follows blocks of (n, {shape[0]}, {shape[1]}), "
-                        f"weights: {weighted}"
-                    )
-                written += len(block)
-                piece = block.positions.numpy().astype("<f4").tobytes()
-                digests["positions"].update(piece)
-                member.write(piece)
-                piece = block.energies.numpy().astype("<f8").tobytes()
-                digests["energies"].update(piece)
-                energies.write(piece)
-                if weighted:
-                    weights.write(block.weights.numpy().astype("<f8").tobytes())
-            if written != count:
-                raise InputError(f"{written} samples came where {count} were announced")
-        for name, spool in (("energies", energies), ("weights", weights)):
-            if name == "energies" or weighted:
-                spool.seek(0)
-                with _member(archive, name) as member:
-                    _header(member, "<f8", (count,))
-                    shutil.copyfileobj(spool, member, _PIECE)
+            npy.write_header(member, "<f4", (count, *shape))
+            for block in output.checked(shape):
+                member.write(block.positions.numpy().astype("<f4").tobytes())
+                energies.write(npy.float64(block.energies))
+                if block.log_weights is not None:
+                    spools["log_weights"] = log_weights
+                    log_weights.write(npy.float64(block.log_weights))
+        for name, spool in spools.items():
+            with _member(archive, name) as member:
+                npy.write_spooled(member, spool, count)
         with _member(archive, "metadata") as member:
-            text = np.array(json.dumps(metadata(), allow_nan=False))
+            text = np.array(json.dumps(output.metadata(), allow_nan=False))
             np.lib.format.write_array(member, text, allow_pickle=False)
-    _verify(path, {name: digest.hexdigest() for name, digest in digests.items()}, (count, *shape))
+    _verify(path, (count, *shape))
 
 
 def _layout(
@@ -202,31 +191,21 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         raise FileFormatError(f"{path} is damaged: {error}") from error
 
 
-def _verify(path: Path, digests: dict[str, str], shape: tuple[int, ...]) -> None:
-    """Compare the file with the digests of what was written, without holding it in memory."""
+def _verify(path: Path, shape: tuple[int, ...]) -> None:
+    """Read everything back, without holding it in memory.
+
+    The CRC-32 of a member is that of the bytes that were handed over for it, so reading to the end
+    compares those with the file.
+    """
+    found = {}
     with _opened(path) as archive:
-        for name, digest in digests.items():
-            info = archive.getinfo(f"{name}.npy")
-            found = hashlib.sha256()
+        for info in archive.infolist():
             with archive.open(info) as member:
-                held, _, size = _layout(member, info, path)
-                for piece in _pieces(member, size, name, path):
-                    found.update(piece)
-            if found.hexdigest() != digest or held[:1] != shape[:1]:
-                raise IntegrityError(f"{path}: {name} read back differ from what was written")
-
-
-def inspect(path: Path) -> tuple[int, int, int]:
-    """Samples, particles and dimension, from the header of ``positions``."""
-    with _opened(path) as archive:
-        if "positions.npy" not in archive.namelist():
-            raise FileFormatError(f"{path} holds no array 'positions'")
-        info = archive.getinfo("positions.npy")
-        with archive.open(info) as member:
-            shape = _layout(member, info, path)[0]
-    if len(shape) != 3:
-        raise FileFormatError(f"{path}: positions of shape (n, N, D) expected, got {shape}")
-    return shape[0], shape[1], shape[2]
+                found[info.filename], _, size = _layout(member, info, path)
+                for _ in _pieces(member, size, info.filename, path):
+                    pass
+    if found["positions.npy"] != shape:
+        raise IntegrityError(f"{path}: positions of shape {shape} read back as {found}")
 
 
 def read(path: Path) -> Content:
@@ -243,6 +222,11 @@ def read(path: Path) -> Content:
     with _opened(path) as archive:
         arrays = {}
         for info in archive.infolist():
+            if info.filename == "weights.npy":
+                raise FileFormatError(
+                    f"{path} holds 'weights'; only their logarithms, 'log_weights', are read, and "
+                    "weights are never left out"
+                )
             if info.filename.endswith(".npy") and info.filename[:-4] in MEMBERS:
                 arrays[info.filename[:-4]] = _array(archive, info, path)
             else:
@@ -281,7 +265,7 @@ def _content(arrays: dict[str, NDArray[Any]], path: Path) -> Content:
         raise FileFormatError(
             f"{path}: an array 'positions' of shape (n, N, D) is expected, got {got}"
         )
-    for name in ("energies", "weights"):
+    for name in ("energies", "log_weights"):
         array = arrays.get(name)
         if array is not None and (array.dtype.kind != "f" or array.shape != positions.shape[:1]):
             raise FileFormatError(
@@ -305,6 +289,86 @@ def _content(arrays: dict[str, NDArray[Any]], path: Path) -> Content:
         return Content(
             positions.astype("<f4", copy=False),
             energies.astype("<f8", copy=False) if energies is not None else None,
-            None if "weights" not in arrays else arrays["weights"].astype("<f8", copy=False),
+            None
+            if "log_weights" not in arrays
+            else arrays["log_weights"].astype("<f8", copy=False),
             metadata,
         )
+
+
+class NPZFormat:
+    """Everything that samples have, in one file."""
+
+    suffix = ".npz"
+    description = "numpy arrays: positions float32, energies float64, metadata; lossless"
+    precision_nm = 0.0
+    complete = True
+
+    def write(self, path: Path, output: Output) -> None:
+        """Write a file; see :meth:`molsampler.export.format.Format.write`."""
+        blocks = iter(output.blocks)
+        first = next(blocks, None)
+        if first is None:
+            raise InputError(f"0 samples came where {output.count} were announced")
+        particles, dimension = first.positions.shape[1:]
+        output = replace(output, blocks=itertools.chain([first], blocks))
+        with new_file(
+            path,
+            expected=2**12 + output.count * (4 * particles * dimension + 24),
+            # Energies and log weights wait in files of their own.
+            spooled=16 * output.count,
+            overwrite=output.overwrite,
+        ) as temporary:
+            _write(temporary, output, (particles, dimension))
+
+    def inspect(self, path: Path) -> dict[str, Any]:
+        """What a file holds; see :meth:`molsampler.export.format.Format.inspect`."""
+        content = read(path)
+        statistics = EnergyStatistics()
+        if content.energies is not None:
+            statistics.add(torch.from_numpy(content.energies))
+        log_weights = content.log_weights
+        return {
+            "frames": len(content.positions),
+            "particles": content.positions.shape[1],
+            "dimension": content.positions.shape[2],
+            "energies": statistics.summary().model_dump(),
+            "provenance": content.metadata,
+            "ess": None if log_weights is None else effective_count(torch.from_numpy(log_weights)),
+            "intact": True,
+        }
+
+    def load(self, path: Path, system: System | str | None) -> Samples:
+        """The samples of a file, whose system need not be known where it holds energies."""
+        from ..samples import Samples, reduced_energies
+
+        content = read(path)
+        positions = torch.from_numpy(content.positions)
+        recorded = content.metadata.get("system")
+        energies = None if content.energies is None else torch.from_numpy(content.energies)
+        resolved = None
+        if system is not None or energies is None:
+            resolved = resolve_recorded(recorded, given=system, source=path)
+        if resolved is not None and tuple(positions.shape[1:]) != resolved.shape:
+            raise ShapeError(
+                f"{path} holds positions of shape {tuple(positions.shape)}, system {resolved.name!r} "
+                f"has shape (n, {resolved.shape[0]}, {resolved.shape[1]})"
+            )
+        try:
+            if energies is None:
+                energies = reduced_energies(cast(System, resolved), positions)
+            metadata = dict(content.metadata)
+            if resolved is not None:
+                metadata.setdefault("system", resolved.record())
+            log_weights = content.log_weights
+            return Samples(
+                positions,
+                energies,
+                None if log_weights is None else torch.from_numpy(log_weights),
+                metadata,
+            )
+        except NonFiniteError as error:
+            raise FileFormatError(f"{path}: {error}") from None
+
+
+NPZ = NPZFormat()

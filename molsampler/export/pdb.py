@@ -7,7 +7,6 @@ lines with their own coordinates.
 from __future__ import annotations
 
 import re
-import tempfile
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,57 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FileFormatError, InputError, StorageError
+from ..errors import FileFormatError, InputError
 from .lengths import Frames
+from .topology import HIGHEST, LOWEST, template
+from .trajectory import CHUNK, Opened, Trajectory
 
-#: What fits the eight columns of a coordinate (angstrom).
-LOWEST, HIGHEST = -999.999, 9999.999
 #: Characters in a line, its end included, at which it is no longer believed.
 LONGEST = 1000
 #: A coordinate's columns; ``float`` alone would take "1_0" and "nan".
 _NUMBER = re.compile(r" *[+-]?([0-9]+\.?[0-9]*|\.[0-9]+) *")
 
 
-def _template(topology: Any) -> tuple[str, str]:
-    """One model as a %-format over its coordinates, and what follows the last model."""
-    from mdtraj.formats import PDBTrajectoryFile
-
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.pdb"
-            with PDBTrajectoryFile(str(path), "w") as file:
-                file.write(np.zeros((topology.n_atoms, 3)), topology, modelIndex=1)
-            lines = path.read_text("ascii").splitlines()
-    except OSError as error:
-        raise StorageError(
-            f"no space left to write a temporary file in {tempfile.gettempdir()}"
-        ) from error
-    start = next(i for i, line in enumerate(lines) if line.startswith("MODEL"))
-    end = next(i for i, line in enumerate(lines) if line.startswith("ENDMDL"))
-    model = []
-    for line in lines[start + 1 : end]:
-        if line.startswith(("ATOM", "HETATM")):
-            head, tail = (part.replace("%", "%%") for part in (line[:30], line[54:]))
-            model.append(head + "%8.3f%8.3f%8.3f" + tail)
-        else:
-            model.append(line.replace("%", "%%"))
-    return "\n".join(model) + "\n", "\n".join([*lines[end + 1 :], ""])
-
-
-def one_model(topology: Any, frame: Frames) -> str:
-    """A PDB text of one frame ``(N, 3)`` in nm, for use as topology.
-
-    A frame that does not fit the columns is drawn with all atoms at the origin: it is the atoms that
-    a topology is read for.
-    """
-    model, footer = _template(topology)
-    angstrom = frame.astype(np.float64) * 10.0
-    if np.any((angstrom < LOWEST) | (angstrom > HIGHEST)):
-        angstrom = np.zeros_like(angstrom)
-    return f"MODEL        1\n{model % tuple(angstrom.ravel().tolist())}ENDMDL\n{footer}"
-
-
-def check_range(frames: Frames, first: int) -> None:
+def _check_range(frames: Frames, first: int) -> None:
     """Refuse coordinates (nm) that do not fit the columns; ``first`` is the index of the first frame."""
     angstrom = frames.astype(np.float64) * 10.0
     outside = (angstrom < LOWEST) | (angstrom > HIGHEST)
@@ -76,26 +36,6 @@ def check_range(frames: Frames, first: int) -> None:
             f"frame {first + frame}, atom {atom} has a coordinate of {angstrom[frame, atom, axis]:.3f} "
             f"angstrom; a PDB file holds {LOWEST} to {HIGHEST}; choose .h5, .dcd or .npz"
         )
-
-
-@contextmanager
-def write(path: Path, topology: Any, count: int) -> Iterator[Any]:
-    """Yield a function that appends frames ``(n, N, 3)`` in nm."""
-    model, footer = _template(topology)
-    done = 0
-    with open(path, "w", encoding="ascii") as file:
-
-        def append(frames: Frames) -> None:
-            nonlocal done
-            check_range(frames, done)
-            # Rounded in float64, so that the last digit is that of the float32 coordinate.
-            for flat in (frames.astype(np.float64) * 10.0).reshape(len(frames), -1).tolist():
-                done += 1
-                # The model number has four columns; readers count the records.
-                file.write(f"MODEL     {done % 10000:4d}\n{model % tuple(flat)}ENDMDL\n")
-
-        yield append
-        file.write(footer)
 
 
 def _models(path: Path) -> Iterator[array[float]]:
@@ -142,7 +82,7 @@ def _models(path: Path) -> Iterator[array[float]]:
         yield model
 
 
-def inspect(path: Path) -> tuple[int, int]:
+def _count_models(path: Path) -> tuple[int, int]:
     """Models and atoms.
 
     Raises
@@ -163,19 +103,7 @@ def inspect(path: Path) -> tuple[int, int]:
     return frames, atoms
 
 
-def items(path: Path, chunk: int, *, trusted: bool) -> Iterator[Any]:
-    """Frames and atoms as a pair, then frames ``(<= chunk, N, 3)`` in nm, in order.
-
-    Raises
-    ------
-    FileFormatError
-        See :func:`inspect`.
-    """
-    yield inspect(path)
-    yield from read(path, chunk)
-
-
-def read(path: Path, chunk: int) -> Iterator[Frames]:
+def _read(path: Path, chunk: int) -> Iterator[Frames]:
     """Frames ``(<= chunk, N, 3)`` in nm, in order."""
     models: list[array[float]] = []
     for model in _models(path):
@@ -190,3 +118,45 @@ def read(path: Path, chunk: int) -> Iterator[Frames]:
 def _frames(models: list[array[float]]) -> Frames:
     frames = np.array(models).reshape(len(models), -1, 3) / 10.0
     return frames.astype(np.float32)
+
+
+class PDBFormat(Trajectory):
+    """Text that every viewer reads; a file is its own topology."""
+
+    suffix = ".pdb"
+    description = "PDB, rounded to 1e-3 angstrom"
+    precision_nm = 1e-4
+    bytes_per_atom = 81
+
+    @contextmanager
+    def writer(self, path: Path, topology: Any, count: int) -> Iterator[Any]:
+        """Yield a function that appends frames ``(n, N, 3)`` in nm."""
+        model, footer = template(topology)
+        done = 0
+        with open(path, "w", encoding="ascii") as file:
+
+            def append(frames: Frames) -> None:
+                nonlocal done
+                _check_range(frames, done)
+                # Rounded in float64, so that the last digit is that of the float32 coordinate.
+                for flat in (frames.astype(np.float64) * 10.0).reshape(len(frames), -1).tolist():
+                    done += 1
+                    # The model number has four columns; readers count the records.
+                    file.write(f"MODEL     {done % 10000:4d}\n{model % tuple(flat)}ENDMDL\n")
+
+            yield append
+            file.write(footer)
+
+    @contextmanager
+    def open(self, path: Path, *, trusted: bool = False) -> Iterator[Opened]:
+        """Yield models, atoms and pieces.
+
+        Raises
+        ------
+        FileFormatError
+            A model is incomplete, or models differ in their number of atoms.
+        """
+        yield Opened(*_count_models(path), _read(path, CHUNK))
+
+
+PDB = PDBFormat()

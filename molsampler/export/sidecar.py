@@ -3,7 +3,8 @@
 Trajectories of one stem share one sidecar: ``lj13.json`` describes ``lj13.xtc``, ``lj13.dcd`` and
 ``lj13.h5`` under the key ``files``, and ``lj13.pdb`` is their common topology. A record is announced
 under ``pending`` before its file is renamed into place and moved to ``files`` afterwards, so whatever
-interrupts a replacement, the file found is the one that ``files`` or ``pending`` describes.
+interrupts a replacement, the file found is the one that ``files`` or ``pending`` describes. A record
+also tells the log weights of the samples, which lie in a file of their own (see ``log_weights``).
 """
 
 from __future__ import annotations
@@ -21,25 +22,19 @@ from ..errors import FileFormatError, InputError, IntegrityError, OutputExistsEr
 from ..storage.files import read_limited, sha256, write_bytes
 from ..storage.sealed_json import SEAL, parse_json, sealed, unsealed
 from ..storage.validation import validated
+from .energy_statistics import EnergySummary
 
 #: Largest sidecar that is believed (bytes).
 SIZE_LIMIT = 16 * 2**20
 
 
-class EnergySummary(BaseModel):
-    """Statistics of the float64 energies at export; non-finite ones are counted, not averaged.
-
-    Trajectories store no energies: readers recompute them from the positions of the file.
-    """
+class Weights(BaseModel):
+    """The file of log weights that belongs to a data file."""
 
     model_config = ConfigDict(extra="forbid")
 
-    count: int
-    nonfinite: int
-    minimum: float | None
-    maximum: float | None
-    mean: float | None
-    standard_deviation: float | None
+    bytes: int
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 class Record(BaseModel):
@@ -56,6 +51,7 @@ class Record(BaseModel):
     bytes: int
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     energies: EnergySummary
+    log_weights: Weights | None = None
     provenance: dict[str, Any]
     version: str
 
@@ -144,20 +140,26 @@ def check_free(path: Path) -> None:
 
 
 @contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's sidecars, so that exports that run at the same time lose nothing."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def update(path: Path) -> Iterator[Sidecar]:
     """Yield the sidecar at ``path`` (a new one if there is none) and write it back atomically.
 
-    The folder is locked meanwhile, so exports of one stem that run at the same time lose nothing.
+    Its folder must be locked.
     """
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        check_free(path)
-        sidecar = read_sidecar(path) or Sidecar()
-        yield sidecar
-        write_bytes(path, sealed(sidecar.model_dump_json()))
-    finally:
-        os.close(descriptor)
+    check_free(path)
+    sidecar = read_sidecar(path) or Sidecar()
+    yield sidecar
+    write_bytes(path, sealed(sidecar.model_dump_json()))
 
 
 def check_file(path: Path, records: list[Record]) -> Record:

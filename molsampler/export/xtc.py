@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import FileFormatError, InputError
 from . import decoder, isolated
 from .lengths import Frames
+from .trajectory import CHUNK, Opened, Trajectory
 
 #: Coordinates beyond this overflow the format's 32-bit integers (nm).
 LIMIT_NM = 1e6
@@ -28,36 +29,7 @@ _PLAIN_ATOMS = 9
 _FIRST_INDEX, _LAST_INDEX = 9, 72
 
 
-@contextmanager
-def write(path: Path, topology: Any, count: int) -> Iterator[Any]:
-    """Yield a function that appends frames ``(n, N, 3)`` in nm."""
-    from mdtraj.formats import XTCTrajectoryFile
-
-    done = 0
-    with XTCTrajectoryFile(str(path), "w", force_overwrite=True) as file:
-
-        def append(frames: Frames) -> None:
-            nonlocal done
-            if float(np.abs(frames).max()) > LIMIT_NM:
-                raise InputError(
-                    f"a coordinate of {float(np.abs(frames).max()):.3g} nm does not fit an XTC file "
-                    f"(at most {LIMIT_NM:g} nm); choose .h5, .dcd or .npz"
-                )
-            index = np.arange(done, done + len(frames))
-            # A zero box says that there is none.
-            box = np.zeros((len(frames), 3, 3), dtype=np.float32)
-            file.write(
-                np.ascontiguousarray(frames),
-                time=index.astype(np.float32),
-                step=index.astype(np.int32),
-                box=box,
-            )
-            done += len(frames)
-
-        yield append
-
-
-def inspect(path: Path) -> tuple[int, int]:
+def count_frames(path: Path) -> tuple[int, int]:
     """Frames and atoms, by walking the headers of all frames.
 
     Raises
@@ -105,19 +77,56 @@ def inspect(path: Path) -> tuple[int, int]:
     return frames, atoms
 
 
-def items(path: Path, chunk: int, *, trusted: bool) -> Iterator[Any]:
-    """Frames and atoms as a pair, then frames ``(<= chunk, N, 3)`` in nm, in order.
+class XTCFormat(Trajectory):
+    """GROMACS' compressed trajectories."""
 
-    ``trusted`` files are decoded in this process.
+    suffix = ".xtc"
+    description = "XTC, rounded to 1e-3 nm"
+    precision_nm = 1e-3
 
-    Raises
-    ------
-    FileFormatError
-        See :func:`inspect`; or what lies between the headers cannot be decoded.
-    """
-    pair = inspect(path)
-    if not trusted:
-        yield from isolated.items(path, chunk, pair)
-        return
-    yield pair
-    yield from decoder.xtc(str(path), chunk)
+    @contextmanager
+    def writer(self, path: Path, topology: Any, count: int) -> Iterator[Any]:
+        """Yield a function that appends frames ``(n, N, 3)`` in nm."""
+        from mdtraj.formats import XTCTrajectoryFile
+
+        done = 0
+        with XTCTrajectoryFile(str(path), "w", force_overwrite=True) as file:
+
+            def append(frames: Frames) -> None:
+                nonlocal done
+                if float(np.abs(frames).max()) > LIMIT_NM:
+                    raise InputError(
+                        f"a coordinate of {float(np.abs(frames).max()):.3g} nm does not fit an XTC file "
+                        f"(at most {LIMIT_NM:g} nm); choose .h5, .dcd or .npz"
+                    )
+                index = np.arange(done, done + len(frames))
+                # A zero box says that there is none.
+                box = np.zeros((len(frames), 3, 3), dtype=np.float32)
+                file.write(
+                    np.ascontiguousarray(frames),
+                    time=index.astype(np.float32),
+                    step=index.astype(np.int32),
+                    box=box,
+                )
+                done += len(frames)
+
+            yield append
+
+    @contextmanager
+    def open(self, path: Path, *, trusted: bool = False) -> Iterator[Opened]:
+        """Yield frames, atoms and pieces; strangers' files are decoded in a process of their own.
+
+        Raises
+        ------
+        FileFormatError
+            See :func:`count_frames`; or what lies between the headers cannot be decoded.
+        """
+        pair = count_frames(path)
+        decode = decoder.xtc(str(path), CHUNK) if trusted else isolated.items(path, CHUNK, pair)
+        with closing(decode) as items:
+            if not trusted:
+                next(items)
+            yield Opened(*pair, items)
+
+
+XTC = XTCFormat()

@@ -17,6 +17,7 @@ from ..molecule.chart import chart_of
 from ..nn.generators import Generator
 from ..samples import Samples
 from ..target import System
+from ..verbs import VERBS
 from .card import CARD, Card, read_card
 from .store import build, check_folder, locate, read_weights
 from .stream import SampleStream
@@ -100,23 +101,21 @@ class Sampler:
         InputError
             The card is of an OpenMM system, and ``system`` is missing or another one.
         """
-        from ..systems import resolve_recorded
-
         path = locate(name_or_path)
         check_folder(path)
         card, digest = read_card(path / CARD)
-        system = resolve_recorded(card.system, given=system, source=path)
-        if tuple(card.shape) != tuple(system.shape):
+        known: System = VERBS["resolve_recorded"](card.system, given=system, source=path)
+        if tuple(card.shape) != tuple(known.shape):
             raise FileFormatError(
-                f"{path / CARD} says shape {tuple(card.shape)}, system {system.name!r} has "
-                f"{tuple(system.shape)}"
+                f"{path / CARD} says shape {tuple(card.shape)}, system {known.name!r} has "
+                f"{tuple(known.shape)}"
             )
         weights = read_weights(path, card.weights_sha256)
         try:
-            generator = build(card, system, weights)
+            generator = build(card, known, weights)
         except FileFormatError as error:
             raise FileFormatError(f"{path}: {error}") from None
-        return cls(card, system, generator, path, digest)
+        return cls(card, known, generator, path, digest)
 
     def __repr__(self) -> str:
         return f"<Sampler of {self.system.name!r} shape={self.system.shape} {self.hash[:12]}>"
@@ -175,7 +174,7 @@ class Sampler:
         for block in stream.blocks():
             positions[done : done + len(block)] = block.positions
             energies[done : done + len(block)] = block.energies
-            weights += [] if block.weights is None else [block.weights]
+            weights += [] if block.log_weights is None else [block.log_weights]
             done += len(block)
         return Samples(
             positions, energies, torch.cat(weights) if weights else None, stream.metadata()
@@ -234,8 +233,6 @@ class Sampler:
         OutputExistsError, StorageError
             See :func:`molsampler.export.save`.
         """
-        from .. import export
-
         stream = self.stream(n, seed=seed, refine=refine, device=device, batch_size=batch_size)
 
         def reported() -> Iterator[Samples]:
@@ -246,7 +243,7 @@ class Sampler:
                 if progress is not None:
                     progress(done)
 
-        export.save_blocks(
+        VERBS["save_blocks"](
             reported(),
             path,
             count=n,

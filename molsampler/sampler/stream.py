@@ -9,15 +9,17 @@ as torch has, one block per thread, which scales better than sharing every opera
 
 from __future__ import annotations
 
+import collections.abc
 import hashlib
 import struct
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,12 +28,13 @@ from .. import __version__
 from ..errors import DivergenceError, InputError, ResourceError
 from ..mcmc import mala
 from ..mcmc.refine import refine, tuned_step_size
+from ..molecule.chart import Chart
 from ..molecule.chirality import right_handed
+from ..nn.generators import Generator
 from ..samples import Samples, reduced_energies
-from ..target import COORDINATE_LIMIT
-
-if TYPE_CHECKING:
-    from .sampler import Sampler
+from ..target import COORDINATE_LIMIT, System
+from ..wasserstein import wasserstein2_1d
+from .card import Card
 
 #: Steps and chains of the pilot run that settles the step size of ``refine``.
 PILOT_STEPS = 100
@@ -70,6 +73,19 @@ def block_size(particles: int) -> int:
     return size
 
 
+class Source(Protocol):
+    """What a stream needs to know of the sampler that it is drawn from."""
+
+    system: System
+    chart: Chart
+    card: Card
+    hash: str
+    path: Path
+
+    def generator(self, device: torch.device) -> Generator:
+        """The generator on a device."""
+
+
 @dataclass
 class _Block:
     """Samples of one block that were asked for, and what was counted on the way."""
@@ -82,7 +98,7 @@ class _Block:
     """Molecules with chiral centres; of the wrong hand before and after inversion."""
     before: Tensor | None
     """Energies before refinement, where the drift is measured."""
-    weights: Tensor | None
+    log_weights: Tensor | None
     """Log weights, where the generator knows its density; refinement keeps them."""
 
 
@@ -91,7 +107,7 @@ class SampleStream:
 
     def __init__(
         self,
-        sampler: Sampler,
+        sampler: Source,
         n: int,
         *,
         seed: int,
@@ -132,7 +148,7 @@ class SampleStream:
                     samples = Samples(
                         torch.cat([block.positions for block in batch]),
                         torch.cat([block.energies for block in batch]),
-                        _joined([block.weights for block in batch]),
+                        _joined([block.log_weights for block in batch]),
                         self._provenance(),
                     )
                     batch, held = [], 0
@@ -184,7 +200,7 @@ class SampleStream:
             "torch_version": str(torch.__version__),
         }
 
-    def _computed(self) -> Generator[_Block, None, None]:
+    def _computed(self) -> collections.abc.Generator[_Block, None, None]:
         """All blocks in their order, by as many threads as there are where the system allows it."""
         if self.refine and self._step_size is None:
             self._step_size = self._pilot()
@@ -304,6 +320,4 @@ def energy_drift(before: Tensor, after: Tensor) -> float | None:
     kept = torch.isfinite(before) & torch.isfinite(after)
     if not bool(kept.any()):
         return None
-    from molsampler.analysis.energies import wasserstein2_1d
-
     return wasserstein2_1d(before[kept], after[kept])

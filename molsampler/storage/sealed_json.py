@@ -50,18 +50,17 @@ def parse_json(content: bytes, path: Path) -> Any:
 
 
 def unsealed(fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The fields without their seal, which holds; files of earlier versions may have none.
+    """The fields without their seal, which holds.
 
     Raises
     ------
     IntegrityError
-        The content is not what was sealed.
+        The content is not what was sealed, or there is no seal.
     """
     content = dict(fields)
-    seal = content.pop(SEAL, None)
-    if seal is not None and seal != digest(content):
+    if content.pop(SEAL, None) != digest(content):
         raise IntegrityError(
-            f"{path} is damaged or was edited: its content does not have the SHA-256 that it states "
-            f"under {SEAL!r}"
+            f"{path} is damaged or was edited: its content does not have the SHA-256 that it should "
+            f"state under {SEAL!r}"
         )
     return content

@@ -186,8 +186,7 @@ def test_importance_weights_are_honoured() -> None:
     system = Springs()
     wide = system.sample(12_000, 5, temperature=1.5)
     raw = Samples.of(system, wide)
-    weights = torch.exp(-raw.energies * (1 - 1 / 1.5))
-    weighted = Samples.of(system, wide, weights=weights / weights.max())
+    weighted = Samples.of(system, wide, log_weights=-raw.energies * (1 - 1 / 1.5))
     found = compare_many(
         {"raw": raw, "weighted": weighted},
         Samples.of(system, system.sample(8000, 6)),

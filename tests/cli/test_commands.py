@@ -41,7 +41,7 @@ def test_systems_lists_all_and_says_what_ships(run) -> None:
     assert len(plain.out.splitlines()) == 1 + len(rows)
 
 
-@pytest.mark.parametrize("suffix", list(export.FORMATS))
+@pytest.mark.parametrize("suffix", export.FORMATS.names())
 def test_sample_writes_every_format_and_info_finds_it_whole(run, suffix, tmp_path: Path) -> None:
     path = tmp_path / f"dw4{suffix}"
     outcome = run("sample", "dw4", "-n", 50, "-o", path, "--seed", 3, "--json")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
+import sys
+import time
 import warnings
 
 import numpy as np
@@ -14,7 +17,6 @@ import typer
 
 from molsampler.cli.options import parse_duration
 from molsampler.cli.terminal import (
-    Rate,
     duration,
     logging_to_stderr,
     print_json,
@@ -23,23 +25,61 @@ from molsampler.cli.terminal import (
 )
 
 
-def test_rate_forgets_a_slow_start() -> None:
-    rate = Rate(window=30.0)
-    for second in range(100):  # one unit a second, then ten
-        rate.add(float(second), float(second))
-    for second in range(100, 200):
-        rate.add(float(second), 100.0 + 10.0 * (second - 100))
-    assert rate.per_second == pytest.approx(10.0)
-    assert rate.remaining(2090.0) == pytest.approx(100.0)
+def test_rate_forgets_a_slow_start(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with progress("sampling", 2090, every=0.0) as update:
+        for second in range(1, 200):  # one unit a second, then ten
+            now = float(second)
+            update(min(second, 100) + 10 * max(0, second - 100))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[50] == "sampling: 51/2,090, 1/s, 33 min 59 s left"
+    assert lines[-2] == "sampling: 1,090/2,090, 10/s, 1 min 40 s left"
+    assert lines[-1] == "sampling: 3 min 19 s"
 
 
-def test_rate_is_unknown_without_two_moments_or_progress() -> None:
-    rate = Rate()
-    assert rate.remaining(10.0) is None
-    rate.add(0.0, 0.0)
-    assert rate.per_second is None
-    rate.add(1.0, 0.0)
-    assert rate.per_second is None
+def test_rate_is_unknown_without_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("sampling", 10, every=0.0) as update:
+        for _ in range(3):
+            update(0)
+    assert capsys.readouterr().err.splitlines()[:3] == ["sampling: 0/10"] * 3
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_a_bar_and_no_commands_from_hostile_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    screen = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "stderr", screen)
+    with progress("sampling \x1b]0;pwned\x07 [red]", 4) as update:
+        for done in range(1, 5):
+            update(done, "\x1b[2Jfine \x9b31m [/]")
+            time.sleep(0.11)
+    shown = screen.getvalue()
+    assert "4/4" in shown
+    assert "/s" in shown
+    assert "\u2501" in shown  # the bar
+    assert "0:00:00" in shown
+    assert "\\x1b]0;pwned\\x07 [red]" in shown
+    assert "\\x1b[2Jfine \\x9b31m [/]" in shown
+    for raw in ("\x1b]0;", "\x1b[2Jfine", "\x9b", "\x07"):
+        assert raw not in shown
+
+
+def test_tables_and_json_escape_hostile_text(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("\x9bname",), [("\x1b[2J",)], title="\x07")
+    print_json({"a": "\x9b2J\x1b"})
+    shown = capsys.readouterr().out
+    assert not {"\x1b", "\x9b", "\x07"} & set(shown)
+    assert json.loads(shown[shown.index("{") :]) == {"a": "\x9b2J\x1b"}
 
 
 @pytest.mark.parametrize(

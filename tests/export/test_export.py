@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from molsampler.errors import (
     ShapeError,
     StorageError,
 )
+from molsampler.export.trajectory import Trajectory
 from molsampler.samples import Samples
 from molsampler.storage.sealed_json import sealed
 from molsampler.systems import get_system
@@ -511,9 +513,9 @@ def test_npz_is_plain_numpy(samples: Samples, tmp_path: Path) -> None:
         assert plain["energies"].dtype == np.float64
         assert json.loads(str(plain["metadata"])) == samples.metadata
     loaded = export.load(tmp_path / "a.npz")
-    assert weighted.weights is not None
-    assert loaded.weights is not None
-    assert torch.equal(loaded.weights, weighted.weights)
+    assert weighted.log_weights is not None
+    assert loaded.log_weights is not None
+    assert torch.equal(loaded.log_weights, weighted.log_weights)
     # Equal samples make equal files.
     weighted.save(tmp_path / "b.npz")
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
@@ -554,19 +556,16 @@ def test_blocks_make_the_same_file_as_one_piece(
 def test_read_back_notices_a_writer_that_loses_precision(
     suffix: str, samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from contextlib import contextmanager
-
-    from molsampler.export import trajectory
-
-    module = trajectory.TRAJECTORIES[suffix].module
-    real = module.write
+    form = export.FORMATS[suffix]
+    assert isinstance(form, Trajectory)
+    real = form.writer
 
     @contextmanager
     def lossy(path: Path, topology: Any, count: int) -> Any:
         with real(path, topology, count) as append:
             yield lambda frames: append(frames + np.float32(2e-3))
 
-    monkeypatch.setattr(module, "write", lossy)
+    monkeypatch.setattr(form, "writer", lossy)
     with pytest.raises(StorageError, match="read back"):
         samples.save(tmp_path / f"a{suffix}", system=SYSTEM)
     assert not any(tmp_path.iterdir())
@@ -638,7 +637,9 @@ def test_sample_shapes_are_checked(samples: Samples) -> None:
         ((torch.zeros(3, 13), energies), "positions must have shape"),
         ((torch.zeros(4, 13, 3), energies), "energies must have shape"),
         ((torch.zeros(3, 13, 3).double(), energies), "float32"),
-        ((torch.zeros(3, 13, 3), energies, energies - 1), "weights must be finite"),
+        ((torch.zeros(3, 13, 3), energies, energies + torch.inf), "log_weights hold NaN or \\+inf"),
+        ((torch.zeros(3, 13, 3), energies, energies * torch.nan), r"sample 0 \(nan\)"),
+        ((torch.zeros(3, 13, 3), energies, energies[:2]), "log_weights must have shape"),
         ((torch.zeros(3, 13, 3), energies, None, {"a": object()}), "JSON"),
     ):
         with pytest.raises(InputError, match=match):

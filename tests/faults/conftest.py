@@ -52,9 +52,9 @@ def system() -> Cluster:
 
 @pytest.fixture(scope="session")
 def samples() -> Samples:
-    """A few samples of a planar system, with weights and metadata."""
+    """A few samples of a planar system, with log weights and metadata."""
     positions = SYSTEM.grid(30)
-    return Samples.of(SYSTEM, positions, weights=torch.linspace(0.5, 1.5, 30), note="as they were")
+    return Samples.of(SYSTEM, positions, log_weights=torch.linspace(-3, 2, 30), note="as they were")
 
 
 def build() -> Generator:

@@ -58,7 +58,7 @@ def limits(size: int, count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(30, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("suffix", list(export.FORMATS))
+@pytest.mark.parametrize("suffix", export.FORMATS.names())
 def test_export(
     suffix: str, count: int, tmp_path: Path, samples: Samples, system: object, tally: Tally
 ) -> None:
@@ -149,7 +149,7 @@ def test_a_file_that_could_not_fit_is_not_begun(
 ) -> None:
     """10^12 samples: the estimate is given before any work is done."""
     sampler = save_sampler(tmp_path / "toy")
-    for suffix in export.FORMATS:
+    for suffix in export.FORMATS.names():
         with pytest.raises(StorageError, match=r"no space left.* GiB are needed"):
             sampler.sample_to_file(tmp_path / f"a{suffix}", 10**12)
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]

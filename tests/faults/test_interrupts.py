@@ -173,7 +173,7 @@ WORK: dict[str, dict[str, tuple[Any, str, int]]] = {
         "minimising": (dynamics.LangevinReplicas, "_minimised", 1),
         "dynamics": (dynamics.LangevinReplicas, "advance", 4),
         "reading": (dynamics.LangevinReplicas, "read", 5),
-        "writing": (export, "save_trajectory", 1),
+        "writing": (trajectory.Trajectory, "write", 1),
     },
     "export": {
         "reading": (npz, "read", 1),

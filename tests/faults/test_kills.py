@@ -14,6 +14,7 @@ import torch
 from children import killed_at, leftovers, run, start, wait
 
 from molsampler import export
+from molsampler.export import log_weights
 from molsampler.export.sidecar import check_file, read_sidecar
 from molsampler.sampler.sampler import Sampler
 from molsampler.samples import Samples
@@ -154,7 +155,7 @@ def test_kill_at_every_point_of_an_artifact(
 @pytest.mark.parametrize(
     ("suffix", "stride"),
     [(".npz", 3), (".dcd", 12)]
-    + [pytest.param(suffix, 1, marks=pytest.mark.slow) for suffix in export.FORMATS],
+    + [pytest.param(suffix, 1, marks=pytest.mark.slow) for suffix in export.FORMATS.names()],
 )
 def test_kill_at_every_point_of_an_export(
     suffix: str, stride: int, tmp_path: Path, samples: Samples, system: object, tally: Tally
@@ -174,7 +175,14 @@ def test_kill_at_every_point_of_an_export(
             # The file is one of those that its sidecar describes: its hash holds.
             described = read_sidecar(path.with_suffix(".json"))
             assert described is not None
-            sizes.add(check_file(path, described.records(path.name)).frames)
+            record = check_file(path, described.records(path.name))
+            sizes.add(record.frames)
+            # And the log weights are those of its samples.
+            expected = {10: old, 20: new}[record.frames].log_weights
+            held = log_weights.read(path, record, record.frames)
+            assert held is not None
+            assert expected is not None
+            assert torch.equal(held, expected)
 
     log = tmp_path / "log"
     points = every_point(
@@ -188,7 +196,48 @@ def test_kill_at_every_point_of_an_export(
     assert torch.allclose(loaded.positions, new.positions, atol=2e-3)
     assert loaded.metadata["note"] == "as they were"
     assert not leftovers(tmp_path)
+    assert not list(tmp_path.glob("*.next.npy"))
     tally(f"kill -9 before each file-system call of an export to {suffix}", points, points)
+
+
+@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_log_weights_survive_one_kill_after_another(
+    stride: int, tmp_path: Path, samples: Samples, system: object, tally: Tally
+) -> None:
+    """Weighted and unweighted samples replace each other; every attempt but the last is killed."""
+    path, log = tmp_path / "a.dcd", tmp_path / "log"
+    plain = Samples(samples.positions, samples.energies, None, samples.metadata)
+    sets = [samples[:5], samples[5:15], plain[:20], samples[2:12], plain[3:10]]
+    sets[0].save(path, system=system)
+    kills = 0
+    for event in range(1, 40, stride):
+        for turn in range(len(sets)):
+            ended = run(
+                killed_at(
+                    1 + (event + 3 * turn) % 40,
+                    lambda turn=turn: sets[turn].save(path, system=system, overwrite=True),
+                    tmp_path,
+                ),
+                log,
+            )
+            kills += ended.code == -signal.SIGKILL
+            loaded = export.load(path, system=system)
+            (whole,) = [
+                one
+                for one in sets
+                if torch.allclose(one.positions[0], loaded.positions[0], atol=1e-5)
+                and len(one) == len(loaded)
+            ]
+            assert (whole.log_weights is None) is (loaded.log_weights is None)
+            if whole.log_weights is not None and loaded.log_weights is not None:
+                assert torch.equal(whole.log_weights, loaded.log_weights)
+    assert kills > 10
+    sets[0].save(path, system=system, overwrite=True)
+    names = {entry.name for entry in tmp_path.iterdir()} - {"log"}
+    assert names == {"a.dcd", "a.json", "a.pdb", "a.dcd.log_weights.npy"}
+    sets[2].save(path, system=system, overwrite=True)
+    assert not (tmp_path / "a.dcd.log_weights.npy").exists()
+    tally("kill -9 of exports with log weights, one after another", kills, kills)
 
 
 def test_killed_sampling_starts_again_and_gives_the_same_file(

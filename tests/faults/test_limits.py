@@ -54,7 +54,7 @@ def growth(work: Callable[[Callable[[int], None]], object], log: Path) -> tuple[
     [(".npz", 400_000), pytest.param(".h5", 1_600_000, marks=pytest.mark.slow)]
     + [
         pytest.param(suffix, 800_000, marks=pytest.mark.slow)
-        for suffix in export.FORMATS
+        for suffix in export.FORMATS.names()
         if suffix != ".h5"
     ],
 )

@@ -24,9 +24,10 @@ import torch
 
 from molsampler import export
 from molsampler.cli import info
-from molsampler.errors import MolsamplerError
+from molsampler.errors import IntegrityError, MolsamplerError
 from molsampler.sampler.sampler import Sampler
 from molsampler.samples import Samples
+from molsampler.storage.sealed_json import sealed
 from molsampler.systems import get_system
 from molsampler.train import checkpoint, load_config
 from molsampler.train.config import from_yaml, to_yaml
@@ -78,11 +79,12 @@ class Kind(NamedTuple):
 def samples_read(path: Path, system: Any) -> Callable[[], Any]:
     def read() -> Any:
         loaded = export.load(path, system=system)
-        weights = None if loaded.weights is None else loaded.weights.numpy().tobytes()
+        weights = loaded.log_weights
+        assert weights is not None
         return (
             loaded.positions.numpy().tobytes(),
             loaded.energies.numpy().tobytes(),
-            weights,
+            weights.numpy().tobytes(),
             loaded.metadata,
         )
 
@@ -120,11 +122,10 @@ def make(kind: str, folder: Path, samples: Samples, system: Any, save_sampler: A
         return Kind(path, lambda: from_yaml(path))
     if kind == "run log":
         return run_log(folder)
-    data = folder / f"a{'.dcd' if kind == 'sidecar' else kind}"
+    data = folder / f"a{kind if kind in export.FORMATS else '.dcd'}"
     samples.save(data, system=system)
-    return Kind(
-        data.with_suffix(".json") if kind == "sidecar" else data, samples_read(data, system)
-    )
+    beside = {"sidecar": "a.json", "log weights": "a.dcd.log_weights.npy"}
+    return Kind(folder / beside.get(kind, data.name), samples_read(data, system))
 
 
 def run_log(folder: Path) -> Kind:
@@ -151,7 +152,7 @@ def run_log(folder: Path) -> Kind:
 
 
 SEALED = [
-    *("weights", "card", "checkpoint", "run configuration", "run log", "sidecar"),
+    *("weights", "card", "checkpoint", "run configuration", "run log", "sidecar", "log weights"),
     *(".npz", ".h5", ".dcd", ".xtc", ".pdb"),
 ]
 
@@ -196,18 +197,22 @@ def test_no_damage_is_silent(
     tally(f"damaged {name}", count, count)
 
 
-def test_the_law_notices_an_unsealed_card(
+def test_the_law_notices_a_resealed_card(
     tmp_path: Path, samples: Samples, system: Any, save_sampler: Any
 ) -> None:
-    """A negative control: without its seal, a card's damaged numbers are believed."""
+    """A negative control: it is the seal that keeps a damaged number from being believed."""
     kind = make("card", tmp_path, samples, system, save_sampler)
-    card = json.loads(kind.path.read_text())
-    del card["digest"]
-    kind.path.write_text(json.dumps(card))
     original, content = kind.read(), kind.path.read_text()
     digit = content.index('"latent_scale": 1.0') + len('"latent_scale": ')
-    variant = f"{content[:digit]}2{content[digit + 1 :]}".encode()
-    assert silent(kind, variant, original) == "read as something else"
+    variant = f"{content[:digit]}2{content[digit + 1 :]}"
+    assert silent(kind, variant.encode(), original) is None
+    assert silent(kind, sealed(variant), original) == "read as something else"
+    # A card without a seal is as good as one with a wrong one.
+    card = json.loads(content)
+    del card["digest"]
+    kind.path.write_text(json.dumps(card))
+    with pytest.raises(IntegrityError, match="'digest'"):
+        kind.read()
 
 
 def frames_only(path: Path, system: Any) -> str | None:

@@ -211,7 +211,7 @@ def test_samples_say_what_they_are_and_repeat(caplog):
     assert not caplog.records
     assert samples.positions.shape == (250, 2, 2)
     assert samples.positions.dtype == torch.float32
-    assert samples.weights is None
+    assert samples.log_weights is None
     torch.testing.assert_close(
         samples.energies, system.energy(samples.positions.double()), rtol=1e-12, atol=0
     )

@@ -308,6 +308,6 @@ def test_a_real_boltzmann_generator_is_compared(bgflow: Any) -> None:
     flow = bgflow.SequentialFlow([])
     generator = bgflow.BoltzmannGenerator(prior, flow, energy)
     samples = draw(generator, system, 500, reweight=True)
-    assert samples.weights is not None
+    assert samples.log_weights is not None
     # Prior and target are equal up to a constant: k = 1 here.
-    assert float(samples.weights.std()) < 1e-3
+    assert float(samples.log_weights.std()) < 1e-3

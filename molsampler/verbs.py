@@ -1,0 +1,20 @@
+"""What the vocabulary offers beyond itself, looked up when it is called.
+
+``samples.save`` writes files and ``samples.system()`` finds a system, although samples know neither
+formats nor systems: those who do stand here by name, and the layers above are imported by the call alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .registry import Registry
+
+VERBS: Registry[Callable[..., Any]] = Registry("verb")
+VERBS.register("resolve", "molsampler.systems.resolve:resolve")
+VERBS.register("resolve_recorded", "molsampler.systems.resolve:resolve_recorded")
+VERBS.register("load", "molsampler.export:load")
+VERBS.register("save", "molsampler.export:save")
+VERBS.register("save_blocks", "molsampler.export:save_blocks")
+VERBS.register("to_mdtraj", "molsampler.export.lengths:to_mdtraj")
