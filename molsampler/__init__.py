@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from . import errors
 from .errors import MolsamplerError
+from .version import __version__
 
 if TYPE_CHECKING:
     from .sampler.sampler import Sampler
     from .samples import Samples
-
-__version__ = "0.1.0"
 
 __all__ = ["MolsamplerError", "Sampler", "Samples", "__version__", "errors"]
 

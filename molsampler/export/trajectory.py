@@ -18,12 +18,13 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from .. import __version__, memory
+from .. import memory
 from ..errors import FileFormatError, InputError, IntegrityError, ShapeError
 from ..estimate import effective_count
 from ..storage.files import sha256, write_bytes
 from ..systems import resolve_recorded
 from ..target import COORDINATE_LIMIT, System
+from ..version import __version__
 from . import log_weights, npy
 from .energy_statistics import EnergyStatistics, EnergySummary
 from .format import Output

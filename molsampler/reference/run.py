@@ -159,9 +159,9 @@ def sample_reference(
     ResourceError
         The samples would not fit in memory.
     """
-    from .. import __version__
     from ..samples import Samples
     from ..systems import resolve
+    from ..version import __version__
 
     system = resolve(system)
     if method not in REPLICAS:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .. import systems
 from ..errors import UnknownNameError, nearest
-
-if TYPE_CHECKING:
-    from ..samples import Samples
+from ..samples import Samples
+from ..verbs import VERBS
 
 #: Systems whose reference samples ship with the package.
 REFERENCE_SETS = ("dw4", "lj13")
@@ -41,6 +39,5 @@ def load_reference(system_name: str) -> Samples:
     FileFormatError
         The file is damaged.
     """
-    from .. import export
-
-    return export.load(reference_path(system_name))
+    found: Samples = VERBS["load"](reference_path(system_name))
+    return found

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .. import __version__
 from ..errors import FileFormatError, InputError
 from ..molecule.internal_coordinates import InternalCoordinates
 from ..molecule.molecule import Molecule
 from ..storage.files import read_limited
 from ..storage.sealed_json import parse_json, unsealed
 from ..storage.validation import validated
+from ..version import __version__
 
 CARD = "card.json"
 CARD_LIMIT = 4 * 2**20

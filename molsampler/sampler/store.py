@@ -19,7 +19,6 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from .. import __version__
 from ..errors import (
     DivergenceError,
     FileFormatError,
@@ -39,6 +38,7 @@ from ..nn.generators.base import parse_generator
 from ..storage.files import fsync_folder, read_limited, remove, sha256, temporary_path, write_bytes
 from ..storage.sealed_json import sealed
 from ..target import System
+from ..version import __version__
 from .card import CARD, Card, Training, read_card
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"

@@ -24,7 +24,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .. import __version__
 from ..errors import DivergenceError, InputError, ResourceError
 from ..mcmc import mala
 from ..mcmc.refine import refine, tuned_step_size
@@ -33,6 +32,7 @@ from ..molecule.chirality import right_handed
 from ..nn.generators import Generator
 from ..samples import Samples, reduced_energies
 from ..target import COORDINATE_LIMIT, System
+from ..version import __version__
 from ..wasserstein import wasserstein2_1d
 from .card import Card
 
