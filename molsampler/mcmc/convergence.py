@@ -105,7 +105,7 @@ def decorrelate(draws: npt.ArrayLike) -> npt.NDArray[np.int64]:
     return np.arange(traces.shape[1] - 1, -1, -stride, dtype=np.int64)[::-1].copy()
 
 
-def drift(draws: npt.ArrayLike) -> float:
+def trend(draws: npt.ArrayLike) -> float:
     """Difference of the means over the halves of the chains, in standard errors over chains.
 
     Chains that share a drift agree with each other, so R-hat sees it only once it is as large as the
@@ -120,7 +120,7 @@ def drift(draws: npt.ArrayLike) -> float:
     traces = _traces(draws)
     chains, half = traces.shape[0], traces.shape[1] // 2
     if chains < 2:
-        raise InputError("drift needs at least two chains to know its standard error, got one")
+        raise InputError("a trend needs at least two chains to know its standard error, got one")
     change = traces[:, -half:].mean(axis=1) - traces[:, :half].mean(axis=1)
     error = float(change.std(ddof=1)) / math.sqrt(chains)
     mean = float(change.mean())

@@ -122,10 +122,10 @@ class DiKLReplay(Objective):
         x = population.state.position
         scale = config.data_scale or _data_scale(x, problem)
         work = self._build(scale, rng)
-        cast(Generator, work.modules["generator"]).settle(x)
-        cast(Generator, work.modules["ema"]).settle(x)
+        cast(Generator, work.modules["generator"]).start_from(x)
+        cast(Generator, work.modules["ema"]).start_from(x)
         for name in ("score", "teacher", "teacher_ema"):
-            cast(Denoiser, work.modules[name]).body.settle(x, spring=0.0)
+            cast(Denoiser, work.modules[name]).body.start_from(x, spring=0.0)
         _put(work, population)
         work.tensors["mixture"] = IdentityMixture.fresh(self.like).moments
         work.numbers.update(iteration=0, energy_evaluations=counting.evaluations, data_scale=scale)

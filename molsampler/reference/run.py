@@ -199,8 +199,8 @@ def sample_reference(
     }
     with nullcontext() if checkpoint is None else Journal(checkpoint, settings) as journal:
         generator = torch.Generator().manual_seed(seed)
-        plan = _Plan(system, n, replicas, max_steps, generator, report, journal)
-        run = (_openmm if method == "openmm" else _mcmc)(plan, exchange)
+        request = _Request(system, n, replicas, max_steps, generator, report, journal)
+        run = (_openmm if method == "openmm" else _mcmc)(request, exchange)
 
     positions, verdict = run.select(n)
     for text in verdict.warnings:
@@ -266,7 +266,7 @@ def _require_twin(system: System) -> None:
         )
 
 
-class _Plan(NamedTuple):
+class _Request(NamedTuple):
     """What a run has to deliver and may spend."""
 
     system: System
@@ -281,14 +281,14 @@ class _Plan(NamedTuple):
 class _Run:
     """Frames of an engine, with burn-in and thinning decided from the observables."""
 
-    def __init__(self, plan: _Plan, make: Callable[[], Engine]):
-        self.plan = plan
+    def __init__(self, request: _Request, make: Callable[[], Engine]):
+        self.request = request
         self.engine: Engine
         self._record: Record | None = None
-        if plan.journal is None:
+        if request.journal is None:
             self.engine = make()
         else:
-            self.engine, self._record = plan.journal.engine(make, plan.generator)
+            self.engine, self._record = request.journal.engine(make, request.generator)
         self.frames: list[Tensor] = []
         self.traces: dict[str, list[Tensor]] = {}
         self.burn_in = 0
@@ -313,7 +313,7 @@ class _Run:
                     frames.append(self.engine.read())
                     if time.monotonic() - told > 0.2:
                         told = time.monotonic()
-                        self.plan.report(done, self.plan.n, message)
+                        self.request.report(done, self.request.n, message)
                 block = self._block(torch.stack(frames))
                 if self._record is not None:
                     self._record.write(block, self.engine)
@@ -324,7 +324,7 @@ class _Run:
     def _block(self, x: Tensor) -> Block:
         """Frames ``(block, rung, replica, n, d)`` with their observables."""
         traces = {}
-        for name, value in observables(self.plan.system, x.flatten(0, 2)).items():
+        for name, value in observables(self.request.system, x.flatten(0, 2)).items():
             rungs = value.reshape(x.shape[:3])
             traces[name] = rungs[:, 0]
             if x.shape[1] > 1:
@@ -369,7 +369,7 @@ class _Run:
         verdict = convergence.assess(window, r_hat_limit=r_hat_limit, ess_limit=0.0)
         warnings = list(verdict.warnings)
         for name, trace in window.items():
-            z = convergence.drift(trace)
+            z = convergence.trend(trace)
             if not abs(z) <= DRIFT_LIMIT:
                 warnings.append(
                     f"{name} drifts: the halves of the run differ by {abs(z):.1f} standard errors"
@@ -412,11 +412,11 @@ class _Run:
 
     def collect(self) -> None:
         """Run on until ``n`` samples spaced by the statistical inefficiency exist."""
-        draws = math.ceil(self.plan.n / self.engine.replicas)
+        draws = math.ceil(self.request.n / self.engine.replicas)
         while True:
             verdict = self._judge(self.burn_in, ladder=False)
             self.thinning = math.ceil(verdict.statistical_inefficiency)
-            if self.engine.steps > self.plan.max_steps:
+            if self.engine.steps > self.request.max_steps:
                 # Out of budget: what was recorded is spread evenly over the draws.
                 self.thinning = max(
                     1, min(self.thinning, (len(self.frames) - self.burn_in) // draws)
@@ -428,7 +428,7 @@ class _Run:
             # A longer record refines the inefficiency, so the goal is approached in parts.
             goal = min(needed, max(have + 1, self.burn_in + 2 * (have - self.burn_in)))
             done = (have - self.burn_in) // self.thinning * self.engine.replicas
-            self._extend(goal, f"sampling, R-hat {verdict.r_hat:.3f}", min(done, self.plan.n))
+            self._extend(goal, f"sampling, R-hat {verdict.r_hat:.3f}", min(done, self.request.n))
             if self.thinning > FINEST_RECORD:
                 self._coarsen()
 
@@ -483,74 +483,74 @@ def _rungs(system: System, hottest: float) -> int:
     return 2 + math.ceil(math.log(hottest) * math.sqrt(system.space.dof / 2))
 
 
-def _openmm(plan: _Plan, exchange: bool | str) -> _Run:
+def _openmm(request: _Request, exchange: bool | str) -> _Run:
     from .dynamics import LangevinReplicas, ReplicaExchange
 
-    starts = dispersed_starts(plan.system, plan.replicas, generator=plan.generator)
-    plan.report(0, plan.n, "minimising the starts")
+    starts = dispersed_starts(request.system, request.replicas, generator=request.generator)
+    request.report(0, request.n, "minimising the starts")
 
     def replicas(temperature: float = 1.0) -> LangevinReplicas:
         return LangevinReplicas(
-            plan.system, starts, generator=plan.generator, temperature=temperature
+            request.system, starts, generator=request.generator, temperature=temperature
         )
 
-    run = _Run(plan, replicas)
+    run = _Run(request, replicas)
     if exchange is not True:
         patient = exchange is False
-        budget = plan.max_steps if patient else plan.max_steps // 2
+        budget = request.max_steps if patient else request.max_steps // 2
         if run.equilibrate(budget, patient=patient) or patient:
             run.collect()
             return run
-        logger.info("plain replicas of %s disagree: replica exchange", plan.system.name)
+        logger.info("plain replicas of %s disagree: replica exchange", request.system.name)
 
     plain = cast("LangevinReplicas", run.resumed())
     hottest = HOTTEST[0]
-    for hottest in HOTTEST[:2] if bonds_of(plan.system) else HOTTEST:
-        plan.report(0, plan.n, f"trying {hottest:g} times the temperature")
-        hot = _Run(plan, partial(replicas, hottest))
-        if hot.equilibrate(plan.max_steps // 20):
+    for hottest in HOTTEST[:2] if bonds_of(request.system) else HOTTEST:
+        request.report(0, request.n, f"trying {hottest:g} times the temperature")
+        hot = _Run(request, partial(replicas, hottest))
+        if hot.equilibrate(request.max_steps // 20):
             break
-    chosen = torch.linspace(0, plan.replicas - 1, min(EXCHANGE_RUNS, plan.replicas)).long()
+    chosen = torch.linspace(0, request.replicas - 1, min(EXCHANGE_RUNS, request.replicas)).long()
     run = _Run(
-        plan,
+        request,
         lambda: ReplicaExchange(
             plain,
             plain.read()[0][chosen],
             hottest=hottest,
-            rungs=_rungs(plan.system, hottest),
-            generator=plan.generator,
+            rungs=_rungs(request.system, hottest),
+            generator=request.generator,
         ),
     )
-    run.equilibrate(plan.max_steps)
+    run.equilibrate(request.max_steps)
     run.collect()
     return run
 
 
-def _mcmc(plan: _Plan, exchange: bool | str) -> _Run:
+def _mcmc(request: _Request, exchange: bool | str) -> _Run:
     from .monte_carlo import MalaChains, TemperedChains
 
-    starts = dispersed_starts(plan.system, plan.replicas, generator=plan.generator)
+    starts = dispersed_starts(request.system, request.replicas, generator=request.generator)
     if exchange is not True:
-        run = _Run(plan, lambda: MalaChains(plan.system, starts, generator=plan.generator))
+        run = _Run(request, lambda: MalaChains(request.system, starts, generator=request.generator))
         patient = exchange is False
-        budget = plan.max_steps if patient else plan.max_steps // 5
+        budget = request.max_steps if patient else request.max_steps // 5
         if run.equilibrate(budget, patient=patient) or patient:
             run.collect()
             return run
-        logger.info("plain chains of %s disagree: parallel tempering", plan.system.name)
-    ladder = HOTTEST[:2] if bonds_of(plan.system) else HOTTEST[1::2]
+        logger.info("plain chains of %s disagree: parallel tempering", request.system.name)
+    ladder = HOTTEST[:2] if bonds_of(request.system) else HOTTEST[1::2]
     for hottest in ladder:
         make = partial(
             TemperedChains,
-            plan.system,
-            starts[: min(plan.replicas, TEMPERED_CHAINS)],
+            request.system,
+            starts[: min(request.replicas, TEMPERED_CHAINS)],
             hottest=hottest,
-            rungs=_rungs(plan.system, hottest),
-            generator=plan.generator,
+            rungs=_rungs(request.system, hottest),
+            generator=request.generator,
         )
-        run = _Run(plan, make)
+        run = _Run(request, make)
         last = hottest == ladder[-1]
-        if run.equilibrate(plan.max_steps // (1 if last else 10), patient=last):
+        if run.equilibrate(request.max_steps // (1 if last else 10), patient=last):
             break
     run.collect()
     return run

@@ -157,7 +157,7 @@ class RunFolder:
         self._logged.update(line)
         return size, self._logged.hexdigest()
 
-    def settle_metrics(self) -> None:
+    def sync_metrics(self) -> None:
         """Put the log on the device, before a checkpoint that counts on it."""
         if self.metrics.exists():
             with open(self.metrics, "rb") as file:

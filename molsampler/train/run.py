@@ -258,7 +258,7 @@ def _checkpoint(folder: RunFolder, state: TrainState) -> None:
     if state.bad_in_a_row:
         # A checkpoint is a state worth going back to; the last good one stays the newest.
         return
-    folder.settle_metrics()
+    folder.sync_metrics()
     checkpoint.save(folder.checkpoints, state.iteration, *state.flatten())
 
 

@@ -91,17 +91,17 @@ def test_diagnostics_see_what_they_are_for():
 
 
 def test_drift_is_standard_normal_and_sees_what_r_hat_does_not():
-    z = [convergence.drift(ar1(64, 100, 0.9, seed)) for seed in range(100, 150)]
+    z = [convergence.trend(ar1(64, 100, 0.9, seed)) for seed in range(100, 150)]
     # Mean and variance of 50 normal draws: errors 0.14 and 0.2.
     assert abs(np.mean(z)) < 5 * 0.14
     assert abs(np.var(z) - 1.0) < 5 * 0.2
     shared = ar1(256, 100, 0.5, seed=16) + np.linspace(0, 0.3, 100)
     assert convergence.split_r_hat(shared) < 1.1
-    assert convergence.drift(shared) > 5
-    assert convergence.drift(np.ones((3, 10))) == 0.0
-    assert convergence.drift(np.ones((3, 10)) * np.arange(10)) == np.inf
+    assert convergence.trend(shared) > 5
+    assert convergence.trend(np.ones((3, 10))) == 0.0
+    assert convergence.trend(np.ones((3, 10)) * np.arange(10)) == np.inf
     with pytest.raises(InputError, match="two chains"):
-        convergence.drift(np.ones((1, 10)))
+        convergence.trend(np.ones((1, 10)))
 
 
 def test_rank_normalisation_ignores_monotone_maps():

@@ -110,7 +110,7 @@ def test_springs_alone_relax_a_molecule_to_its_reference_lengths() -> None:
     config = ImplicitConfig(body=EGNNBody(width=4, layers=60))
     net = config.build(system.space, molecule=system.molecule)
     ideal = torch.tensor([[0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1.0]])[None]
-    net.body.settle(0.5 * ideal, spring=0.15)
+    net.body.start_from(0.5 * ideal, spring=0.15)
     with torch.no_grad():
         for layer in net.body.layers:
             layer.head.weight.zero_()

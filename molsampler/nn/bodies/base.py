@@ -21,7 +21,7 @@ from ...space import Space
 class BodyNetwork(nn.Module):
     """The module of a body; ``forward(x, features)`` as above."""
 
-    def settle(self, x: Tensor, *, spring: float) -> None:
+    def start_from(self, x: Tensor, *, spring: float) -> None:
         """Start reference lengths at the mean geometry of configurations ``(b, n, d)``, and the springs of
         bonds and angles at ``spring``, where the body has such."""
 

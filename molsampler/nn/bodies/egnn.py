@@ -145,7 +145,7 @@ class BondFeatures(nn.Module):
         spring = self.near * self.spring[self.classes][:, None, None]
         return spring * (self.length() / distance - 1.0)
 
-    def settle(self, distance: Tensor, spring: float) -> None:
+    def start_from(self, distance: Tensor, spring: float) -> None:
         """Set reference lengths to the means of distances ``(pairs, b, 1)``, and the springs of bonds
         and angles (graph distance 1 and 2) to ``spring``."""
         with torch.no_grad():
@@ -347,7 +347,7 @@ class EGNN(BodyNetwork):
             for _ in range(layers)
         )
 
-    def settle(self, x: Tensor, *, spring: float) -> None:
+    def start_from(self, x: Tensor, *, spring: float) -> None:
         """Start reference lengths at the mean geometry of configurations ``(b, n, d)``, and springs of
         bonds and angles at ``spring``; nothing without a molecule."""
         difference = self._pairs(x).difference(x.transpose(0, 1))
@@ -355,7 +355,7 @@ class EGNN(BodyNetwork):
         for layer in self.layers:
             bonds = cast(EGNNLayer, layer).bonds
             if bonds is not None:
-                bonds.settle(torch.sqrt(squared + _EPSILON), spring)
+                bonds.start_from(torch.sqrt(squared + _EPSILON), spring)
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
         batch = len(x)

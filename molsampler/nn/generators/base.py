@@ -126,7 +126,7 @@ class Generator(nn.Module):
             "weights"
         )
 
-    def settle(self, x: Tensor) -> None:
+    def start_from(self, x: Tensor) -> None:
         """Start from what configurations ``(b, n, d)`` of the target look like, where the kind can."""
 
     def compiled(self) -> Self:

@@ -218,8 +218,8 @@ class Implicit(Generator):
         """The layers' scheme."""
         return self.sampling.scheme or self.config.langevin_scheme
 
-    def settle(self, x: Tensor) -> None:
-        self.body.settle(x, spring=_SPRING)
+    def start_from(self, x: Tensor) -> None:
+        self.body.start_from(x, spring=_SPRING)
 
     def compiled(self) -> Self:
         twin = copy.copy(self)
