@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
+from molsampler.objectives import Problem
 from molsampler.space import Euclidean
 from molsampler.target import System
-from molsampler.train import load_config, loop
+from molsampler.train import load_config
 
 
 class FourModes(System):
@@ -48,23 +49,21 @@ def train(sigma_max: float, *, iterations: int = 600, seed: int = 0) -> torch.Te
         FourModes.name,
         invariant=False,
         overrides=(
+            "objective={kind: dikl-posterior, score_form: denoiser}",
             f"iterations={iterations}",
             f"seed={seed}",
-            "compile=false",
             "data_scale=1.0",
             "batch_size=256",
             "generator.body.width=64",
             "generator.body.layers=3",
             "generator.latent_scale=1.0",
             "clip=10",
-            "denoiser.width=64",
-            "denoiser.layers=3",
+            "weighting=denoiser",
+            "score={kind: mlp, width: 64, layers: 3, bumps: 48}",
             "generator_lr=0.002",
             "score_lr=0.002",
             "score_steps=4",
-            "schedule.sigma_min=0.1",
-            f"schedule.sigma_max={sigma_max}",
-            "target_score.kind=posterior",
+            f"schedule={{kind: log-uniform, sigma_min: 0.1, sigma_max: {sigma_max}}}",
             "target_score.particles=32",
             "target_score.levels=4",
             "target_score.steps=8",
@@ -72,14 +71,24 @@ def train(sigma_max: float, *, iterations: int = 600, seed: int = 0) -> torch.Te
             "ema=0.98",
         ),
     )
-    state = loop.start(config, FourModes(), device=torch.device("cpu"), report=lambda *_: None)
-    trainer = loop.Trainer(config, FourModes(), state)
-    while not trainer.finished:
-        trainer.step()
+    target = FourModes()
+    objective = config.objective.build(
+        Problem(
+            target=target,
+            molecule=None,
+            generator=config.generator,
+            sampling=config.how_to_sample(),
+            iterations=config.iterations,
+            seed=config.seed,
+            device=torch.device("cpu"),
+        )
+    )
+    state = objective.init(report=lambda *_: None)
+    for _ in range(config.iterations):
+        state, _ = objective.step(state)
+    random = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        latent = state.ema.draw_latent(4000, generator=torch.Generator().manual_seed(1))
-        samples: torch.Tensor = state.ema(latent)
-    return samples
+        return objective.generator(state).draw(4000, target, generator=random).x
 
 
 def main() -> None:

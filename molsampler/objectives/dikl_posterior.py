@@ -37,10 +37,10 @@ from ..nn.denoiser import Denoiser, score_of
 from ..nn.generators import Generator
 from ..nn.score_network import ScoreNetwork
 from ..target import CountingTarget
-from .base import Metrics, Objective, ObjectiveConfig, Problem, Report, State
+from .base import Metrics, ObjectiveConfig, Problem, Report, State
 from .dikl_loss import Weighting, diffuse, dikl_loss, weight
 from .schedules import AnySchedule, LinearBetaConfig
-from .workspace import Workspace, average
+from .workspace import NetworkObjective, Workspace, average
 
 #: Acceptance between which the step size of the chains is left alone, and the factor it moves by outside.
 _ACCEPTANCE, _FACTOR = (0.5, 0.6), 1.5
@@ -95,11 +95,12 @@ class DiKLPosteriorConfig(ObjectiveConfig):
         return DiKLPosterior(self, problem)
 
 
-class DiKLPosterior(Objective):
+class DiKLPosterior(NetworkObjective):
     """See the module."""
 
     def __init__(self, config: DiKLPosteriorConfig, problem: Problem):
-        self.config, self.problem = config, problem
+        super().__init__(problem)
+        self.config = config
         self.space = problem.target.space
         self.target = CountingTarget(problem.target)
         self.schedule = config.schedule.build(config.data_scale)
@@ -107,18 +108,15 @@ class DiKLPosterior(Objective):
         self.kernel: Kernel = mala.step
         if plan.kernel == "hmc":
             self.kernel = partial(hmc.step, leapfrog_steps=plan.leapfrog_steps)
-        self._work: Workspace | None = None
-        self._last: State | None = None
 
     def init(self, *, report: Report) -> State:
-        rng = torch.Generator(device=self.problem.device).manual_seed(self.problem.seed)
-        work = self._build(rng)
+        work = self.build({})
         step_size = self.config.target_score.step_size
         work.numbers = {"iteration": 0, "energy_evaluations": 0, "chain_step": step_size}
-        return self._flat(work)
+        return self.flat(work)
 
     def step(self, state: State) -> tuple[State, Metrics]:
-        work = self._adopted(state)
+        work = self.adopted(state)
         self.target.evaluations = int(work.numbers["energy_evaluations"])
         metrics: Metrics = {}
         sound = True
@@ -136,24 +134,15 @@ class DiKLPosterior(Objective):
             sound = False
         work.numbers["iteration"] = int(work.numbers["iteration"]) + 1
         work.numbers["energy_evaluations"] = self.target.evaluations
-        return self._flat(work), {**metrics, "nonfinite": float(not sound)}
+        return self.flat(work), {**metrics, "nonfinite": float(not sound)}
 
     def generator(self, state: State) -> Generator:
-        work = self._adopted(state)
+        work = self.adopted(state)
         name = "ema" if self.config.ema else "generator"
         return cast(Generator, work.modules[name]).with_sampling(self.problem.sampling)
 
-    def _flat(self, work: Workspace) -> State:
-        self._last = work.flatten()
-        return self._last
-
-    def _adopted(self, state: State) -> Workspace:
-        if self._work is None or state is not self._last:
-            self._build(torch.Generator(device=self.problem.device)).load(state)
-            self._last = state
-        return cast(Workspace, self._work)
-
-    def _build(self, rng: torch.Generator) -> Workspace:
+    def build(self, state: State) -> Workspace:
+        """Weights are drawn from a stream of their own, seeded by the run's seed."""
         config, problem = self.config, self.problem
         scale = config.data_scale
         with torch.random.fork_rng(devices=[]):
@@ -180,8 +169,7 @@ class DiKLPosterior(Objective):
         self._score: Callable[..., Tensor] = (
             torch.compile(score, dynamic=False) if compiled else score
         )
-        self._work = Workspace(modules, optimisers, rng=rng)
-        return self._work
+        return Workspace(modules, optimisers, rng=self.random())
 
     def _draw(self, work: Workspace) -> Tensor:
         return self._run.draw(self.config.batch_size, self.target, generator=work.rng).x

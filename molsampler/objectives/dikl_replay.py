@@ -29,10 +29,10 @@ from ..nn.bodies import AnyBody, EGNNBody
 from ..nn.denoiser import Denoiser, score_of
 from ..nn.generators import Generator
 from ..target import CountingTarget
-from .base import Metrics, Objective, ObjectiveConfig, Problem, Report, State
+from .base import Metrics, ObjectiveConfig, Problem, Report, State
 from .dikl_loss import Weighting, diffuse, dikl_loss, weight
 from .schedules import AnySchedule, LogUniformConfig
-from .workspace import Workspace, average
+from .workspace import NetworkObjective, Workspace, average
 
 #: Lowest time at the start of noise annealing; for the default schedule a noise of about the data scale.
 _ANNEALING_START = 0.75
@@ -92,16 +92,15 @@ class DiKLReplayConfig(ObjectiveConfig):
         return DiKLReplay(self, problem)
 
 
-class DiKLReplay(Objective):
+class DiKLReplay(NetworkObjective):
     """See the module."""
 
     def __init__(self, config: DiKLReplayConfig, problem: Problem):
-        self.config, self.problem = config, problem
+        super().__init__(problem)
+        self.config = config
         self.space = problem.target.space
         self.target = CountingTarget(problem.target)
         self.like = torch.empty(0, device=problem.device)
-        self._work: Workspace | None = None
-        self._last: State | None = None
 
     @property
     def warmup(self) -> int:
@@ -109,7 +108,7 @@ class DiKLReplay(Objective):
 
     def init(self, *, report: Report) -> State:
         config, problem = self.config, self.problem
-        rng = torch.Generator(device=problem.device).manual_seed(problem.seed)
+        rng = self.random()
         counting = CountingTarget(problem.target)
         population = equilibrate(
             config.target_score,
@@ -121,7 +120,8 @@ class DiKLReplay(Objective):
         )
         x = population.state.position
         scale = config.data_scale or _data_scale(x, problem)
-        work = self._build(scale, rng)
+        work = self.build({"data_scale": scale})
+        work.rng = rng
         cast(Generator, work.modules["generator"]).start_from(x)
         cast(Generator, work.modules["ema"]).start_from(x)
         for name in ("score", "teacher", "teacher_ema"):
@@ -129,10 +129,10 @@ class DiKLReplay(Objective):
         _put(work, population)
         work.tensors["mixture"] = IdentityMixture.fresh(self.like).moments
         work.numbers.update(iteration=0, energy_evaluations=counting.evaluations, data_scale=scale)
-        return self._flat(work)
+        return self.flat(work)
 
     def step(self, state: State) -> tuple[State, Metrics]:
-        work = self._adopted(state)
+        work = self.adopted(state)
         self.target.evaluations = int(work.numbers["energy_evaluations"])
         self._sound = True
         iteration = int(work.numbers["iteration"])
@@ -160,39 +160,20 @@ class DiKLReplay(Objective):
             _put(work, moved)
         work.numbers["iteration"] = iteration + 1
         work.numbers["energy_evaluations"] = self.target.evaluations
-        return self._flat(work), {**metrics, "nonfinite": float(not self._sound)}
+        return self.flat(work), {**metrics, "nonfinite": float(not self._sound)}
 
     def generator(self, state: State) -> Generator:
-        averaged = cast(Generator, self._adopted(state).modules["ema"])
+        averaged = cast(Generator, self.adopted(state).modules["ema"])
         return averaged.with_sampling(self.problem.sampling)
 
     def population(self, state: State) -> Population:
-        return _population(self._adopted(state))
+        return _population(self.adopted(state))
 
-    # State
-
-    def _flat(self, work: Workspace) -> State:
-        self._last = work.flatten()
-        return self._last
-
-    def _adopted(self, state: State) -> Workspace:
-        """The workspace, filled from the state unless it holds it already."""
-        if self._work is None or state is not self._last:
-            scale = state.get("data_scale")
-            if not isinstance(scale, float) or not 0 < scale < math.inf:
-                raise FileFormatError(f"the checkpoint has no usable data_scale: {scale!r}")
-            rng = torch.Generator(device=self.problem.device)
-            work = self._build(scale, rng)
-            work.load(state)
-            if not {"mixture", "population/position"} <= work.tensors.keys():
-                raise FileFormatError(
-                    "the checkpoint does not hold the population of this objective"
-                )
-            self._last = state
-        return cast(Workspace, self._work)
-
-    def _build(self, scale: float, rng: torch.Generator) -> Workspace:
-        """Networks and optimisers; weights are drawn from a stream of their own, seeded by the run's."""
+    def build(self, state: State) -> Workspace:
+        """Weights are drawn from a stream of their own, seeded by the run's seed."""
+        scale = state.get("data_scale")
+        if not isinstance(scale, float) or not 0 < scale < math.inf:
+            raise FileFormatError(f"the checkpoint has no usable data_scale: {scale!r}")
         config, problem = self.config, self.problem
         # Module constructors draw from the global stream; fork it so that nobody else's is touched.
         with torch.random.fork_rng(devices=[]):
@@ -227,8 +208,7 @@ class DiKLReplay(Objective):
         self._score = _compiled(score, compiled)
         self._teacher = _compiled(teacher, compiled)
         self._teacher_ema = _compiled(modules["teacher_ema"], compiled)
-        self._work = Workspace(modules, optimisers, rng=rng)
-        return self._work
+        return Workspace(modules, optimisers, rng=self.random())
 
     # Steps
 
@@ -365,7 +345,10 @@ def _put(work: Workspace, population: Population) -> None:
 
 
 def _population(work: Workspace) -> Population:
-    fields = {key: work.tensors[f"population/{key}"] for key in mala.State._fields}
+    try:
+        fields = {key: work.tensors[f"population/{key}"] for key in mala.State._fields}
+    except KeyError as error:
+        raise FileFormatError(f"the checkpoint does not hold {error}") from None
     return Population(mala.State(**fields), float(work.numbers["population_step"]))
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import FileFormatError
-from .base import State
+from .base import Objective, Problem, State
 
 
 class Workspace:
@@ -89,6 +90,52 @@ class Workspace:
             group["lr"] = rate
         optimiser.step()
         return norm, True
+
+
+class NetworkObjective(Objective):
+    """An objective whose state is a workspace.
+
+    The workspace of the state returned last is live, and is used again when that state comes back; any
+    other state fills a new one.
+    """
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+        self._work: Workspace | None = None
+        self._last: State | None = None
+
+    @abstractmethod
+    def build(self, state: State) -> Workspace:
+        """Freshly drawn networks and their optimisers, for what a state says of their size.
+
+        Raises
+        ------
+        FileFormatError
+            It is not a state of this objective.
+        """
+
+    def adopted(self, state: State) -> Workspace:
+        """The workspace of a state.
+
+        Raises
+        ------
+        FileFormatError
+            It is not a state of this configuration.
+        """
+        if self._work is None or state is not self._last:
+            work = self.build(state)
+            work.load(state)
+            self._work, self._last = work, state
+        return self._work
+
+    def flat(self, work: Workspace) -> State:
+        """The state of a workspace, which stays live."""
+        self._work, self._last = work, work.flatten()
+        return self._last
+
+    def random(self) -> torch.Generator:
+        """A random stream on the problem's device, seeded by its seed."""
+        return torch.Generator(device=self.problem.device).manual_seed(self.problem.seed)
 
 
 def _taken(state: State, prefix: str) -> dict[str, Tensor]:

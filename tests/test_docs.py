@@ -1,0 +1,28 @@
+"""What docs/extending.md shows works as it stands there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
+
+
+def test_the_examples_of_the_page_on_extending_run(tmp_path: Path) -> None:
+    """One after the other, in a process of their own; log Z of the toy is log 4 pi."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(blocks) >= 6
+    done = subprocess.run(
+        [sys.executable, "-c", "\n\n".join(blocks)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"(\d+) effective samples, log Z = .*value=([\d.]+)", done.stdout)
+    assert found is not None, done.stdout
+    assert int(found[1]) > 4000
+    assert abs(float(found[2]) - 2.5310) < 0.02
