@@ -36,10 +36,10 @@ from molsampler.train.criterion import Discrepancy
 def population(run: Path) -> mala.State:
     """The replay in a run's newest checkpoint."""
     found = checkpoint.load_latest(run / "checkpoints")
-    if found is None or "replay/energy" not in found[0]:
+    if found is None or "objective/population/energy" not in found[0]:
         raise SystemExit(f"{run} holds no checkpoint with a replay")
     tensors = found[0]
-    return mala.State(*(tensors[f"replay/{key}"] for key in mala.State._fields))
+    return mala.State(*(tensors[f"objective/population/{key}"] for key in mala.State._fields))
 
 
 def pooled(parts: list[mala.State]) -> mala.State:
@@ -55,11 +55,8 @@ def pooled(parts: list[mala.State]) -> mala.State:
 
 def working(sampler: Sampler, samples: Samples) -> tuple[Tensor, Tensor]:
     """Samples and energies in the coordinates that the sampler works in."""
-    x = samples.positions.double()
-    if sampler.internal is not None:
-        x = sampler.internal.from_cartesian(x)[..., None]
-    x = x.float()
-    return x, sampler.target.energy_and_score(x)[0]
+    x = sampler.chart.coordinates(samples.positions.double()).float()
+    return x, sampler.chart.target.energy_and_score(x)[0]
 
 
 def distances(samples: Samples, reference: Samples, system: System) -> dict[str, float]:
@@ -96,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     folders = [] if options.references is None else [options.references]
     reference = find_reference(system.name, system, folders, options.seed)
     populations = [population(run) for run in options.runs]
-    space = samplers[0].target.space
+    space = samplers[0].chart.target.space
     together = Discrepancy(pooled(populations), space)
     rows: list[dict[str, Any]] = []
     for sampler, own in zip(samplers, populations, strict=True):

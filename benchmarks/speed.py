@@ -187,12 +187,12 @@ def energies(name: str, batch: int) -> list[Row]:
 def sampling(name: str) -> list[Row]:
     """One-step samples per second, beside effective samples per second of MALA and OpenMM's Langevin."""
     sampler = Sampler.load(name)
-    count = 8192 if sampler.internal is None else 1024
+    count = 8192 if sampler.chart.internal is None else 1024
     samples = sampler.sample(count, seed=0, device="cpu")
     one_step = count / timed(lambda: sampler.sample(count, seed=0, device="cpu"), repeats=3)
     rows = [(f"{name} one-step samples", f"{one_step:,.0f} /s", "independent")]
     # A molecule's bonds and slow torsions need longer walks than a table of speeds can wait for.
-    if sampler.internal is not None:
+    if sampler.chart.internal is not None:
         return rows
     walks = {"MALA": monte_carlo(sampler.system, samples.positions)}
     with contextlib.suppress(InputError):  # no OpenMM twin

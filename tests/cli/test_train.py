@@ -25,7 +25,7 @@ SMALL = {
     "log_every": 1,
     "generator": "{body: {kind: egnn, width: 4, layers: 1}}",
     "denoiser": "{kind: egnn, width: 4, layers: 1}",
-    "target_score": "{kind: replay, size: 64, anneal_moves: 1, equilibration: 5, refresh: 16, warmup: 5}",
+    "target_score": "{size: 64, anneal_moves: 1, equilibration: 5, refresh: 16, warmup: 5}",
 }
 
 

@@ -17,6 +17,8 @@ from children import leftovers, run
 from molsampler import cli, export
 from molsampler.export import npz, trajectory
 from molsampler.mcmc import mala, smc
+from molsampler.nn.generators.implicit import ImplicitConfig
+from molsampler.objectives.dikl_replay import DiKLReplay
 from molsampler.reference import dynamics
 from molsampler.sampler import sampler as sampler_module
 from molsampler.sampler import store
@@ -24,8 +26,9 @@ from molsampler.sampler.sampler import Sampler
 from molsampler.sampler.stream import SampleStream
 from molsampler.storage import files
 from molsampler.systems import get_system
-from molsampler.train import checkpoint, loop
+from molsampler.train import checkpoint
 from molsampler.train import run as training
+from molsampler.train.trainer import Trainer
 
 Tally = Callable[[str, int, int], None]
 
@@ -43,7 +46,7 @@ SETTINGS = {
     "log_every": 1,
     "generator": "{body: {kind: egnn, width: 4, layers: 1}}",
     "denoiser": "{kind: egnn, width: 4, layers: 1}",
-    "target_score": "{kind: replay, size: 32, anneal_moves: 1, equilibration: 5, refresh: 8, warmup: 3}",
+    "target_score": "{size: 32, anneal_moves: 1, equilibration: 5, refresh: 8, warmup: 3}",
 }
 
 
@@ -87,11 +90,11 @@ TRAINING: dict[str, tuple[Any, str, int]] = {
     "before the first write": (training.RunFolder, "claim", 1),
     "annealing": (smc, "systematic_resample", 1),
     "equilibrating": (mala, "step", 3),
-    "building networks": (loop, "build_state", 1),
+    "building networks": (DiKLReplay, "_build", 1),
     "first checkpoint": (checkpoint, "write_bytes", 1),
-    "warm-up": (loop.Trainer, "_teacher_step", 2),
-    "training": (loop.Trainer, "_dikl_step", 2),
-    "evaluating": (loop.Trainer, "evaluate", 1),
+    "warm-up": (DiKLReplay, "_teacher_step", 2),
+    "training": (DiKLReplay, "_generator_step", 2),
+    "evaluating": (Trainer, "evaluate", 1),
     "logging": (training.RunFolder, "log", 5),
     "exporting the artifact": (store, "write_bytes", 2),
     "later checkpoint": (checkpoint, "write_bytes", 2),
@@ -164,7 +167,7 @@ def test_training_in_every_phase(
 #: Command -> phase -> where the signal arrives.
 WORK: dict[str, dict[str, tuple[Any, str, int]]] = {
     "sample": {
-        "loading": (sampler_module, "_read_weights", 1),
+        "loading": (sampler_module, "read_weights", 1),
         "sampling": (SampleStream, "_compute", 2),
         "writing": (npz, "_verify", 1),
         "renaming": (files, "fsync_folder", 1),
@@ -198,14 +201,12 @@ def arguments(command: str, folder: Path) -> tuple[list[str], Path]:
 @pytest.fixture
 def prepared(tmp_path: Path) -> Path:
     """A folder with an untrained sampler of dw4, samples of it, and an empty folder for results."""
-    from molsampler.nn.generators.implicit import build_generator
-
     system = get_system("dw4")
-    architecture = {"body": {"kind": "egnn", "width": 4, "layers": 1}}
+    config = ImplicitConfig.model_validate({"body": {"kind": "egnn", "width": 4, "layers": 1}})
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        generator = build_generator(architecture, system.space, system)
-    store.save(tmp_path / "toy", generator, system=system, architecture=architecture)
+        generator = config.build(system.space)
+    store.save(tmp_path / "toy", generator, system=system)
     Sampler.load(tmp_path / "toy").sample(5).save(tmp_path / "in.npz")
     (tmp_path / "out").mkdir()
     return tmp_path

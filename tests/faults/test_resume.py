@@ -18,10 +18,14 @@ from children import leftovers, run
 
 from molsampler.diffusion.identity_mixture import IdentityMixture
 from molsampler.errors import ResourceError, StorageError
+from molsampler.objectives import Metrics
+from molsampler.objectives.dikl_replay import DiKLReplay
+from molsampler.objectives.workspace import Workspace
 from molsampler.sampler import store
 from molsampler.systems import get_system
-from molsampler.train import TrainConfig, checkpoint, load_config, loop, train
+from molsampler.train import TrainConfig, checkpoint, load_config, train
 from molsampler.train.folder import RunFolder
+from molsampler.train.trainer import Trainer
 
 Tally = Callable[[str, int, int], None]
 
@@ -44,7 +48,7 @@ def config(iterations: int, *extra: str) -> TrainConfig:
             "evaluate_steps=2",
             "checkpoint_every=5",
             "log_every=1",
-            "target_score={kind: replay, size: 32, anneal_moves: 1, equilibration: 5, refresh: 8, "
+            "target_score={size: 32, anneal_moves: 1, equilibration: 5, refresh: 8, "
             "warmup: 5}",
             *extra,
         ),
@@ -65,13 +69,13 @@ def same(first: Path, second: Path) -> None:
 
 def at_each(step: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Call ``step`` with the trainer before each of its iterations."""
-    original = loop.Trainer.step
+    original = Trainer.step
 
-    def watched(self: loop.Trainer) -> dict[str, float]:
+    def watched(self: Trainer) -> dict[str, float]:
         step(self)
         return original(self)
 
-    monkeypatch.setattr(loop.Trainer, "step", watched)
+    monkeypatch.setattr(Trainer, "step", watched)
 
 
 @pytest.mark.parametrize("cycles", [6, pytest.param(120, marks=pytest.mark.slow)])
@@ -256,19 +260,16 @@ def test_out_of_memory_suggests_the_batch_and_keeps_the_checkpoint(
 ) -> None:
     system, settings = get_system("dw4"), config(10)
 
-    def fail(trainer: loop.Trainer) -> None:
-        if trainer.state.iteration == 12:
-            raise failure
-
     with monkeypatch.context() as patch:
-        original = loop.Trainer._dikl_step
+        original = DiKLReplay._generator_step
 
-        def failing(self: loop.Trainer) -> dict[str, float]:
-            fail(self)
-            return original(self)
+        def failing(self: DiKLReplay, work: Workspace) -> Metrics:
+            if work.numbers["iteration"] == 12:
+                raise failure
+            return original(self, work)
 
-        patch.setattr(loop.Trainer, "_dikl_step", failing)
-        with pytest.raises(ResourceError, match=r"batch_size=4.*checkpoint is intact"):
+        patch.setattr(DiKLReplay, "_generator_step", failing)
+        with pytest.raises(ResourceError, match=r"40 configurations.*--set batch_size.*checkpoint is intact"):
             train(system, tmp_path / "run", settings)
     assert checkpoint.load_latest(tmp_path / "run" / "checkpoints") is not None
     assert train(system, tmp_path / "run", settings).status == "completed"

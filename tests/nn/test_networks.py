@@ -179,9 +179,7 @@ def test_radial_features_are_never_denormal():
 def test_langevin_layer_survives_colliding_particles():
     """A fresh network may put particles on top of each other; the output must stay finite."""
     target = get_system("lj13")
-    config = ImplicitConfig(
-        body=EGNNBody(width=8, layers=1), latent_scale=1e-4, langevin_layers=3
-    )
+    config = ImplicitConfig(body=EGNNBody(width=8, layers=1), latent_scale=1e-4, langevin_layers=3)
     net = config.build(target.space)
     x = net(net.draw_latent(64, generator=torch.Generator().manual_seed(0)), target)
     assert torch.isfinite(x).all()

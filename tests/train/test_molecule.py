@@ -10,9 +10,12 @@ from interrupted import train_twice
 from molsampler import Sampler
 from molsampler.analysis import distance_total_variation, total_variation, trimmed_wasserstein2
 from molsampler.mcmc import population
-from molsampler.molecule.particles import Particles, signed_volumes
-from molsampler.train import load_config, loop
-from molsampler.train.config import ReplayConfig
+from molsampler.molecule.chirality import signed_volumes
+from molsampler.objectives import Problem
+from molsampler.objectives.dikl_replay import ReplayConfig
+from molsampler.train import load_config
+from molsampler.train.state import TrainState
+from molsampler.train.trainer import Trainer, weights_of
 
 TINY = (
     "compile=false",
@@ -38,20 +41,20 @@ def test_a_chiral_molecule_trains_resumes_and_samples_one_hand(tmp_path, monkeyp
     whole = train_twice(system, config, tmp_path, monkeypatch)
 
     card = json.loads((whole.artifact / "card.json").read_text())
-    assert card["architecture"]["body"]["particles"]["types"] == [0, 1, 2, 3, 4]
+    assert card["molecule"]["types"] == [0, 1, 2, 3, 4]
     handed = [row for row in card["quality"] if "wrong-handed" in row["metric"]]
     assert len(handed) == 1
     assert handed[0]["after inversion"] == 0
     # Half of 40, six standard errors.
     assert abs(handed[0]["value"] - 0.5) < 6 * 0.5 / 40**0.5
     samples = Sampler.load(whole.artifact, system=system).sample(50, seed=0)
-    assert (signed_volumes(samples.positions, system.chiral_centres) > 0).all()
+    assert (signed_volumes(samples.positions, system.molecule.chiral_centres) > 0).all()
 
 
 def test_annealing_starts_from_the_chain():
     """Its energy and score agree with its draws: mean energy dof / 2, and the score is the gradient."""
     system = Chain()
-    base = population.GaussianChain(system.space, 0.7, Particles.of(system))
+    base = population.GaussianChain(system.space, 0.7, system.molecule)
     like = torch.zeros((), dtype=torch.float64)
     x = base.sample(4000, generator=torch.Generator().manual_seed(0), like=like)
     energy, score = base.energy_and_score(x)
@@ -97,20 +100,32 @@ def test_a_chain_is_learned_better_than_a_mean_geometry():
     """One-step samples of a bonded chain with angles, torsions and repulsion, from its energy alone."""
     system = Chain()
     config = load_config("fast", system.name, overrides=CHAIN)
-    state = loop.start(config, system, device=torch.device("cpu"), report=lambda *_: None)
-    trainer = loop.Trainer(config, system, state)
+    objective = config.objective.build(
+        Problem(
+            target=system,
+            molecule=system.molecule,
+            generator=config.generator,
+            sampling=config.how_to_sample(),
+            iterations=config.iterations,
+            seed=config.seed,
+            device=torch.device("cpu"),
+        )
+    )
+    fresh = objective.init(report=lambda *_: None)
+    state = TrainState(fresh, weights_of(objective.generator(fresh)))
+    trainer = Trainer(config, system, objective, state)
     while not trainer.finished:
         trainer.step()
+    random = torch.Generator().manual_seed(9)
     with torch.no_grad():
-        latent = state.ema.draw_latent(2000, generator=torch.Generator().manual_seed(9))
-        samples = state.ema(latent)
+        samples = objective.generator(state.objective).draw(2000, system, generator=random).x
     truth, _ = population.equilibrate(
         ReplayConfig(size=1000, equilibration=600, start_scale=0.8),
         system,
         generator=torch.Generator().manual_seed(77),
         like=torch.empty(0),
         report=lambda *_: None,
-        particles=Particles.of(system),
+        molecule=system.molecule,
     )
     reference = truth.position
 

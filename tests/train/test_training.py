@@ -19,10 +19,13 @@ from molsampler.errors import (
     RunLockedError,
     UnknownNameError,
 )
+from molsampler.objectives import Problem, dikl_replay
 from molsampler.systems import get_system
 from molsampler.target import System
-from molsampler.train import checkpoint, load_config, loop, train
+from molsampler.train import checkpoint, load_config, train
 from molsampler.train.folder import RunFolder
+from molsampler.train.state import TrainState
+from molsampler.train.trainer import Trainer, weights_of
 
 TINY = (
     "compile=false",
@@ -30,8 +33,6 @@ TINY = (
     "batch_size=16",
     "generator.body.width=8",
     "generator.body.layers=1",
-    "denoiser.width=8",
-    "denoiser.layers=1",
     "evaluate_every=5",
     "evaluate_samples=40",
     "checkpoint_every=4",
@@ -39,14 +40,19 @@ TINY = (
 )
 REPLAY = (
     *TINY,
+    "denoiser.width=8",
+    "denoiser.layers=1",
     "target_score.warmup=6",
     "target_score.size=64",
     "target_score.equilibration=10",
     "target_score.refresh=16",
 )
 POSTERIOR = (
-    *TINY,
-    "target_score.kind=posterior",
+    *(setting for setting in TINY if setting != "batch_size=16"),
+    "objective={kind: dikl-posterior, score_form: denoiser}",
+    "batch_size=16",
+    "score_steps=5",
+    "score={kind: egnn, width: 8, layers: 1}",
     "target_score.particles=4",
     "target_score.levels=2",
     "target_score.steps=4",
@@ -56,6 +62,22 @@ MODES = {"replay": REPLAY, "posterior": POSTERIOR}
 
 def _config(mode="replay", *extra):
     return load_config("fast", "dw4", overrides=(*MODES[mode], *extra))
+
+
+def _trainer(config, target):
+    objective = config.objective.build(
+        Problem(
+            target=target,
+            molecule=target.molecule,
+            generator=config.generator,
+            sampling=config.how_to_sample(),
+            iterations=config.iterations,
+            seed=config.seed,
+            device=torch.device("cpu"),
+        )
+    )
+    fresh = objective.init(report=lambda *_: None)
+    return Trainer(config, target, objective, TrainState(fresh, weights_of(objective.generator(fresh))))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +93,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     whole = train(system, tmp_path / "whole", config)
     assert whole.status == "completed"
 
-    step = loop.Trainer.step
+    step = Trainer.step
     for stop in (1, 5, 7, 11, 16):
 
         def interrupting(self, stop=stop):
@@ -79,9 +101,9 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
                 os.kill(os.getpid(), signal.SIGTERM)
             return step(self)
 
-        monkeypatch.setattr(loop.Trainer, "step", interrupting)
+        monkeypatch.setattr(Trainer, "step", interrupting)
         result = train(system, tmp_path / "parts", config)
-    monkeypatch.setattr(loop.Trainer, "step", step)
+    monkeypatch.setattr(Trainer, "step", step)
     result = train(system, tmp_path / "parts", config)
     assert result.status == "completed"
 
@@ -103,17 +125,17 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
 def test_lines_logged_after_the_last_checkpoint_are_not_repeated(tmp_path, system, monkeypatch):
     """A kill between checkpoints leaves log lines that the resumed run writes again."""
     config = _config()
-    step = loop.Trainer.step
+    step = Trainer.step
 
     def dying(self):
         if self.state.iteration == 11:
             raise KeyboardInterrupt
         return step(self)
 
-    monkeypatch.setattr(loop.Trainer, "step", dying)
+    monkeypatch.setattr(Trainer, "step", dying)
     with pytest.raises(KeyboardInterrupt):
         train(system, tmp_path / "run", config)
-    monkeypatch.setattr(loop.Trainer, "step", step)
+    monkeypatch.setattr(Trainer, "step", step)
     train(system, tmp_path / "run", config)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     iterations = [json.loads(line)["iteration"] for line in lines]
@@ -138,7 +160,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_takes_over(tmp_path, sys
 
 def test_non_finite_steps_are_skipped_counted_and_bounded(tmp_path, system, monkeypatch):
     config = _config("replay", "max_bad_steps=3")
-    weight = loop.weight
+    weight = dikl_replay.weight
     state = {"calls": 0}
 
     def sometimes_nan(*arguments, **keywords):
@@ -146,14 +168,14 @@ def test_non_finite_steps_are_skipped_counted_and_bounded(tmp_path, system, monk
         value = weight(*arguments, **keywords)
         return value * float("nan") if state["calls"] in state["bad"] else value
 
-    monkeypatch.setattr(loop, "weight", sometimes_nan)
-    real_loss = loop.dikl_loss
+    monkeypatch.setattr(dikl_replay, "weight", sometimes_nan)
+    real_loss = dikl_replay.dikl_loss
 
     def poisoned(*arguments, **keywords):
         result = real_loss(*arguments, **keywords)
         return result._replace(loss=result.loss * keywords["weight"].sum())
 
-    monkeypatch.setattr(loop, "dikl_loss", poisoned)
+    monkeypatch.setattr(dikl_replay, "dikl_loss", poisoned)
     state["bad"] = {2, 5}
     result = train(system, tmp_path / "some", config)
     assert result.status == "completed"
@@ -289,33 +311,34 @@ def test_short_training_reaches_a_gaussian():
     )
     config = load_config("fast", "harmonic", overrides=overrides, invariant=False)
     target = Harmonic()
-    state = loop.start(config, target, device=torch.device("cpu"), report=lambda *_: None)
-    trainer = loop.Trainer(config, target, state)
-    before = _spread(state)
+    trainer = _trainer(config, target)
+    before = _spread(trainer, target)
     while not trainer.finished:
         trainer.step()
-    spread = _spread(state)
+    spread = _spread(trainer, target)
     truth = torch.tensor([2.0, 0.5])
     assert (spread / truth - 1).abs().max() < 0.15
     # Negative control: the untrained generator is far outside the gate.
     assert (before / truth - 1).abs().max() > 0.5
 
 
-def _spread(state):
+def _spread(trainer, target):
+    generator = trainer.objective.generator(trainer.state.objective)
     with torch.no_grad():
-        x = state.ema(state.ema.draw_latent(8000, generator=torch.Generator().manual_seed(9)))
+        x = generator.draw(8000, target, generator=torch.Generator().manual_seed(9)).x
     return x[:, 0].std(0)
 
 
 def test_noise_annealing_starts_high_and_ends_with_every_level(system):
     config = _config("replay", "noise_annealing=0.5", "iterations=100")
-    state = loop.start(config, system, device=torch.device("cpu"), report=lambda stage, share: None)
-    trainer = loop.Trainer(config, system, state)
+    trainer = _trainer(config, system)
+    objective = trainer.objective
+    work = objective.adopted(trainer.state.objective)
     probe = torch.zeros(2000, *system.shape)
     lowest = []
     for done in (0, 25, 50, 99):
-        state.iteration = trainer.warmup + done
-        lowest.append(float(trainer._annealed_times(probe).min()))
+        work.numbers["iteration"] = objective.warmup + done
+        lowest.append(float(objective._annealed_times(work, probe).min()))
     assert lowest[0] >= 0.75
     assert 0.375 <= lowest[1] < 0.4
     assert max(lowest[2:]) < 0.01
@@ -325,12 +348,13 @@ def test_rates_fall_after_the_flat_part_and_the_score_may_keep_its_own(system):
     config = _config(
         "replay", "iterations=1000", "decay_start=0.4", "final_lr=0.1", "score_final_lr=0.5"
     )
-    state = loop.start(config, system, device=torch.device("cpu"), report=lambda stage, share: None)
-    trainer = loop.Trainer(config, system, state)
+    objective = _trainer(config, system).objective
     rates = {}
     for done in (400, 700, 1000):
-        state.iteration = trainer.warmup + done
-        rates[done] = [trainer._rate_factor(name) for name in ("generator", "score", "teacher")]
+        iteration = objective.warmup + done
+        rates[done] = [
+            objective._rate_factor(name, iteration) for name in ("generator", "score", "teacher")
+        ]
     assert rates[400] == pytest.approx([1.0, 1.0, 1.0])
     assert rates[700] == pytest.approx([0.55, 0.75, 0.55])
     assert rates[1000] == pytest.approx([0.1, 0.5, 0.1])
@@ -339,9 +363,10 @@ def test_rates_fall_after_the_flat_part_and_the_score_may_keep_its_own(system):
 def test_the_sampling_scheme_changes_the_artifact_and_not_the_training(tmp_path, system):
     tensors, schemes = [], []
     for scheme in ("euler", "leimkuhler-matthews"):
-        run = train(system, tmp_path / scheme, _config("replay", f"sampling_scheme={scheme}"))
+        run = train(system, tmp_path / scheme, _config("replay", f"sampling.scheme={scheme}"))
         found, _, _ = checkpoint.load_latest(run.run_dir / "checkpoints")
-        tensors.append({key: found[key] for key in found if key.startswith("module/generator")})
-        schemes.append(Sampler.load(run.artifact).card.architecture["langevin_scheme"])
+        tensors.append({key: found[key] for key in found if "module/generator" in key})
+        schemes.append(Sampler.load(run.artifact).card.sampling["scheme"])
     assert schemes == ["euler", "leimkuhler-matthews"]
+    assert tensors[0]
     assert all(torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[0])
