@@ -8,15 +8,15 @@ objective can be checkpointed, resumed, judged and shipped.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, ClassVar
 
 import torch
-from pydantic import PlainValidator, SerializeAsAny
+from pydantic import Field, PlainValidator, SerializeAsAny
 from torch import Tensor
 
-from ..frozen import Frozen
+from ..frozen import Kind
 from ..mcmc.population import Population
 from ..molecule.molecule import Molecule
 from ..nn.generators import Generator, GeneratorConfig, Sampling
@@ -94,39 +94,27 @@ class Objective(ABC):
         return None
 
 
-class ObjectiveConfig(Frozen):
+class ObjectiveConfig(Kind):
     """Settings of an objective."""
 
-    kind: str
+    kinds: ClassVar[Registry[type[ObjectiveConfig]]] = Registry("objective")
+    default = "dikl-replay"
 
-    @classmethod
-    def model_of(cls, values: Any) -> type[ObjectiveConfig]:
-        kind = values.get("kind", "dikl-replay") if isinstance(values, Mapping) else "dikl-replay"
-        return OBJECTIVES[kind]
+    batch_size: int = Field(256, ge=1)
 
     @property
     def rows(self) -> int:
         """Configurations that are held at once at least, for an estimate of memory."""
-        return 1
+        return self.batch_size
 
     def build(self, problem: Problem) -> Objective:
         """The objective for a problem."""
         raise NotImplementedError
 
 
-OBJECTIVES: Registry[type[ObjectiveConfig]] = Registry("objective")
+OBJECTIVES = ObjectiveConfig.kinds
 OBJECTIVES.register("dikl-replay", "molsampler.objectives.dikl_replay:DiKLReplayConfig")
 OBJECTIVES.register("dikl-posterior", "molsampler.objectives.dikl_posterior:DiKLPosteriorConfig")
 
-
-def parse_objective(value: Any) -> ObjectiveConfig:
-    """The configuration of a registered kind, from a mapping with its name under ``kind``."""
-    if isinstance(value, ObjectiveConfig):
-        return value
-    if not isinstance(value, Mapping):
-        raise ValueError(f"an objective is a mapping with a kind, got {value!r}")
-    return ObjectiveConfig.model_of(value).model_validate(value)
-
-
 #: A field of a configuration that holds an objective of any registered kind.
-AnyObjective = Annotated[SerializeAsAny[ObjectiveConfig], PlainValidator(parse_objective)]
+AnyObjective = Annotated[SerializeAsAny[ObjectiveConfig], PlainValidator(ObjectiveConfig.parse)]

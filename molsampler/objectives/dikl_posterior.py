@@ -214,7 +214,7 @@ class DiKLPosterior(NetworkObjective):
             rate=config.generator_lr,
             max_grad_norm=config.max_grad_norm,
         )
-        if config.ema:
+        if config.ema and taken:
             done = int(work.numbers["iteration"])
             decay = min(config.ema, (1 + done) / (10 + done))
             average(work.modules["ema"], work.modules["generator"], decay)

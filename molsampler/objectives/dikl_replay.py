@@ -67,7 +67,6 @@ class DiKLReplayConfig(ObjectiveConfig):
     """
 
     kind: Literal["dikl-replay"] = "dikl-replay"
-    batch_size: int = Field(256, ge=1)
     denoiser: AnyBody = EGNNBody()
     schedule: AnySchedule = LogUniformConfig()
     target_score: ReplayConfig = ReplayConfig()
@@ -232,10 +231,11 @@ class DiKLReplay(NetworkObjective):
             weight=weight(config.weighting, scales, data_scale=scale),
             clip=config.clip,
         )
-        norm = self._apply(work, "generator", result.loss, config.generator_lr)
-        done = int(work.numbers["iteration"]) - self.warmup
-        decay = min(config.ema, (1 + done) / (10 + done))
-        average(work.modules["ema"], work.modules["generator"], decay)
+        norm, taken = self._apply(work, "generator", result.loss, config.generator_lr)
+        if taken:
+            done = int(work.numbers["iteration"]) - self.warmup
+            decay = min(config.ema, (1 + done) / (10 + done))
+            average(work.modules["ema"], work.modules["generator"], decay)
         metrics = {
             "phase": 1.0,
             "score_loss": sum(score_loss) / len(score_loss),
@@ -293,8 +293,8 @@ class DiKLReplay(NetworkObjective):
         denoised = self._teacher(y, s)
         width = cast(Denoiser, work.modules["teacher"]).output_scale(s)[:, None, None]
         loss = ((denoised - torch.lerp(x, by_target, share)) / width).square().mean()
-        norm = self._apply(work, "teacher", loss, self.config.score_lr)
-        if not math.isfinite(norm):
+        _, taken = self._apply(work, "teacher", loss, self.config.score_lr)
+        if not taken:
             # Averages would keep a NaN for ever.
             return float(loss.detach())
         with torch.no_grad():
@@ -306,7 +306,7 @@ class DiKLReplay(NetworkObjective):
             average(work.modules["teacher_ema"], work.modules["teacher"], decay)
         return float(loss.detach())
 
-    def _apply(self, work: Workspace, name: str, loss: Tensor, rate: float) -> float:
+    def _apply(self, work: Workspace, name: str, loss: Tensor, rate: float) -> tuple[float, bool]:
         norm, taken = work.apply(
             name,
             loss,
@@ -314,7 +314,7 @@ class DiKLReplay(NetworkObjective):
             max_grad_norm=self.config.max_grad_norm,
         )
         self._sound = self._sound and taken
-        return norm
+        return norm, taken
 
     def _rate_factor(self, name: str, iteration: int) -> float:
         """Linear rise, flat to ``decay_start``, then a cosine to the final rate."""

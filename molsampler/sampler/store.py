@@ -33,8 +33,7 @@ from ..errors import (
 from ..molecule.chart import chart_of
 from ..molecule.internal_coordinates import InternalCoordinates
 from ..molecule.molecule import Molecule
-from ..nn.generators import Generator
-from ..nn.generators.base import parse_generator
+from ..nn.generators import Generator, GeneratorConfig
 from ..storage.files import fsync_folder, read_limited, remove, sha256, temporary_path, write_bytes
 from ..storage.sealed_json import sealed
 from ..target import System
@@ -135,7 +134,7 @@ def build(card: Card, system: System, weights: Mapping[str, Tensor]) -> Generato
         The card describes no generator of a known kind, or the weights are of another one.
     """
     try:
-        config = parse_generator(card.architecture)
+        config = GeneratorConfig.parse(card.architecture)
         sampling = config.sampling(card.sampling)
     except ValidationError as error:
         first = error.errors()[0]

@@ -91,13 +91,12 @@ def load_config(
         fallback = book.get("molecule", fallback)
     values = _merge(book["common"], book["systems"].get(system, fallback))
     if file is not None:
-        values = _merge(values, _placed(_read_yaml(Path(file)), values))
+        values = _updated(values, _read_yaml(Path(file)))
     for item in overrides:
         key, separator, text = item.partition("=")
         if not separator or not key:
             raise InputError(f"an override must read KEY=VALUE, got {item!r}")
-        update = _nested(key.split("."), _parse_scalar(key, text))
-        values = _merge(values, _placed(update, values))
+        values = _updated(values, _nested(key.split("."), _parse_scalar(key, text)))
     values = _merge(values, {"system": system}) if system else values
     return validate(values)
 
@@ -179,6 +178,15 @@ def _parse_scalar(key: str, text: str) -> Any:
         except ValueError:
             return value
     return value
+
+
+def _updated(values: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with an update merged in; another kind of generator is not sampled as the old one was."""
+    update = _placed(update, values)
+    old, new = ((each.get("generator") or {}).get("kind") for each in (values, update))
+    if new not in (None, old):
+        values = {key: value for key, value in values.items() if key != "sampling"}
+    return _merge(values, update)
 
 
 def _placed(update: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -379,8 +379,9 @@ def _enough_memory(config: TrainConfig) -> Iterator[None]:
         if not lacking and "allocate memory" not in str(error):
             raise
         raise ResourceError(
-            f"the device has too little memory for {config.objective.rows:,} configurations at a time; "
-            "try a smaller --set batch_size in a new run folder (the checkpoint is intact)"
+            f"the device has too little memory for batch_size={config.objective.batch_size}; "
+            f"try --set batch_size={max(config.objective.batch_size // 2, 1)} in a new run folder "
+            "(the checkpoint is intact)"
         ) from None
 
 

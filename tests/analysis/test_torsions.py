@@ -195,7 +195,7 @@ def test_importance_weights_are_honoured() -> None:
     label = torsions.basin_labels(molecule.ramachandran(x)[:, 0])
     weights = torch.tensor([0.55 / 0.4, 0.35 / 0.4, 0.1 / 0.2], dtype=torch.float64)[label]
     assert "basin_tvd" in failed(judge(x))
-    weighted = judge(x, weights=weights)
+    weighted = judge(x, log_weights=weights.log())
     assert "basin_tvd" not in failed(weighted)
     assert weighted.molecule is not None
     (residue,) = weighted.molecule.residues

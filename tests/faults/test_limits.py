@@ -143,7 +143,7 @@ def test_allocation_that_fails_is_named(tmp_path: Path, tally: Tally) -> None:
 
     ended = run(work, tmp_path / "log")
     assert ended.code == 7, ended.said
-    assert "try a smaller --set batch_size" in ended.said
+    assert "try --set batch_size=200000" in ended.said
     tally("allocation that fails in training (RLIMIT_AS)", 1, 1)
 
 

@@ -48,8 +48,7 @@ def config(iterations: int, *extra: str) -> TrainConfig:
             "evaluate_steps=2",
             "checkpoint_every=5",
             "log_every=1",
-            "target_score={size: 32, anneal_moves: 1, equilibration: 5, refresh: 8, "
-            "warmup: 5}",
+            "target_score={size: 32, anneal_moves: 1, equilibration: 5, refresh: 8, warmup: 5}",
             *extra,
         ),
     )
@@ -269,7 +268,7 @@ def test_out_of_memory_suggests_the_batch_and_keeps_the_checkpoint(
             return original(self, work)
 
         patch.setattr(DiKLReplay, "_generator_step", failing)
-        with pytest.raises(ResourceError, match=r"40 configurations.*--set batch_size.*checkpoint is intact"):
+        with pytest.raises(ResourceError, match=r"batch_size=4.*checkpoint is intact"):
             train(system, tmp_path / "run", settings)
     assert checkpoint.load_latest(tmp_path / "run" / "checkpoints") is not None
     assert train(system, tmp_path / "run", settings).status == "completed"

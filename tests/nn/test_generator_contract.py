@@ -11,7 +11,6 @@ from torch import Tensor
 from molsampler.errors import InputError
 from molsampler.mcmc.population import Gaussian
 from molsampler.nn.generators import GENERATORS, Generator, GeneratorConfig
-from molsampler.nn.generators.base import parse_generator
 from molsampler.space import MeanFree
 from molsampler.target import CountingTarget
 
@@ -47,7 +46,7 @@ def target(std: float = 1.0) -> Gaussian:
 def made(settings: dict[str, Any], dtype: torch.dtype = torch.float32) -> Generator:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return parse_generator(settings).build(SPACE).to(dtype)
+        return GeneratorConfig.parse(settings).build(SPACE).to(dtype)
 
 
 def drawn(generator: Generator, of: Any = None, seed: int = 0, n: int = N) -> Tensor:
@@ -135,8 +134,8 @@ def test_gradients_reach_every_parameter(settings) -> None:
 
 
 def test_a_configuration_survives_being_written(settings) -> None:
-    config = parse_generator(settings)
-    again = parse_generator(config.model_dump(mode="json"))
+    config = GeneratorConfig.parse(settings)
+    again = GeneratorConfig.parse(config.model_dump(mode="json"))
     assert again == config
     assert type(again) is type(config)
     assert isinstance(config, GeneratorConfig)

@@ -24,8 +24,8 @@ from molsampler.errors import (
     SimulationError,
     UnknownNameError,
 )
-from molsampler.molecule.graph import equivalence_classes, rotatable_bonds, within_bonds
 from molsampler.molecule.chirality import right_handed
+from molsampler.molecule.graph import equivalence_classes, rotatable_bonds, within_bonds
 from molsampler.space import Euclidean, MeanFree
 from molsampler.systems import OpenMMSystem, get_system
 from molsampler.systems.openmm import alanine_dipeptide as module

@@ -77,7 +77,9 @@ def _trainer(config, target):
         )
     )
     fresh = objective.init(report=lambda *_: None)
-    return Trainer(config, target, objective, TrainState(fresh, weights_of(objective.generator(fresh))))
+    return Trainer(
+        config, target, objective, TrainState(fresh, weights_of(objective.generator(fresh)))
+    )
 
 
 @pytest.fixture(scope="module")

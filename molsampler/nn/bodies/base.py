@@ -6,13 +6,12 @@ A body takes positions ``(b, n, d)`` and features per particle ``(b, n, f)`` and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import PlainValidator, SerializeAsAny
 from torch import Tensor, nn
 
-from ...frozen import Frozen
+from ...frozen import Kind
 from ...molecule.molecule import Molecule
 from ...registry import Registry
 from ...space import Space
@@ -26,7 +25,7 @@ class BodyNetwork(nn.Module):
         bonds and angles at ``spring``, where the body has such."""
 
 
-class Body(Frozen):
+class Body(Kind):
     """Configuration of a body.
 
     Attributes
@@ -36,15 +35,10 @@ class Body(Frozen):
     mirror_symmetric : whether reflected inputs give reflected displacements
     """
 
+    kinds: ClassVar[Registry[type[Body]]] = Registry("network body")
+    default = "egnn"
     unit_inputs: ClassVar[bool] = False
     mirror_symmetric: ClassVar[bool] = False
-
-    kind: str
-
-    @classmethod
-    def model_of(cls, values: Any) -> type[Body]:
-        kind = values.get("kind", "egnn") if isinstance(values, Mapping) else "egnn"
-        return BODIES[kind]
 
     def scaled(self, length: float) -> Self:
         """The same body with lengths in the system's unit instead of data scales of ``length``."""
@@ -61,16 +55,7 @@ class Body(Frozen):
         raise NotImplementedError
 
 
-BODIES: Registry[type[Body]] = Registry("network body")
-
-
-def _parse(value: Any) -> Body:
-    if isinstance(value, Body):
-        return value
-    if not isinstance(value, Mapping):
-        raise ValueError(f"a body is a mapping with a kind, got {value!r}")
-    return Body.model_of(value).model_validate(value)
-
+BODIES = Body.kinds
 
 #: A field of a configuration that holds a body of any registered kind.
-AnyBody = Annotated[SerializeAsAny[Body], PlainValidator(_parse)]
+AnyBody = Annotated[SerializeAsAny[Body], PlainValidator(Body.parse)]

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import torch
 from pydantic import PlainValidator, SerializeAsAny
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ...frozen import Frozen
+from ...frozen import Frozen, Kind
 from ...molecule.molecule import Molecule
 from ...registry import Registry
 from ...space import Space
@@ -39,16 +39,12 @@ class Sampling(Frozen):
     """How a generator is sampled; kinds that leave no choice have no fields."""
 
 
-class GeneratorConfig(Frozen):
+class GeneratorConfig(Kind):
     """What a generator is: its architecture, with lengths in units of the data scale until
     :meth:`scaled`."""
 
-    kind: str
-
-    @classmethod
-    def model_of(cls, values: Any) -> type[GeneratorConfig]:
-        kind = values.get("kind", "implicit") if isinstance(values, Mapping) else "implicit"
-        return GENERATORS[kind]
+    kinds: ClassVar[Registry[type[GeneratorConfig]]] = Registry("generator kind")
+    default = "implicit"
 
     def scaled(self, length: float) -> Self:
         """The same generator with lengths in the system's unit instead of data scales of ``length``."""
@@ -152,19 +148,9 @@ class Generator(nn.Module):
             )
 
 
-GENERATORS: Registry[type[GeneratorConfig]] = Registry("generator kind")
+GENERATORS = GeneratorConfig.kinds
 GENERATORS.register("implicit", "molsampler.nn.generators.implicit:ImplicitConfig")
 GENERATORS.register("direct", "molsampler.nn.generators.direct:DirectConfig")
 
-
-def parse_generator(value: Any) -> GeneratorConfig:
-    """The configuration of a registered kind, from a mapping with its name under ``kind``."""
-    if isinstance(value, GeneratorConfig):
-        return value
-    if not isinstance(value, Mapping):
-        raise ValueError(f"a generator is a mapping with a kind, got {value!r}")
-    return GeneratorConfig.model_of(value).model_validate(value)
-
-
 #: A field of a configuration that holds a generator of any registered kind.
-AnyGenerator = Annotated[SerializeAsAny[GeneratorConfig], PlainValidator(parse_generator)]
+AnyGenerator = Annotated[SerializeAsAny[GeneratorConfig], PlainValidator(GeneratorConfig.parse)]
