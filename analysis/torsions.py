@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from molsampler.reference.replicas import replica_of_row
 from molsampler.target import System
 
 from .draws import Draw
@@ -145,13 +146,11 @@ def basin_weights(
 
 
 def replica_groups(metadata: Mapping[str, Any], n: int) -> NDArray[np.int64] | None:
-    """Replica of each of n configurations of a reference run, which interleaves them; None elsewhere."""
-    run = metadata.get("run")
-    replicas = run.get("replicas") if isinstance(run, Mapping) else None
-    if isinstance(replicas, bool) or not isinstance(replicas, int) or not 4 <= replicas <= n // 2:
+    """Replica of each of n configurations where there are enough for a jackknife, else None."""
+    groups = replica_of_row(metadata, n)
+    if groups is None or not 4 <= metadata["run"]["replicas"] <= n // 2:
         return None
-    # A first, incomplete draw may have been cut; the last one is whole.
-    return (np.arange(n) - n) % replicas
+    return groups
 
 
 class RamachandranTotalVariation(Distance):

@@ -1,16 +1,16 @@
 """The presets `paper` and `fast` side by side: quality of trained runs with what they have cost.
 
-    python benchmarks/paper.py mog40 "paper, 1 %=runs/paper-mog40" "fast=runs/fast-mog40"
-    python benchmarks/paper.py dw4 "paper=runs/paper-dw4" --peer peer_dw4.npz
+    python benchmarks/paper.py mog40 "paper, 1 %=runs/paper-mog40" "fast, whole=mog40"
+    python benchmarks/paper.py dw4 "paper=runs/paper-dw4" "fast, whole=dw4" --peer peer_dw4.npz
 
-Each run's artifact is sampled without refinement. MoG-40 is judged against exact draws, DW-4 against the
+A run folder, an artifact or the name of a shipped sampler stands after each label; it is sampled without
+refinement. MoG-40 is judged against exact draws, DW-4 against the
 shipped reference; the last line is the floor, the reference against itself.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +23,14 @@ from molsampler.systems import get_system
 from molsampler.target import System
 
 
-def cost(run: Path) -> str:
-    """Iterations, evaluations and seconds of a run, from its card."""
-    card = json.loads((run / "artifact" / "card.json").read_text())
-    spent = card["training"]["cost"]
+def cost(sampler: Sampler) -> str:
+    """Iterations, evaluations and minutes of the training, from the card."""
+    if sampler.card.training is None:
+        return "training not recorded"
+    spent = sampler.card.training.cost
     return (
-        f"{spent['iterations']:,} iterations, {spent['energy_evaluations']:.1e} evaluations, "
-        f"{spent['seconds'] / 60:.0f} min"
+        f"{spent.iterations:,} iterations, {spent.energy_evaluations:.1e} evaluations, "
+        f"{spent.seconds / 60:.0f} min"
     )
 
 
@@ -44,7 +45,7 @@ def reference(system: System, n: int) -> Samples:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("system")
-    parser.add_argument("runs", nargs="+", metavar="LABEL=RUN_DIR")
+    parser.add_argument("runs", nargs="+", metavar="LABEL=RUN")
     parser.add_argument("--peer", type=Path, help="samples of others, positions in an .npz")
     parser.add_argument("-n", type=int, default=10_000)
     options = parser.parse_args()
@@ -52,9 +53,9 @@ def main() -> None:
     candidates = {}
     for item in options.runs:
         label, _, folder = item.rpartition("=")
-        run = Path(folder)
-        samples = Sampler.load(run / "artifact").sample(options.n, seed=0)
-        candidates[f"{label} ({cost(run)})"] = samples
+        run = Path(folder) / "artifact"
+        sampler = Sampler.load(run if run.is_dir() else folder)
+        candidates[f"{label} ({cost(sampler)})"] = sampler.sample(options.n, seed=0)
     if options.peer:
         candidates["released samples"] = Samples.of(system, np.load(options.peer)["positions"])
     truth = reference(system, options.n)

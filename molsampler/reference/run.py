@@ -43,6 +43,7 @@ from ..target import System
 from .dynamics import bonds_of
 from .journal import Block, Journal, Record
 from .observables import observables
+from .replicas import replica_of_row
 from .starts import dispersed_starts
 
 if TYPE_CHECKING:
@@ -245,13 +246,10 @@ def replica_index(samples: Samples) -> Tensor:
     InputError
         The metadata does not tell.
     """
-    run = samples.metadata.get("run")
-    if not isinstance(run, dict) or "replicas" not in run:
+    found = replica_of_row(samples.metadata, len(samples))
+    if found is None:
         raise InputError("these samples are not of a reference run: metadata holds no 'run'")
-    # Rows are ordered by draw, then by replica, and end with the last replica.
-    replicas, n = int(run["replicas"]), len(samples)
-    first = int(run.get("first_replica", -n % replicas if n > replicas else 0))
-    return (first + torch.arange(n)) % replicas
+    return torch.from_numpy(found)
 
 
 def _finite(value: float) -> float | str:
