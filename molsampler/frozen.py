@@ -49,5 +49,5 @@ class Kind(Frozen):
         if isinstance(value, cls):
             return value
         if not isinstance(value, Mapping):
-            raise ValueError(f"a {cls.kinds.idea} is a mapping with a kind, got {value!r}")
+            raise ValueError("must be a mapping with a kind")
         return cls.model_of(value).model_validate(value)

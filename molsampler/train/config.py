@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ..errors import FileFormatError, InputError, IntegrityError, UnknownNameError, nearest
 from ..frozen import Frozen
-from ..nn.generators import AnyGenerator, Sampling
+from ..nn.generators import AnyGenerator, GeneratorConfig, Sampling
 from ..nn.generators.implicit import ImplicitConfig
 from ..objectives import AnyObjective, ObjectiveConfig
 from ..objectives.dikl_replay import DiKLReplayConfig
@@ -183,20 +183,26 @@ def _parse_scalar(key: str, text: str) -> Any:
 def _updated(values: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
     """The values with an update merged in; another kind of generator is not sampled as the old one was."""
     update = _placed(update, values)
-    old, new = ((each.get("generator") or {}).get("kind") for each in (values, update))
+    old, new = (_chosen("generator", each).get("kind") for each in (values, update))
     if new not in (None, old):
         values = {key: value for key, value in values.items() if key != "sampling"}
     return _merge(values, update)
 
 
+def _chosen(key: str, *mappings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the first of several mappings holds under a key that names a kind, if any does."""
+    found = [each[key] for each in mappings if isinstance(each.get(key), Mapping)]
+    return next((each for each in found if "kind" in each), {})
+
+
 def _placed(update: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The update with keys that only the objective knows put under ``objective``."""
-    chosen = [each for each in (update, values) if "kind" in (each.get("objective") or {})]
-    model = ObjectiveConfig.model_of(chosen[0]["objective"] if chosen else None)
-    known = model.model_fields
+    known = ObjectiveConfig.model_of(_chosen("objective", update, values)).model_fields
+    generator = GeneratorConfig.model_of(_chosen("generator", update, values))
+    inner = [f"generator.{key}" for key in generator.model_fields]
     for key in update:
         if key not in TrainConfig.model_fields and key not in known:
-            hint = nearest(key, [*TrainConfig.model_fields, *known])
+            hint = nearest(key, [*TrainConfig.model_fields, *known, *inner])
             raise UnknownNameError(f"configuration: unknown key {key!r}{hint}")
     own = {k: v for k, v in update.items() if k in known and k not in TrainConfig.model_fields}
     rest = {key: value for key, value in update.items() if key not in own}
