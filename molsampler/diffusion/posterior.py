@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..mcmc import ais, mala
 from ..mcmc.adapt import Kernel
 from ..space import Space
@@ -129,7 +130,15 @@ def posterior_score(
     step_size: float | Tensor,
     generator: torch.Generator | None,
 ) -> PosteriorScore:
-    """Run ``steps`` MALA steps and average the identity over the last ``average`` states."""
+    """Run ``steps`` MALA steps and average the identity over the last ``average`` states.
+
+    Raises
+    ------
+    InputError
+        ``average`` is not one of 1 to ``steps``.
+    """
+    if not 1 <= average <= steps:
+        raise InputError(f"average must be 1 to {steps} steps, got {average}")
     factor = GaussianFactor(x_t, scales, target.space)
     posterior = Posterior(target, factor)
     total = torch.zeros_like(x_t)

@@ -15,19 +15,20 @@ defaults, constant learning rates, no average of weights unless ``ema`` is set.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import shutil
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, cast
+from typing import Literal, Self, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..diffusion.identities import Identity
 from ..diffusion.posterior import posterior_score, start_chains
-from ..diffusion.schedule import Scales
+from ..diffusion.schedule import Scales, Schedule
 from ..errors import NonFiniteError
 from ..frozen import Frozen
 from ..mcmc import hmc, mala
@@ -41,6 +42,8 @@ from .base import Metrics, ObjectiveConfig, Problem, Report, State
 from .dikl_loss import Weighting, diffuse, dikl_loss, weight
 from .schedules import AnySchedule, LinearBetaConfig
 from .workspace import NetworkObjective, Workspace, average
+
+log = logging.getLogger(__name__)
 
 #: Acceptance between which the step size of the chains is left alone, and the factor it moves by outside.
 _ACCEPTANCE, _FACTOR = (0.5, 0.6), 1.5
@@ -68,9 +71,19 @@ class PosteriorConfig(Frozen):
     identity: Identity = "mixed"
     box: float | None = Field(1000.0, gt=0)
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.average > self.steps:
+            raise ValueError(f"average must be at most steps, {self.steps}, got {self.average}")
+        return self
+
 
 class DiKLPosteriorConfig(ObjectiveConfig):
-    """Settings of :class:`DiKLPosterior`; lengths are in the system's unit times ``data_scale``."""
+    """Settings of :class:`DiKLPosterior`.
+
+    Lengths in the networks' configurations and of a log-uniform schedule are in units of ``data_scale``,
+    those of the posterior sampler in the system's.
+    """
 
     kind: Literal["dikl-posterior"] = "dikl-posterior"
     batch_size: int = Field(1024, ge=1)
@@ -103,7 +116,7 @@ class DiKLPosterior(NetworkObjective):
         self.config = config
         self.space = problem.target.space
         self.target = CountingTarget(problem.target)
-        self.schedule = config.schedule.build(config.data_scale)
+        self.schedule: Schedule = config.schedule.build(config.data_scale)
         plan = config.target_score
         self.kernel: Kernel = mala.step
         if plan.kernel == "hmc":
@@ -129,8 +142,9 @@ class DiKLPosterior(NetworkObjective):
             metrics, taken = self._generator_step(work)
             metrics["score_loss"] = sum(losses) / len(losses)
             sound = sound and taken
-        except NonFiniteError:
+        except NonFiniteError as error:
             # The networks threw a particle where no energy is.
+            log.warning("iteration %d: %s", int(work.numbers["iteration"]) + 1, error)
             sound = False
         work.numbers["iteration"] = int(work.numbers["iteration"]) + 1
         work.numbers["energy_evaluations"] = self.target.evaluations
@@ -146,7 +160,7 @@ class DiKLPosterior(NetworkObjective):
         config, problem = self.config, self.problem
         scale = config.data_scale
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(problem.seed)
+            torch.default_generator.manual_seed(problem.seed)
             generator = problem.generator.scaled(scale).build(self.space, molecule=problem.molecule)
             body = config.score.scaled(scale)
             score = (

@@ -12,6 +12,7 @@ cancel.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import shutil
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..diffusion.identity_mixture import IdentityMixture
+from ..diffusion.schedule import Schedule
 from ..errors import FileFormatError, NonFiniteError
 from ..mcmc import mala
 from ..mcmc.population import Population, PopulationConfig, equilibrate, refresh
@@ -33,6 +35,8 @@ from .base import Metrics, ObjectiveConfig, Problem, Report, State
 from .dikl_loss import Weighting, diffuse, dikl_loss, weight
 from .schedules import AnySchedule, LogUniformConfig
 from .workspace import NetworkObjective, Workspace, average
+
+log = logging.getLogger(__name__)
 
 #: Lowest time at the start of noise annealing; for the default schedule a noise of about the data scale.
 _ANNEALING_START = 0.75
@@ -143,8 +147,9 @@ class DiKLReplay(NetworkObjective):
                 metrics = {"phase": 0.0, "teacher_loss": self._teacher_step(work)}
                 if iteration + 1 == self.warmup:
                     work.modules["score"].load_state_dict(work.modules["teacher"].state_dict())
-        except NonFiniteError:
+        except NonFiniteError as error:
             # The networks threw a particle where no energy is.
+            log.warning("iteration %d: %s", iteration + 1, error)
             self._sound = False
         plan = self.config.target_score
         if plan.refresh:
@@ -176,7 +181,7 @@ class DiKLReplay(NetworkObjective):
         config, problem = self.config, self.problem
         # Module constructors draw from the global stream; fork it so that nobody else's is touched.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(problem.seed)
+            torch.default_generator.manual_seed(problem.seed)
             generator = problem.generator.scaled(scale).build(self.space, molecule=problem.molecule)
             generator = generator.to(problem.device)
             score = Denoiser(
@@ -201,7 +206,7 @@ class DiKLReplay(NetworkObjective):
                 ("teacher", config.score_lr),
             )
         }
-        self.schedule = config.schedule.build(scale)
+        self.schedule: Schedule = config.schedule.build(scale)
         compiled = problem.compile and shutil.which("g++") is not None
         self._run = generator.compiled() if compiled else generator
         self._score = _compiled(score, compiled)

@@ -63,10 +63,17 @@ class Workspace:
                     entries.setdefault(int(index), {})[key] = value
                 groups = optimiser.state_dict()["param_groups"]
                 optimiser.load_state_dict({"state": entries, "param_groups": groups})
-            self.rng.set_state(cast(Tensor, rest.pop("rng")).cpu())
+            random = cast(Tensor, rest.pop("rng")).cpu()
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise FileFormatError(
                 f"the checkpoint does not fit this configuration: {str(error).splitlines()[0]}"
+            ) from None
+        try:
+            self.rng.set_state(random)
+        except RuntimeError:
+            raise FileFormatError(
+                "the checkpoint was made on another kind of device, whose random streams are others; "
+                "resume there"
             ) from None
         self.tensors = {key: value for key, value in rest.items() if isinstance(value, Tensor)}
         self.numbers = {key: value for key, value in rest.items() if not isinstance(value, Tensor)}
@@ -123,6 +130,8 @@ class NetworkObjective(Objective):
             It is not a state of this configuration.
         """
         if self._work is None or state is not self._last:
+            # Whatever fails from here on, nothing live is left of the state before.
+            self._work = self._last = None
             work = self.build(state)
             work.load(state)
             self._work, self._last = work, state

@@ -153,7 +153,7 @@ def train(
                 0,
                 received[0] if received else None,
             )
-        trainer = Trainer(config, chart.target, objective, state)
+        trainer = Trainer(config, chart.target, objective, state, device=place)
         run = _Run(folder, config, target, chart, trainer, command)
         status: Literal["completed", "out of time", "interrupted"] = "completed"
         while not trainer.finished:
@@ -277,7 +277,6 @@ class _Run:
         """Write the generator selected so far as an artifact."""
         config, state = self.config, self.trainer.state
         generator = self.trainer.selected()
-        device = next(generator.parameters()).device
         store.save(
             self.folder.artifact,
             generator,
@@ -291,7 +290,8 @@ class _Run:
                     energy_evaluations=state.evaluations,
                     seconds=round(state.seconds, 1),
                     iterations=state.iteration,
-                    machine=f"{platform.machine()}, {torch.get_num_threads()} thread(s), {device.type}",
+                    machine=f"{platform.machine()}, {torch.get_num_threads()} thread(s), "
+                    f"{self.trainer.device.type}",
                 ),
             ),
             quality=[
@@ -339,8 +339,7 @@ class _Run:
         molecule = self.system.molecule if self.chart.internal is None else None
         if molecule is None or not molecule.chiral_centres or not generator.mirror_symmetric:
             return []
-        device = next(generator.parameters()).device
-        rng = torch.Generator(device=device).manual_seed(self.config.seed)
+        rng = torch.Generator(device=self.trainer.device).manual_seed(self.config.seed)
         # The bare target: counted evaluations are those that a resumed run repeats to the last one.
         with torch.no_grad():
             x = generator.draw(self.config.evaluate_samples, self.system, generator=rng).x

@@ -22,7 +22,8 @@ class TrainState:
     ``selected`` are the weights of the generator that the criterion ranks best so far, and ``best`` the
     least value of the criterion; ``best_discrepancy`` and ``best_drift`` are those of the selected one,
     which may tie with the least and be later. ``calibration`` is that of the selected one, one until the
-    end of training. ``judging_evaluations`` are the energy evaluations that judging generators has cost.
+    end of training. ``judging_evaluations`` are the energy evaluations that judging generators has cost;
+    ``recent`` metrics are for display and not kept.
     """
 
     objective: State

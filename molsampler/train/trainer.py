@@ -20,9 +20,15 @@ class Trainer:
     """Advances a :class:`TrainState`; holds nothing that a resume would need."""
 
     def __init__(
-        self, config: TrainConfig, target: Target, objective: Objective, state: TrainState
+        self,
+        config: TrainConfig,
+        target: Target,
+        objective: Objective,
+        state: TrainState,
+        *,
+        device: torch.device,
     ):
-        self.config, self.objective, self.state = config, objective, state
+        self.config, self.objective, self.state, self.device = config, objective, state, device
         self.target = CountingTarget(target, state.judging_evaluations)
         self.total = objective.warmup + config.iterations
 
@@ -68,7 +74,7 @@ class Trainer:
         """
         state = self.state
         candidate = self.objective.generator(state.objective)
-        rng = torch.Generator(device=next(candidate.parameters()).device)
+        rng = torch.Generator(device=self.device)
         rng.manual_seed(self.config.seed + 7919 * (state.iteration + 1))
         population = self.objective.population(state.objective)
         discrepancy = None

@@ -7,6 +7,7 @@ import torch
 
 from molsampler.diffusion.schedule import Scales
 from molsampler.errors import InputError
+from molsampler.objectives import ObjectiveConfig
 from molsampler.objectives.dikl_loss import diffuse, dikl_loss, weight
 from molsampler.space import Euclidean
 
@@ -76,3 +77,9 @@ def test_weights():
     assert torch.allclose(denoiser[2], sigma[2] ** 2, rtol=1e-2)
     with pytest.raises(InputError, match="weighting"):
         weight("none", scales, data_scale=1.0)
+
+
+def test_more_states_than_steps_cannot_be_averaged() -> None:
+    values = {"kind": "dikl-posterior", "target_score": {"steps": 3, "average": 4}}
+    with pytest.raises(ValueError, match="at most steps, 3, got 4"):
+        ObjectiveConfig.parse(values)

@@ -113,7 +113,7 @@ def test_a_chain_is_learned_better_than_a_mean_geometry():
     )
     fresh = objective.init(report=lambda *_: None)
     state = TrainState(fresh, weights_of(objective.generator(fresh)))
-    trainer = Trainer(config, system, objective, state)
+    trainer = Trainer(config, system, objective, state, device=torch.device("cpu"))
     while not trainer.finished:
         trainer.step()
     random = torch.Generator().manual_seed(9)

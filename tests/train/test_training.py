@@ -78,7 +78,11 @@ def _trainer(config, target):
     )
     fresh = objective.init(report=lambda *_: None)
     return Trainer(
-        config, target, objective, TrainState(fresh, weights_of(objective.generator(fresh)))
+        config,
+        target,
+        objective,
+        TrainState(fresh, weights_of(objective.generator(fresh))),
+        device=torch.device("cpu"),
     )
 
 
