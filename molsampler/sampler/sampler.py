@@ -121,12 +121,13 @@ class Sampler:
         return f"<Sampler of {self.system.name!r} shape={self.system.shape} {self.hash[:12]}>"
 
     def describe(self) -> dict[str, Any]:
-        """The card, path, hash and parameter count, as a JSON object."""
-        parameters = sum(p.numel() for p in self._generators[torch.device("cpu")].parameters())
+        """The card, path, hash, parameter count and energy evaluations of a sample, as a JSON object."""
+        generator = self.generator(torch.device("cpu"))
         return {
             "path": str(self.path),
             "hash": self.hash,
-            "parameters": parameters,
+            "parameters": sum(p.numel() for p in generator.parameters()),
+            "evaluations_per_sample": generator.evaluations_per_sample,
             **self.card.model_dump(mode="json"),
         }
 
