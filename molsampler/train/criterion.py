@@ -193,7 +193,7 @@ def evaluate(
         discrepancy_error=far_error,
         drift=float(moved.mean()),
         drift_error=float(moved.std()) / math.sqrt(_PARTS),
-        energy_tvd=_energy_tvd(before, after),
+        energy_tvd=energy_tvd(before, after),
         mean_energy=float(calm.mean()) if len(calm) else math.inf,
         median_energy=float(before.median()),
         refined_median_energy=float(after.median()),
@@ -201,7 +201,8 @@ def evaluate(
     )
 
 
-def _energy_tvd(before: Tensor, after: Tensor) -> float:
+def energy_tvd(before: Tensor, after: Tensor) -> float:
+    """Total variation between two sets of reduced energies ``(b,)``, as the paper's code has it."""
     low, high = _TVD_RANGE
     first, second = (
         torch.histc(energy.float(), bins=_TVD_BINS, min=low, max=high) for energy in (before, after)

@@ -238,6 +238,8 @@ def _record(folder: RunFolder, trainer: Trainer, values: dict[str, float]) -> No
             **{key: value for key, value in far.items() if value is not None},
             "drift": result.drift,
             "drift_error": result.drift_error,
+            "energy_tvd": result.energy_tvd,
+            "mean_energy": result.mean_energy,
             "median_energy": result.median_energy,
             "refined_median_energy": result.refined_median_energy,
             "acceptance": result.acceptance,

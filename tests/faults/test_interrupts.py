@@ -90,7 +90,7 @@ TRAINING: dict[str, tuple[Any, str, int]] = {
     "before the first write": (training.RunFolder, "claim", 1),
     "annealing": (smc, "systematic_resample", 1),
     "equilibrating": (mala, "step", 3),
-    "building networks": (DiKLReplay, "_build", 1),
+    "building networks": (DiKLReplay, "build", 1),
     "first checkpoint": (checkpoint, "write_bytes", 1),
     "warm-up": (DiKLReplay, "_teacher_step", 2),
     "training": (DiKLReplay, "_generator_step", 2),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+from molsampler.errors import InputError
 from molsampler.mcmc import mala
 from molsampler.mcmc.population import Gaussian
 from molsampler.nn.bodies import MLPBody
 from molsampler.nn.generators.implicit import ImplicitConfig
 from molsampler.space import Euclidean
 from molsampler.systems import get_system
-from molsampler.train.criterion import Discrepancy, calibrate
+from molsampler.train.criterion import Discrepancy, Evaluation, calibrate, energy_tvd
 
 
 class Wells:
@@ -99,3 +102,31 @@ def test_calibration_finds_the_scale_of_a_gaussian(scale):
     # Energies have mean 3 and variance 3; the standard error of a scale from 16,000 x 6 numbers is
     # .0023 on either side.
     assert found * scale == pytest.approx(1.0, abs=5 * 2**0.5 * 0.0023)
+
+
+def test_the_energy_tvd_is_that_of_the_laws_and_one_where_energies_are_lost():
+    rng = torch.Generator().manual_seed(0)
+    first, second = (3.0 * torch.randn(200_000, generator=rng) - 20.0 for _ in range(2))
+    # Between draws of one law: about sqrt(bins / (pi n)) in the bins that it fills.
+    assert energy_tvd(first, second) < 0.02
+    # Two normal laws a distance d apart differ by erf(d / sqrt(8) s).
+    assert energy_tvd(first, second + 3.0) == pytest.approx(math.erf(1 / math.sqrt(8)), abs=0.01)
+    lost = torch.where(torch.rand(200_000, generator=rng) < 0.5, 1e5, first)
+    assert energy_tvd(lost, second) == 1.0
+    few = torch.where(torch.rand(200_000, generator=rng) < 0.1, torch.inf, first)
+    assert energy_tvd(few, second) < 0.02
+
+
+def test_what_selection_goes_by():
+    numbers = {"drift": 3.0, "drift_error": 0.1, "energy_tvd": 0.4, "mean_energy": -7.0}
+    rest = {"median_energy": 0.0, "refined_median_energy": 0.0, "acceptance": 0.5}
+    alone = Evaluation(discrepancy=None, discrepancy_error=None, **numbers, **rest)
+    beside = Evaluation(discrepancy=0.2, discrepancy_error=0.01, **numbers, **rest)
+    assert alone.value("auto") == alone.value("drift") == (3.0, 0.1)
+    assert beside.value("auto") == beside.value("discrepancy") == (0.2, 0.01)
+    assert alone.value("energy-tvd") == (0.4, 0.0)
+    assert alone.value("mean-energy") == (-7.0, 0.0)
+    # All are equal, and ties go to the latest.
+    assert alone.value("last") == beside.value("last")
+    with pytest.raises(InputError, match="population"):
+        alone.value("discrepancy")
