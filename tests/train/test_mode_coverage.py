@@ -23,8 +23,8 @@ def _least_covered(toy, sigma_max: float, iterations: int) -> float:
 
 
 def test_wide_noise_covers_every_mode(toy):
-    assert _least_covered(toy, 5.0, 250) > 0.3
+    assert _least_covered(toy, 5.0, 140) > 0.3
 
 
 def test_reverse_kl_drops_modes(toy):
-    assert _least_covered(toy, 0.12, 100) < 0.01
+    assert _least_covered(toy, 0.12, 60) < 0.01
