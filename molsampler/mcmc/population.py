@@ -6,7 +6,7 @@ Chains are annealed from a Gaussian by SMC, equilibrated by MALA, and moved on w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..errors import FileFormatError
 from ..frozen import Frozen
 from ..molecule.molecule import Molecule
 from ..space import Space
@@ -78,6 +79,27 @@ class Population(NamedTuple):
 
     state: mala.State
     step_size: float
+
+    def put(self, tensors: dict[str, Tensor], numbers: dict[str, float | int]) -> None:
+        """Enter the chains into a flat mapping of tensors and one of numbers."""
+        for key, value in self.state._asdict().items():
+            tensors[f"population/{key}"] = value
+        numbers["population_step"] = self.step_size
+
+    @classmethod
+    def taken(cls, tensors: Mapping[str, Tensor], numbers: Mapping[str, float | int]) -> Population:
+        """The chains of such mappings.
+
+        Raises
+        ------
+        FileFormatError
+            They hold none.
+        """
+        try:
+            fields = {key: tensors[f"population/{key}"] for key in mala.State._fields}
+            return cls(mala.State(**fields), float(numbers["population_step"]))
+        except KeyError as error:
+            raise FileFormatError(f"the checkpoint does not hold {error}") from None
 
 
 def equilibrate(

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from ..diffusion.identity_mixture import IdentityMixture
 from ..diffusion.schedule import Schedule
 from ..errors import FileFormatError, NonFiniteError
-from ..mcmc import mala
 from ..mcmc.population import Population, PopulationConfig, equilibrate, refresh
 from ..nn.bodies import AnyBody, EGNNBody
 from ..nn.denoiser import Denoiser, score_of
@@ -129,7 +128,7 @@ class DiKLReplay(NetworkObjective):
         cast(Generator, work.modules["ema"]).start_from(x)
         for name in ("score", "teacher", "teacher_ema"):
             cast(Denoiser, work.modules[name]).body.start_from(x, spring=0.0)
-        _put(work, population)
+        population.put(work.tensors, work.numbers)
         work.tensors["mixture"] = IdentityMixture.fresh(self.like).moments
         work.numbers.update(iteration=0, energy_evaluations=counting.evaluations, data_scale=scale)
         return self.flat(work)
@@ -154,14 +153,14 @@ class DiKLReplay(NetworkObjective):
         plan = self.config.target_score
         if plan.refresh:
             moved = refresh(
-                _population(work),
+                Population.taken(work.tensors, work.numbers),
                 self.target,
                 start=iteration * plan.refresh,
                 count=min(plan.refresh, plan.size),
                 steps=plan.refresh_steps,
                 generator=work.rng,
             )
-            _put(work, moved)
+            moved.put(work.tensors, work.numbers)
         work.numbers["iteration"] = iteration + 1
         work.numbers["energy_evaluations"] = self.target.evaluations
         return self.flat(work), {**metrics, "nonfinite": float(not self._sound)}
@@ -171,7 +170,8 @@ class DiKLReplay(NetworkObjective):
         return averaged.with_sampling(self.problem.sampling)
 
     def population(self, state: State) -> Population:
-        return _population(self.adopted(state))
+        work = self.adopted(state)
+        return Population.taken(work.tensors, work.numbers)
 
     def build(self, state: State) -> Workspace:
         """Weights are drawn from a stream of their own, seeded by the run's seed."""
@@ -341,20 +341,6 @@ def _data_scale(x: Tensor, problem: Problem) -> float:
     rms = centred.square().sum(dim=(-2, -1)).mean() / space.dof
     # Two digits are enough, and survive a change of hardware.
     return float(f"{math.sqrt(float(rms)):.2g}")
-
-
-def _put(work: Workspace, population: Population) -> None:
-    for key, value in population.state._asdict().items():
-        work.tensors[f"population/{key}"] = value
-    work.numbers["population_step"] = population.step_size
-
-
-def _population(work: Workspace) -> Population:
-    try:
-        fields = {key: work.tensors[f"population/{key}"] for key in mala.State._fields}
-    except KeyError as error:
-        raise FileFormatError(f"the checkpoint does not hold {error}") from None
-    return Population(mala.State(**fields), float(work.numbers["population_step"]))
 
 
 def _compiled(module: nn.Module, wanted: bool) -> Callable[..., Any]:
