@@ -27,6 +27,11 @@ class Space(Protocol):
     def dof(self) -> int:
         """Dimension of the space: the number of independent coordinates."""
 
+    @property
+    def circular(self) -> tuple[int, ...]:
+        """Coordinates, counted flat, that stand for an angle that goes round: each is the normal quantile
+        of its share of a turn."""
+
     def project(self, x: Tensor) -> Tensor:
         """Orthogonal projection of ``x``, shape ``(*b, n, d)``, onto the space."""
 
@@ -44,6 +49,7 @@ class Euclidean:
 
     n: int
     d: int
+    circular: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -66,6 +72,10 @@ class MeanFree:
 
     n: int
     d: int
+
+    @property
+    def circular(self) -> tuple[int, ...]:
+        return ()
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -111,6 +111,14 @@ class InternalCoordinates(BaseModel):
         """Placements whose torsion is free."""
         return tuple(k for k in range(3, len(self.placements)) if self.widths[k][2] == 0)
 
+    @property
+    def log_constant(self) -> float:
+        r"""What :attr:`Placed.log_volume` leaves out of the log of
+        :math:`\prod r^2 \sin\theta\, dr\, d\theta\, d\phi / dq`: the widths, and
+        :math:`\sqrt{2\pi}` for each free torsion."""
+        stiff = sum(math.log(width) for row in self.widths for width in row if width > 0)
+        return stiff + 0.5 * math.log(2 * math.pi) * len(self.free)
+
     def to_cartesian(self, q: Tensor) -> Placed:
         """Configurations of ``q`` ``(b, dof)``; differentiable."""
         n = len(self.placements)
@@ -241,7 +249,9 @@ class InternalTarget:
                 f"shape {system.shape}"
             )
         self.system, self.coordinates = system, coordinates
-        self.space = Euclidean(coordinates.dof, 1)
+        torsions = 2 * len(coordinates.placements) - 3
+        circular = tuple(torsions + k - 3 for k in coordinates.free)
+        self.space = Euclidean(coordinates.dof, 1, circular)
 
     def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``u(x(q)) - log|dx/dq|`` plus walls, and its negative gradient; ``x`` is q, ``(*b, dof, 1)``."""

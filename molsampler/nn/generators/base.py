@@ -151,6 +151,7 @@ class Generator(nn.Module):
 GENERATORS = GeneratorConfig.kinds
 GENERATORS.register("implicit", "molsampler.nn.generators.implicit:ImplicitConfig")
 GENERATORS.register("direct", "molsampler.nn.generators.direct:DirectConfig")
+GENERATORS.register("spline", "molsampler.nn.generators.spline:SplineConfig")
 
 #: A field of a configuration that holds a generator of any registered kind.
 AnyGenerator = Annotated[SerializeAsAny[GeneratorConfig], PlainValidator(GeneratorConfig.parse)]
