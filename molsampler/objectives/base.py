@@ -114,6 +114,7 @@ class ObjectiveConfig(Kind):
 
 OBJECTIVES = ObjectiveConfig.kinds
 OBJECTIVES.register("dikl-replay", "molsampler.objectives.dikl_replay:DiKLReplayConfig")
+OBJECTIVES.register("exact", "molsampler.objectives.exact:ExactConfig")
 OBJECTIVES.register("dikl-posterior", "molsampler.objectives.dikl_posterior:DiKLPosteriorConfig")
 
 #: A field of a configuration that holds an objective of any registered kind.

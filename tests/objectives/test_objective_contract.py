@@ -42,6 +42,16 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {**POSTERIOR, "score": {"kind": "plain-mlp", "width": 8, "layers": 1, "levels": True}},
         {**POSTERIOR, "score": EGNN, "score_form": "denoiser", "ema": 0.9},
     ],
+    "exact": [
+        {
+            "batch_size": 8,
+            "draws": 8,
+            "draw_from": draw_from,
+            "weighted": 0.5,
+            "population": {"size": 32, "anneal_moves": 1, "equilibration": 4, "refresh": 4},
+        }
+        for draw_from in (0.0, 0.05)
+    ],
 }
 CASES = [
     pytest.param({"kind": kind, **settings}, id=f"{kind}-{index}")
@@ -52,9 +62,12 @@ CASES = [
 pytestmark = pytest.mark.parametrize("settings", CASES)
 
 
-def problem(target: Target | None = None, width: int = 4) -> Problem:
-    body = {**EGNN, "width": width}
-    config = GeneratorConfig.parse({"kind": "implicit", "body": body, "langevin_layers": 1})
+def problem(kind: str, target: Target | None = None, width: int = 4) -> Problem:
+    generator: dict[str, Any] = {"kind": "spline", "width": width, "layers": 2}
+    if kind != "exact":
+        body = {**EGNN, "width": width}
+        generator = {"kind": "implicit", "body": body, "langevin_layers": 1}
+    config = GeneratorConfig.parse(generator)
     return Problem(
         target=target or get_system("dw4"),
         molecule=None,
@@ -67,7 +80,7 @@ def problem(target: Target | None = None, width: int = 4) -> Problem:
 
 
 def made(settings: dict[str, Any], target: Target | None = None, width: int = 4) -> Objective:
-    return ObjectiveConfig.parse(settings).build(problem(target, width))
+    return ObjectiveConfig.parse(settings).build(problem(settings["kind"], target, width))
 
 
 def begun(objective: Objective) -> State:

@@ -1,0 +1,277 @@
+r"""Generators with a known density: likelihood, reverse KL and their own weights, on one population.
+
+For a generator whose density q is known three losses can be mixed, by weights:
+
+``forward``
+    :math:`-E_p[\log q(x)]` on a population of chains of the target p, made from the energy alone. It covers
+    what the population covers.
+``reverse``
+    :math:`E_q[\log q(x) + u(x)]` on fresh draws, by its path gradient: at :math:`x = g_\theta(z)` the
+    derivative of :math:`\log q + u` with respect to x alone, carried back to :math:`\theta`. The part left
+    out has mean zero, and what remains vanishes row by row where q = p (Roeder et al., arXiv 1703.09194).
+    Rows of the greatest loss are left out, and derivatives are cut to a multiple of their median norm.
+``weighted``
+    :math:`-\sum_i \bar w_i \log q(x_i)` on the same draws, weights :math:`w = e^{-u}/q` held fixed, the
+    largest ``cut`` of them cut (Noé et al., Science 365, eaaw1147 (2019); Midgley et al., arXiv 2208.01893).
+
+The draws are also proposals: a chain at x moves to x' with probability :math:`\min(1, w(x')/w(x))`, which
+leaves the target invariant and, other than a local move, mends the weights of modes that the population
+started with. The generator learns from the population while the population is set right by the generator.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import shutil
+from typing import Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..errors import InputError, NonFiniteError
+from ..estimate import effective_count
+from ..mcmc import mala
+from ..mcmc.population import Population, PopulationConfig, equilibrate, refresh
+from ..nn.generators import Generator
+from ..nn.generators.density import DensityGenerator, log_weight
+from ..target import COORDINATE_LIMIT, CountingTarget
+from .base import Metrics, ObjectiveConfig, Problem, Report, State
+from .workspace import NetworkObjective, Workspace, average
+
+log = logging.getLogger(__name__)
+
+#: Iterations over which the learning rate rises.
+_RISE = 100
+
+
+class ChainsConfig(PopulationConfig):
+    """The population; ``refresh`` of its chains take ``refresh_steps`` local steps per iteration."""
+
+    refresh: int = Field(64, ge=0)
+    refresh_steps: int = Field(1, ge=1)
+
+
+class ExactConfig(ObjectiveConfig):
+    """Settings of :class:`Exact`.
+
+    ``forward`` is the weight of the likelihood before the share ``draw_from`` of the iterations and
+    ``forward_later`` after it; ``reverse`` and ``weighted`` are zero before. ``batch_size`` chains and
+    ``draws`` fresh draws make a step. The learning rate rises over the first hundred iterations, stays to
+    ``decay_start`` and falls by a cosine to ``final_lr`` of itself.
+    """
+
+    kind: Literal["exact"] = "exact"
+    population: ChainsConfig = ChainsConfig()
+    draws: int = Field(256, ge=1)
+    draw_from: float = Field(0.2, ge=0, le=1)
+    forward: float = Field(1.0, ge=0)
+    forward_later: float = Field(0.25, ge=0)
+    reverse: float = Field(1.0, ge=0)
+    weighted: float = Field(0.0, ge=0)
+    trim: float = Field(0.02, ge=0, lt=1)
+    clip: float = Field(5.0, gt=0)
+    cut: float = Field(0.01, ge=0, lt=1)
+    propose: bool = True
+    lr: float = Field(1e-3, gt=0)
+    decay_start: float = Field(0.4, ge=0, lt=1)
+    final_lr: float = Field(0.01, ge=0, le=1)
+    max_grad_norm: float = Field(10.0, gt=0)
+    ema: float = Field(0.998, ge=0, lt=1)
+
+    @property
+    def rows(self) -> int:
+        return self.batch_size + self.draws + self.population.size
+
+    def build(self, problem: Problem) -> Exact:
+        return Exact(self, problem)
+
+
+class Exact(NetworkObjective):
+    """See the module."""
+
+    def __init__(self, config: ExactConfig, problem: Problem):
+        super().__init__(problem)
+        self.config = config
+        self.space = problem.target.space
+        self.target = CountingTarget(problem.target)
+        self.like = torch.empty(0, device=problem.device)
+
+    def init(self, *, report: Report) -> State:
+        rng = self.random()
+        counting = CountingTarget(self.problem.target)
+        population = equilibrate(
+            self.config.population,
+            counting,
+            generator=rng,
+            like=self.like,
+            report=report,
+            molecule=self.problem.molecule,
+        )
+        work = self.build({})
+        work.rng = rng
+        for name in ("generator", "ema"):
+            cast(Generator, work.modules[name]).start_from(population.state.position)
+        population.put(work.tensors, work.numbers)
+        work.numbers.update(
+            iteration=0,
+            energy_evaluations=counting.evaluations,
+            proposed=0,
+            accepted=0,
+        )
+        return self.flat(work)
+
+    def build(self, state: State) -> Workspace:
+        config, problem = self.config, self.problem
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(problem.seed)
+            generator = problem.generator.build(self.space, molecule=problem.molecule)
+        if not isinstance(generator, DensityGenerator):
+            raise InputError(
+                f"objective: exact needs a generator that knows its density, such as spline; kind "
+                f"{problem.generator.kind!r} does not"
+            )
+        generator = generator.to(problem.device)
+        compiled = problem.compile and shutil.which("g++") is not None
+        self._run: DensityGenerator = generator.compiled() if compiled else generator
+        averaged = copy.deepcopy(generator).requires_grad_(False)
+        optimiser = torch.optim.Adam(generator.parameters(), lr=config.lr, betas=(0.9, 0.99))
+        return Workspace(
+            {"generator": generator, "ema": averaged}, {"generator": optimiser}, rng=self.random()
+        )
+
+    def step(self, state: State) -> tuple[State, Metrics]:
+        config = self.config
+        work = self.adopted(state)
+        self.target.evaluations = int(work.numbers["energy_evaluations"])
+        iteration = int(work.numbers["iteration"])
+        population = Population.taken(work.tensors, work.numbers)
+        drawing = iteration >= config.draw_from * self.problem.iterations
+        metrics: Metrics = {}
+        sound = True
+        try:
+            loss = torch.zeros((), device=self.problem.device)
+            if drawing:
+                loss, population, metrics = self._draws(work, population)
+            forward = config.forward_later if drawing else config.forward
+            if forward:
+                index = torch.randint(
+                    len(population.state.energy),
+                    (config.batch_size,),
+                    generator=work.rng,
+                    device=self.problem.device,
+                )
+                likelihood = self._run.log_prob(population.state.position[index]).mean()
+                loss = loss - forward * likelihood
+                metrics["log_likelihood"] = float(likelihood.detach())
+            norm, sound = work.apply(
+                "generator", loss, rate=self._rate(iteration), max_grad_norm=config.max_grad_norm
+            )
+            metrics["generator_grad"] = norm
+            if sound:
+                decay = min(config.ema, (1 + iteration) / (10 + iteration))
+                average(work.modules["ema"], work.modules["generator"], decay)
+        except NonFiniteError as error:
+            log.warning("iteration %d: %s", iteration + 1, error)
+            sound = False
+        plan = config.population
+        if plan.refresh:
+            population = refresh(
+                population,
+                self.target,
+                start=iteration * plan.refresh,
+                count=min(plan.refresh, plan.size),
+                steps=plan.refresh_steps,
+                generator=work.rng,
+            )
+        population.put(work.tensors, work.numbers)
+        work.numbers["iteration"] = iteration + 1
+        work.numbers["energy_evaluations"] = self.target.evaluations
+        return self.flat(work), {**metrics, "nonfinite": float(not sound)}
+
+    def generator(self, state: State) -> Generator:
+        return cast(Generator, self.adopted(state).modules["ema"])
+
+    def population(self, state: State) -> Population:
+        work = self.adopted(state)
+        return Population.taken(work.tensors, work.numbers)
+
+    def _draws(self, work: Workspace, population: Population) -> tuple[Tensor, Population, Metrics]:
+        """Losses on fresh draws, the population after it was offered them, and what to log."""
+        config = self.config
+        x = self._run.configurations(config.draws, generator=work.rng)
+        at = x.detach().clamp(-COORDINATE_LIMIT, COORDINATE_LIMIT).nan_to_num().requires_grad_()
+        log_prob = self._run.log_prob(at)
+        (slope,) = torch.autograd.grad(log_prob.sum(), at)
+        at, log_prob = at.detach(), log_prob.detach()
+        energy, score = self.target.energy_and_score(at)
+        weight = log_weight(energy, log_prob)
+        whole = torch.isfinite(torch.stack([x.detach(), score])).flatten(2).all(-1).all(0)
+        weight = weight.masked_fill(~whole, -torch.inf)
+        usable = torch.isfinite(weight)
+        if not bool(usable.any()):
+            raise NonFiniteError(f"none of {config.draws} draws has a finite energy and score")
+        kept = usable & (weight >= weight.quantile(config.trim)) if config.trim else usable
+        loss = torch.zeros((), device=x.device)
+        if config.reverse:
+            away = _clipped((slope - score)[kept].detach(), config.clip)
+            # Its value means nothing; its gradient is the path gradient.
+            loss = loss + config.reverse * (away * x[kept]).flatten(1).sum(-1).mean()
+        if config.weighted:
+            highest = weight[usable].quantile(1 - config.cut)
+            share = weight.clamp(max=highest).masked_fill(~usable, -torch.inf).softmax(0)
+            again = self._run.log_prob(at[usable])
+            loss = loss - config.weighted * (share[usable].to(again) * again).sum()
+        metrics = {
+            "log_weight": float(weight[usable].mean()),
+            "effective": effective_count(weight) / len(weight),
+        }
+        if config.propose:
+            population, accepted = self._propose(
+                work, population, mala.State(at, energy, score), weight
+            )
+            work.numbers["proposed"] += len(weight)
+            work.numbers["accepted"] += accepted
+            metrics["acceptance"] = accepted / len(weight)
+        return loss, population, metrics
+
+    def _propose(
+        self, work: Workspace, population: Population, drawn: mala.State, weight: Tensor
+    ) -> tuple[Population, int]:
+        """Offer draws to as many chains by independence Metropolis."""
+        state = population.state
+        size, count = len(state.energy), min(len(weight), len(state.energy))
+        start = int(work.numbers["proposed"]) % size
+        index = (torch.arange(count, device=weight.device) + start) % size
+        with torch.no_grad():
+            old = log_weight(state.energy[index], self._run.log_prob(state.position[index]))
+        chance = torch.rand(count, generator=work.rng, device=weight.device, dtype=weight.dtype)
+        # A chain where the generator has no density at all has infinite weight and stays.
+        old = old.masked_fill(torch.isneginf(old), torch.inf)
+        accepted = chance.log() < weight[:count] - old
+        chosen = index[accepted]
+        moved = mala.State(
+            *(
+                field.index_copy(0, chosen, new[:count][accepted].to(field))
+                for field, new in zip(state, drawn, strict=True)
+            )
+        )
+        return population._replace(state=moved), int(accepted.sum())
+
+    def _rate(self, iteration: int) -> float:
+        config = self.config
+        rise = min(1.0, (iteration + 1) / _RISE)
+        done = iteration / self.problem.iterations
+        passed = max(0.0, (done - config.decay_start) / (1 - config.decay_start))
+        fall = 0.5 + 0.5 * math.cos(math.pi * passed)
+        return config.lr * rise * (config.final_lr + (1 - config.final_lr) * fall)
+
+
+def _clipped(rows: Tensor, clip: float) -> Tensor:
+    """Rows ``(b, n, d)`` of a norm of at most ``clip`` times the median."""
+    norm = rows.flatten(1).norm(dim=-1)
+    factor = (clip * norm.median() / norm.clamp(min=1e-30)).clamp(max=1.0)
+    clipped: Tensor = rows * factor[:, None, None]
+    return clipped

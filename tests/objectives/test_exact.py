@@ -1,0 +1,252 @@
+"""The objective of generators with a density: its gradients, its proposals, and what they mend."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from molsampler.errors import InputError
+from molsampler.estimate import log_mean
+from molsampler.mcmc import mala
+from molsampler.mcmc.population import Gaussian, Population
+from molsampler.nn.generators import GeneratorConfig
+from molsampler.nn.generators.density import DensityGenerator
+from molsampler.objectives import Objective, ObjectiveConfig, Problem, State
+from molsampler.objectives.exact import Exact
+from molsampler.space import Euclidean
+from molsampler.target import Target
+
+SPACE = Euclidean(1, 2)
+POPULATION = {"size": 512, "start_scale": 4.0, "anneal_moves": 2, "equilibration": 20, "refresh": 0}
+
+
+class TwoModes:
+    """An even mixture of unit Gaussians at (-4, 0) and (4, 0); log Z = 0."""
+
+    space = SPACE
+
+    def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        centres = x.new_tensor([[-4.0, 0.0], [4.0, 0.0]])
+        gap = x - centres
+        log_parts = -0.5 * gap.square().sum(-1)
+        energy = math.log(4 * math.pi) - torch.logsumexp(log_parts, -1)
+        share = torch.softmax(log_parts, -1)
+        return energy, -(share[..., None] * gap).sum(-2, keepdim=True)
+
+
+def problem(target: Target, iterations: int = 100, **generator: Any) -> Problem:
+    config = GeneratorConfig.parse({"kind": "spline", "layers": 4, "width": 32, **generator})
+    return Problem(
+        target=target,
+        molecule=None,
+        generator=config,
+        sampling=config.sampling(),
+        iterations=iterations,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+
+
+def made(target: Target, settings: dict[str, Any], **keywords: Any) -> Exact:
+    config = ObjectiveConfig.parse({"kind": "exact", "population": POPULATION, **settings})
+    objective = config.build(problem(target, **keywords))
+    assert isinstance(objective, Exact)
+    return objective
+
+
+def begun(objective: Objective) -> State:
+    return objective.init(report=lambda *_: None)
+
+
+def gradient_of(objective: Exact, state: State, rounds: int) -> tuple[Tensor, Tensor]:
+    """Mean gradient of the loss on draws over rounds, and its standard error, all parameters in one."""
+    work = objective.adopted(state)
+    module = work.modules["generator"]
+    rows = []
+    for _ in range(rounds):
+        loss, _, _ = objective._draws(work, objective.population(state))
+        gradients = torch.autograd.grad(loss, list(module.parameters()), allow_unused=True)
+        rows.append(
+            torch.cat(
+                [
+                    torch.zeros(p.numel()) if g is None else g.flatten()
+                    for g, p in zip(gradients, module.parameters(), strict=True)
+                ]
+            ).double()
+        )
+    stacked = torch.stack(rows)
+    return stacked.mean(0), stacked.std(0) / math.sqrt(rounds)
+
+
+def test_the_path_gradient_is_that_of_the_reverse_kl() -> None:
+    """Against the plain derivative of E[log q + u] over the same number of draws."""
+    settings = {
+        "trim": 0.0,
+        "clip": 1e9,
+        "draws": 512,
+        "forward": 0.0,
+        "forward_later": 0.0,
+        "draw_from": 0.0,
+    }
+    target = Gaussian(SPACE, 1.5)
+    objective = made(target, settings)
+    state = begun(objective)
+    with torch.no_grad():
+        for value in objective.adopted(state).modules["generator"].parameters():
+            value += 0.02 * torch.randn(
+                value.shape, generator=torch.Generator().manual_seed(value.numel())
+            )
+    mean, error = gradient_of(objective, state, 60)
+    work = objective.adopted(state)
+    generator = work.modules["generator"]
+    assert isinstance(generator, DensityGenerator)
+    rows = []
+    for _ in range(60):
+        x, log_prob = generator.sample(512, generator=work.rng)
+        loss = (log_prob + 0.5 * (x / 1.5).square().sum(dim=(-2, -1))).mean()
+        gradients = torch.autograd.grad(loss, list(generator.parameters()), allow_unused=True)
+        rows.append(
+            torch.cat(
+                [
+                    torch.zeros(p.numel()) if g is None else g.flatten()
+                    for g, p in zip(gradients, generator.parameters(), strict=True)
+                ]
+            ).double()
+        )
+    plain, plain_error = torch.stack(rows).mean(0), torch.stack(rows).std(0) / math.sqrt(60)
+    spread = (error.square() + plain_error.square()).sqrt()
+    known = spread > 0
+    z = ((mean - plain) / spread.clamp(min=1e-30))[known]
+    assert float(z.square().mean()) < 1.3
+    # Negative control: with the sign turned they are far apart.
+    assert float((((mean + plain) / spread.clamp(min=1e-30))[known]).square().mean()) > 2
+    # Near the optimum it has less noise; far from it, more.
+    assert float(error.norm()) < 0.9 * float(plain_error.norm())
+
+
+def test_the_path_gradient_vanishes_draw_by_draw_where_the_generator_is_right() -> None:
+    settings = {"draw_from": 0.0, "forward_later": 0.0, "clip": 1e9, "trim": 0.0}
+    objective = made(Gaussian(SPACE, 1.0), settings, axes="own")
+    state = begun(objective)
+    generator = objective.adopted(state).modules["generator"]
+    with torch.no_grad():
+        # An identity: couplings are so at first, the affine map and the marginals by hand.
+        generator.flow.mean.zero_()
+        generator.flow.mixing.copy_(torch.eye(2))
+        generator.flow.unmixing.copy_(torch.eye(2))
+        generator.flow.line_marginals.zero_()
+    mean, _ = gradient_of(objective, state, 1)
+    assert float(mean.abs().max()) < 1e-5
+    with torch.no_grad():
+        generator.flow.mean += 0.1
+    off, _ = gradient_of(objective, state, 1)
+    assert float(off.abs().max()) > 1e-3
+
+
+def emptied(state: State, share: float) -> State:
+    """The chains with all but a share of those at x > 0 thrown over to the mode at x < 0."""
+    position = state["population/position"].clone()
+    right = (position[:, 0, 0] > 0).nonzero()[:, 0]
+    over = right[: int(len(right) * (1 - share))]
+    position[over, 0, 0] -= 8.0
+    energy, score = TwoModes().energy_and_score(position)
+    return {
+        **state,
+        "population/position": position,
+        "population/energy": energy,
+        "population/score": score,
+    }
+
+
+def right_share(state: State) -> float:
+    return float((state["population/position"][:, 0, 0] > 0).double().mean())
+
+
+@pytest.mark.parametrize("share", [0.5, 0.0], ids=["half weight", "emptied"])
+def test_proposals_mend_the_weights_of_modes(share) -> None:
+    """The generator still reaches both modes; the population, and then the generator, follow the energy."""
+    settings = {"batch_size": 256, "draws": 256, "draw_from": 0.0, "forward_later": 1.0}
+    objective = made(TwoModes(), settings, iterations=60)
+    state = emptied(begun(objective), share)
+    assert right_share(state) < 0.3
+    accepted = []
+    for _ in range(60):
+        state, metrics = objective.step(state)
+        accepted.append(metrics["acceptance"])
+    # 512 chains: the standard error of a share of one half is .022.
+    assert abs(right_share(state) - 0.5) < 0.12
+    assert sum(accepted[-20:]) / 20 > 0.4
+    assert state["proposed"] == 60 * 256
+    assert state["accepted"] == pytest.approx(256 * sum(accepted))
+    draw = objective.generator(state).draw(
+        4000, TwoModes(), generator=torch.Generator().manual_seed(5)
+    )
+    assert draw.log_weight is not None
+    log_z = log_mean(draw.log_weight)
+    assert abs(log_z.value) < 5 * log_z.se < 0.2
+
+
+def test_without_proposals_the_weights_stay_as_wrong_as_they_were() -> None:
+    """Negative control of the test above."""
+    settings = {"batch_size": 256, "draws": 256, "propose": False, "reverse": 0.0}
+    objective = made(TwoModes(), settings, iterations=60)
+    state = emptied(begun(objective), 0.5)
+    before = right_share(state)
+    for _ in range(60):
+        state, _ = objective.step(state)
+    assert right_share(state) == before < 0.3
+
+
+def test_proposals_leave_the_target_as_it_is() -> None:
+    """Exact chains stay exact under a poor generator's proposals."""
+    target = Gaussian(SPACE, 1.0)
+    settings = {
+        "population": {**POPULATION, "size": 4000},
+        "draws": 4000,
+        "draw_from": 0.0,
+        "forward_later": 0.0,
+        "reverse": 0.0,
+    }
+    objective = made(target, settings)
+    state = begun(objective)
+    work = objective.adopted(state)
+    with torch.no_grad():
+        # Wider than the target, and aside.
+        work.modules["generator"].flow.mixing.mul_(1.7)
+        work.modules["generator"].flow.unmixing.div_(1.7)
+        work.modules["generator"].flow.mean.add_(0.5)
+    x = torch.randn(4000, 1, 2, generator=torch.Generator().manual_seed(1))
+    population = Population(mala.init(x, target), 0.1)
+    moved = 0.0
+    for _ in range(8):
+        _, population, metrics = objective._draws(work, population)
+        moved += metrics["acceptance"]
+    assert 1.0 < moved < 7.0
+    y = population.state.position[:, 0].double()
+    error = 1 / math.sqrt(4000)
+    assert float(y.mean(0).abs().max()) < 5 * error
+    assert float((y.var(0) - 1).abs().max()) < 5 * math.sqrt(2) * error
+    # Negative control: the proposals themselves are far from it.
+    with torch.no_grad():
+        drawn = work.modules["generator"].configurations(4000, generator=work.rng)[:, 0]
+    assert float((drawn.var(0) - 1).abs().min()) > 1
+
+
+def test_generators_without_a_density_are_refused() -> None:
+    config = ObjectiveConfig.parse({"kind": "exact"})
+    implicit = GeneratorConfig.parse({"kind": "implicit", "body": {"kind": "mlp", "width": 8}})
+    wrong = Problem(
+        target=TwoModes(),
+        molecule=None,
+        generator=implicit,
+        sampling=implicit.sampling(),
+        iterations=1,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    with pytest.raises(InputError, match=r"knows its density.*'implicit' does not"):
+        begun(config.build(wrong))
