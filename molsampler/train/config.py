@@ -31,8 +31,8 @@ class TrainConfig(Frozen):
     (:mod:`molsampler.molecule.internal_coordinates`). ``sampling`` says how the trained generator is
     sampled, by the settings of its kind; ``calibrate`` tunes its one number at the end, against the
     objective's population. ``criterion`` is what checkpoints are selected by
-    (:mod:`molsampler.train.criterion`); ``auto`` is ``discrepancy`` where the objective keeps a population,
-    else ``drift``.
+    (:mod:`molsampler.train.criterion`); ``auto`` is ``ess`` where draws carry weights, ``discrepancy``
+    where the objective keeps a population, else ``drift``.
     """
 
     system: str
@@ -42,7 +42,9 @@ class TrainConfig(Frozen):
     generator: AnyGenerator = ImplicitConfig()
     sampling: dict[str, Any] = Field(default_factory=dict)
     objective: AnyObjective = DiKLReplayConfig()
-    criterion: Literal["auto", "discrepancy", "drift", "energy-tvd", "mean-energy", "last"] = "auto"
+    criterion: Literal[
+        "auto", "ess", "discrepancy", "drift", "energy-tvd", "mean-energy", "last"
+    ] = "auto"
     calibrate: bool = True
     evaluate_every: int = Field(250, ge=1)
     evaluate_samples: int = Field(4000, ge=10)

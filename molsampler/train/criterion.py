@@ -20,6 +20,9 @@ MALA steps. It is zero in local equilibrium and blind to the weights of modes an
 **Energy TVD** and **mean energy** are what the code of the DiKL paper selects by: the total variation between
 the energies before and after the steps on 500 bins of [-100, 100], one where fewer than 60 % fall inside;
 and the mean of the energies below 300. **Last** takes the latest.
+
+**ESS** is the effective share of the weights of a generator that knows its density. It needs no population and
+sees what the draws themselves reach.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..estimate import effective_count, log_mean
 from ..mcmc import mala
 from ..mcmc.refine import refine
 from ..nn.generators import Generator
@@ -46,6 +50,9 @@ _OBSERVABLES = 32
 
 #: Rows of the population compared with at most.
 _ROWS = 16384
+
+#: Draws computed at once, where they may be many.
+_AT_ONCE = 16384
 
 #: Parts of the samples whose spread is the error.
 _PARTS = 5
@@ -138,11 +145,22 @@ class Evaluation:
     median_energy: float
     refined_median_energy: float
     acceptance: float
+    ess: float | None
+    """Effective share of the draws' weights, None where they carry none."""
+    ess_error: float | None
+    log_z: float | None
+    """Log of the mean weight."""
+    log_z_error: float | None
 
     def value(self, criterion: str) -> tuple[float, float]:
         """What selection goes by, the less the better, and its standard error."""
         if criterion == "auto":
             criterion = "drift" if self.discrepancy is None else "discrepancy"
+            criterion = criterion if self.ess is None else "ess"
+        if criterion == "ess":
+            if self.ess is None or self.ess_error is None:
+                raise InputError("criterion: ess needs a generator that knows its density")
+            return 1.0 - self.ess, self.ess_error
         if criterion == "discrepancy":
             if self.discrepancy is None or self.discrepancy_error is None:
                 raise InputError("criterion: discrepancy needs an objective with a population")
@@ -171,7 +189,8 @@ def evaluate(
     ``step_size`` is a first guess, by default from the spread of the samples.
     """
     with torch.no_grad():
-        x = generator.draw(samples, target, generator=rng).x.nan_to_num().clamp(-REACH, REACH)
+        drawn, weights = _drawn(generator, target, samples, rng)
+        x = drawn.nan_to_num().clamp(-REACH, REACH)
     chain = mala.init(x, target)
     before = chain.energy
     far, far_error = (None, None) if discrepancy is None else discrepancy(x, before)
@@ -198,7 +217,36 @@ def evaluate(
         median_energy=float(before.median()),
         refined_median_energy=float(after.median()),
         acceptance=refined.acceptance,
+        **_of_weights(weights),
     )
+
+
+def _drawn(
+    generator: Generator, target: Target, samples: int, rng: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """Draws and their log weights, a bounded number at a time."""
+    draws = [
+        generator.draw(min(_AT_ONCE, samples - done), target, generator=rng)
+        for done in range(0, samples, _AT_ONCE)
+    ]
+    x = torch.cat([draw.x for draw in draws])
+    weights = [draw.log_weight for draw in draws if draw.log_weight is not None]
+    return x, torch.cat(weights).cpu() if weights else None
+
+
+def _of_weights(weights: Tensor | None) -> dict[str, float | None]:
+    """What log weights ``(n,)`` say of a generator."""
+    if weights is None:
+        return {"ess": None, "ess_error": None, "log_z": None, "log_z_error": None}
+    share = effective_count(weights) / len(weights)
+    parts = torch.tensor([effective_count(part) / len(part) for part in weights.chunk(_PARTS)])
+    log_z = log_mean(weights)
+    return {
+        "ess": share,
+        "ess_error": float(parts.std()) / math.sqrt(_PARTS),
+        "log_z": log_z.value,
+        "log_z_error": log_z.se,
+    }
 
 
 def energy_tvd(before: Tensor, after: Tensor) -> float:
