@@ -4,13 +4,16 @@ With :math:`p_j` the probability of bin j and :math:`\Delta` its width,
 :math:`F_j = -\log (p_j / \Delta)` in kT, shifted so that the least is zero. It belongs to the density of the
 variable itself: along a distance r, the volume :math:`4\pi r^2` is part of it.
 
-A minimum is a basin of its own where the way to a deeper one leads over a barrier of at least ``BARRIER`` kT
-and three standard errors; others are joined to the basin beyond their lowest barrier, the shallowest first
-(0-dimensional persistence). On a circle the last bin is the first one's neighbour.
+Basins are found on the profile smoothed over ``WINDOW`` bins. A minimum is one of its own where the way to a
+deeper one leads over a barrier of at least ``BARRIER`` kT that is no accident: the masses in the windows of
+minimum and barrier differ by ``BARRIER_ERRORS`` standard errors. Others are joined to the basin beyond their
+lowest barrier, the shallowest first (0-dimensional persistence). On a circle the last bin is the first one's
+neighbour.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,9 @@ TAIL = 5e-4
 
 #: Suffixes of plots.
 PLOTS = (".png", ".svg", ".pdf")
+
+#: Bins over which a profile is smoothed to find its basins.
+WINDOW = 5
 
 #: Least barrier in kT between basins, and in standard errors.
 BARRIER, BARRIER_ERRORS = 1.0, 3.0
@@ -147,11 +153,14 @@ def basin_edges(
     counts : effective number of samples in each bin ``(b,)``, of which the errors are made
     edges : of the bins ``(b + 1,)``
     """
-    # An empty bin is as deep as half a sample would make it, so that no lone sample is a basin.
-    total, effective = probabilities.sum(), counts.sum()
-    filled = np.where(counts > 0, probabilities, 0.5 * total / effective)
-    errors = 1 / np.sqrt(np.maximum(counts, 0.5))
-    energy = -np.log(filled)
+    variances = np.divide(probabilities**2, counts, out=np.zeros_like(counts), where=counts > 0)
+    mass, variance, size = (
+        _windowed(each, periodic=periodic)
+        for each in (probabilities, variances, np.ones_like(counts))
+    )
+    # An empty window is as deep as half a sample would make it.
+    least = 0.5 * probabilities.sum() / counts.sum()
+    energy = -np.log(np.where(mass > 0, mass, least) / size)
     b = len(energy)
     owner = np.full(b, -1)
     bottom: dict[int, int] = {}
@@ -178,14 +187,22 @@ def basin_edges(
         owner[at] = near[0]
         for shallow in near[1:]:
             low = bottom[shallow]
-            height = energy[at] - energy[low]
-            if height < max(BARRIER, BARRIER_ERRORS * np.hypot(errors[at], errors[low])):
+            error = math.sqrt(variance[low] + variance[at])
+            high = energy[at] - energy[low] >= BARRIER
+            if not high or mass[low] - mass[at] < BARRIER_ERRORS * error:
                 joined[shallow] = near[0]
     basin = np.array([root(k) for k in owner])
     starts = np.flatnonzero(basin != np.roll(basin, 1))
     if not periodic:
         starts = starts[starts > 0]
     return tuple(float(edge) for edge in edges[starts])
+
+
+def _windowed(values: Array, *, periodic: bool) -> Array:
+    """Sums ``(b,)`` over windows of WINDOW bins, cut at the ends of a line."""
+    reach = WINDOW // 2
+    padded = np.pad(values, reach, mode="wrap" if periodic else "constant")
+    return np.convolve(padded, np.ones(WINDOW), mode="valid")
 
 
 def write_profile(profile: Profile, path: Path | str, *, overwrite: bool = False) -> None:
