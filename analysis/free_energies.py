@@ -51,6 +51,9 @@ REPEATS = 400
 #: Effective samples in a basin, or in what it is measured against, below which no difference is given.
 FEWEST_IN_BASIN = 10.0
 
+#: Basins whose populations are looked at for correlation between rows, the largest first.
+TRACED_BASINS = 8
+
 #: Units of energy, and kJ/mol in one of them; the thermal energy is what it is at a temperature.
 UNITS: dict[str, float | None] = {"kT": None, "kJ/mol": 1.0, "kcal/mol": KILOCALORIE}
 
@@ -374,8 +377,10 @@ class _Rows:
         return cls(w, p, np.where(counted, u - centre, 0.0), largest, centre, infinite)
 
     def traces(self, basins: Sequence[Basin]) -> Array:
-        """What each row adds to log Z, U and populations ``(n, t)``."""
-        members = [b.member - float(self.probabilities @ b.member) for b in basins]
+        """What each row adds to log Z, U and the largest populations ``(n, t)``."""
+        shares = [float(self.probabilities @ basin.member) for basin in basins]
+        largest = sorted(range(len(basins)), key=lambda k: -shares[k])[:TRACED_BASINS]
+        members = [basins[k].member - shares[k] for k in largest]
         return np.stack([self.weights, *(self.weights * f for f in (self.energies, *members))], 1)
 
 

@@ -67,7 +67,9 @@ class CollectiveVariable:
         """
         try:
             with torch.no_grad():
-                values = torch.as_tensor(self.function(x.double())).detach().cpu().double().contiguous()
+                values = (
+                    torch.as_tensor(self.function(x.double())).detach().cpu().double().contiguous()
+                )
         except MolsamplerError:
             raise
         except Exception as error:
