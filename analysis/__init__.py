@@ -1,4 +1,4 @@
-"""How far samples are from a reference: energies, distances, transport, modes, refinement, report.
+"""How far samples are from a reference, and what weighted samples say of free energies.
 
 Every metric comes with its standard error and its floor, the same metric between two independent
 halves of the reference.
@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from .distances import distance_total_variation, interatomic_distances
     from .draws import Draw, Draws, Pool, Settings
     from .energies import total_variation, trimmed_wasserstein2, wasserstein2_1d
+    from .free_energies import BasinFreeEnergy, FreeEnergy, free_energy
     from .geometry import molecule_of
+    from .importance import Verdict, judge
+    from .mbar import mbar_arrays
     from .metric import Distance, MetricKind, Share, Shares, Value
     from .modes import HasModes, mode_weights
     from .molecules import MoleculeComparison
+    from .profile import Profile, write_profile
     from .refinement import equal_budget_monte_carlo, refinement_drift
     from .registry import metric_kinds, register_metric, unregister_metric
     from .report import headline, write_json, write_report
@@ -46,7 +50,13 @@ _LAZY = {
     "total_variation": ".energies",
     "trimmed_wasserstein2": ".energies",
     "wasserstein2_1d": ".energies",
+    "BasinFreeEnergy": ".free_energies",
+    "FreeEnergy": ".free_energies",
+    "free_energy": ".free_energies",
     "molecule_of": ".geometry",
+    "Verdict": ".importance",
+    "judge": ".importance",
+    "mbar_arrays": ".mbar",
     "Distance": ".metric",
     "MetricKind": ".metric",
     "Share": ".metric",
@@ -55,6 +65,8 @@ _LAZY = {
     "HasModes": ".modes",
     "mode_weights": ".modes",
     "MoleculeComparison": ".molecules",
+    "Profile": ".profile",
+    "write_profile": ".profile",
     "equal_budget_monte_carlo": ".refinement",
     "refinement_drift": ".refinement",
     "metric_kinds": ".registry",
@@ -71,29 +83,36 @@ _LAZY = {
 }
 
 __all__ = [
+    "BasinFreeEnergy",
     "Comparison",
     "Distance",
     "Draw",
     "Draws",
+    "FreeEnergy",
     "GATE_SIGMAS",
     "HasModes",
     "Metric",
     "MetricKind",
     "MoleculeComparison",
     "Pool",
+    "Profile",
     "Settings",
     "Share",
     "Shares",
     "Value",
+    "Verdict",
     "basin_weights",
     "compare",
     "compare_many",
     "distance_total_variation",
     "equal_budget_monte_carlo",
     "format_value",
+    "free_energy",
     "geometric_wasserstein2",
     "headline",
     "interatomic_distances",
+    "judge",
+    "mbar_arrays",
     "metric_kinds",
     "mode_weights",
     "molecule_of",
@@ -106,6 +125,7 @@ __all__ = [
     "wasserstein2",
     "wasserstein2_1d",
     "write_json",
+    "write_profile",
     "write_report",
 ]
 

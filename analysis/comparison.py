@@ -22,6 +22,7 @@ from . import modes, molecules
 from .distances import interatomic_distances
 from .draws import Draws, Pool, Settings
 from .energies import Histogram, histogram
+from .importance import judge
 from .modes import ModeComparison
 from .molecules import MoleculeComparison
 from .refinement import equal_budget_monte_carlo
@@ -255,10 +256,11 @@ def _summary(pool: Pool, settings: Settings) -> Summary:
 
 
 def _histograms(pool: Pool, base: Pool) -> dict[str, Histogram]:
-    found = {"energy": histogram(pool.energies, base.energies)}
+    w, v = pool.row_weights, base.row_weights
+    found = {"energy": histogram(pool.energies, base.energies, weights=w, reference_weights=v)}
     if base.system.shape[0] > 1:
         a, b = (interatomic_distances(each.positions) for each in (pool, base))
-        found["distance"] = histogram(a, b, bins=90)
+        found["distance"] = histogram(a, b, bins=90, weights=w, reference_weights=v)
     return found
 
 
@@ -269,11 +271,16 @@ def _remarks(pool: Pool, draws: Draws) -> tuple[str, ...]:
             f"N reduced from {draws.settings.n} to {draws.n}: the smallest set has an effective "
             f"size of {draws.smallest:.0f}, and two independent halves are needed."
         )
-    if pool.weights is not None:
+    for name, each in (("samples", pool), ("reference", draws.reference)):
+        if each.weights is None:
+            continue
         remarks.append(
-            f"Importance weights honoured by resampling; effective sample size "
-            f"{pool.effective:.0f} of {len(pool)}. Histograms are unweighted."
+            f"Importance weights of the {name} honoured by resampling; effective sample size "
+            f"{each.effective:.0f} of {len(each)}."
         )
+        verdict = judge(each.weights.log(), len(each))
+        if not verdict.usable:
+            remarks.append(f"The weights of the {name} carry no answer: {verdict.reason}.")
     return tuple(remarks)
 
 

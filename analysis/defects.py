@@ -26,9 +26,21 @@ BROKEN = 5.0
 ROUNDING = 5e-4
 
 
-def bond_scale(lengths: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation ``(b,)`` of bond lengths ``(n, b)``, nm, the latter not below ROUNDING."""
-    return lengths.mean(0), np.maximum(lengths.std(0), ROUNDING)
+def bond_scale(lengths: Array, weights: Array | None = None) -> tuple[Array, Array]:
+    """Mean and standard deviation ``(b,)`` of bond lengths ``(n, b)``, nm, the latter not below ROUNDING.
+
+    ``weights`` ``(n,)`` are those of the configurations.
+    """
+    mean, deviation = weighted_moments(lengths, weights)
+    return mean, np.maximum(deviation, ROUNDING)
+
+
+def weighted_moments(values: Array, weights: Array | None) -> tuple[Array, Array]:
+    """Mean and standard deviation ``(b,)`` of values ``(n, b)`` under weights ``(n,)``."""
+    if weights is None:
+        return values.mean(0), values.std(0)
+    mean = np.average(values, axis=0, weights=weights)
+    return mean, np.sqrt(np.average(np.square(values - mean), axis=0, weights=weights))
 
 
 def broken(lengths: Array, scale: tuple[Array, Array]) -> NDArray[np.bool_]:
@@ -38,11 +50,13 @@ def broken(lengths: Array, scale: tuple[Array, Array]) -> NDArray[np.bool_]:
     return result
 
 
-def broken_by_halves(lengths: Array) -> NDArray[np.bool_]:
+def broken_by_halves(lengths: Array, weights: Array | None = None) -> NDArray[np.bool_]:
     """Whether each of one set is broken by the scale of the other half of the same set."""
-    even, odd = lengths[::2], lengths[1::2]
     result = np.zeros(len(lengths), dtype=bool)
-    result[::2], result[1::2] = broken(even, bond_scale(odd)), broken(odd, bond_scale(even))
+    halves = (slice(0, None, 2), slice(1, None, 2))
+    for own, other in (halves, halves[::-1]):
+        scale = bond_scale(lengths[other], None if weights is None else weights[other])
+        result[own] = broken(lengths[own], scale)
     return result
 
 
@@ -59,8 +73,11 @@ class BrokenBonds(Share):
 
     def shares(self, samples: Pool, reference: Pool) -> Shares:
         own, trusted = samples.geometry.bond_lengths, reference.geometry.bond_lengths
-        value = float(samples.probabilities @ broken(own, bond_scale(trusted)))
-        floor = float(reference.probabilities @ broken_by_halves(trusted))
+        weights = reference.row_weights
+        value = float(samples.probabilities @ broken(own, bond_scale(trusted, weights)))
+        floor = float(reference.probabilities @ broken_by_halves(trusted, weights))
+        if samples.weights is not None:
+            return Shares(value, floor, f"{100 * value:.2g} % of the molecules by weight")
         n = len(samples)
         return Shares(value, floor, f"{round(value * n):,} of {n:,} molecules")
 

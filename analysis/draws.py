@@ -116,6 +116,11 @@ class Pool(Draw):
         normalised: NDArray[np.float64] = (w.double() / w.double().sum()).numpy()
         return normalised
 
+    @property
+    def row_weights(self) -> NDArray[np.float64] | None:
+        """:attr:`probabilities` where there are weights, None where all count the same."""
+        return None if self.weights is None else self.probabilities
+
     def take(self, rows: Tensor) -> Draw:
         """The configurations of the given rows."""
         return Draw(self.system, self.positions[rows], self.energies[rows])

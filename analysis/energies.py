@@ -88,8 +88,13 @@ def _reference(values: Any) -> Array:
     return array
 
 
-def _shares(values: Array, edges: Array) -> Array:
-    return np.histogram(values[np.isfinite(values)], edges)[0] / values.size
+def _shares(values: Array, edges: Array, weights: Array | None = None) -> Array:
+    """Share of the total in each bin."""
+    if weights is None:
+        return np.histogram(values[np.isfinite(values)], edges)[0] / values.size
+    finite = np.isfinite(values)
+    counts = np.histogram(values[finite], edges, weights=weights[finite])[0]
+    return np.asarray(counts / weights.sum(), dtype=np.float64)
 
 
 def total_variation(samples: Any, reference: Any, *, bins: int = BINS) -> Binned:
@@ -183,16 +188,42 @@ class TrimmedEnergyWasserstein2(Distance):
         return Value(found.value, found.share)
 
 
-def histogram(samples: Any, reference: Any, *, bins: int = 60, tail: float = 0.001) -> Histogram:
+def histogram(
+    samples: Any,
+    reference: Any,
+    *,
+    bins: int = 60,
+    tail: float = 0.001,
+    weights: Array | None = None,
+    reference_weights: Array | None = None,
+) -> Histogram:
     """Densities of both sets on common bins for a plot.
 
     The bins span the central ``1 - 2 * tail`` of the reference, widened by a quarter of that width
     on each side, so that a shifted sample set stays in view and one outlier does not set the scale.
+
+    Parameters
+    ----------
+    samples, reference : values ``(n, ...)``, all of a row with its weight
+    weights, reference_weights : importance weights ``(n,)`` of the rows
     """
     a, b = values_of(samples, "samples"), _reference(reference)
-    low, high = (float(v) for v in np.quantile(b, [tail, 1 - tail]))
+    w, v = (
+        None if each is None else np.repeat(each, values.size // each.size)
+        for each, values in ((weights, a), (reference_weights, b))
+    )
+    low, high = _quantiles(b, v, tail)
     reach = 0.25 * (high - low) or 0.5
     edges = np.linspace(low - reach, high + reach, bins + 1)
     width = np.diff(edges)
-    outside = float(np.mean((a < edges[0]) | (a > edges[-1])))
-    return Histogram(edges, _shares(a, edges) / width, _shares(b, edges) / width, outside)
+    outside = float(np.average((a < edges[0]) | (a > edges[-1]), weights=w))
+    return Histogram(edges, _shares(a, edges, w) / width, _shares(b, edges, v) / width, outside)
+
+
+def _quantiles(values: Array, weights: Array | None, tail: float) -> tuple[float, float]:
+    """The quantiles ``tail`` and ``1 - tail``."""
+    if weights is None:
+        low, high = np.quantile(values, [tail, 1 - tail])
+    else:
+        low, high = np.quantile(values, [tail, 1 - tail], weights=weights, method="inverted_cdf")
+    return float(low), float(high)

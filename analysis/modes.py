@@ -1,6 +1,7 @@
 r"""Mode weights: how much probability each named region of a system carries.
 
-A system that has named modes implements :class:`HasModes`. Two kinds of answer are understood:
+A system that has named modes implements :class:`HasModes`; the file that defines a system may give it
+others, intervals of a collective variable (``system.basins``). Two kinds of answer are understood:
 
 * *classes*, labels ``(n,)`` of integers: every configuration belongs to exactly one mode (the number
   of stretched pairs of a double-well system, the nearest component of a mixture). The distance is
@@ -13,7 +14,7 @@ A system that has named modes implements :class:`HasModes`. Two kinds of answer 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -42,6 +43,13 @@ class HasModes(Protocol):
 
         Labels are either ``(n,)`` integers in ``[0, k)`` (classes) or ``(n, k)`` booleans (events).
         """
+
+
+def modes_of(system: System) -> HasModes | None:
+    """What labels the modes of a system: the basins of its file, or itself; None where it names none."""
+    if system.basins is not None:
+        return system.basins
+    return system if isinstance(system, HasModes) else None
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,40 @@ class ModeComparison:
         }
 
 
+class Members(NamedTuple):
+    """Which configurations are in which mode: ``member`` ``(n, k)`` booleans, and as in ModeWeights."""
+
+    names: tuple[str, ...]
+    member: Tensor
+    exclusive: bool
+
+
+def mode_members(x: Tensor, modes: HasModes) -> Members:
+    """Membership of positions ``(n, N, D)`` in modes.
+
+    Raises
+    ------
+    InputError
+        The labels do not follow :class:`HasModes`.
+    """
+    labels, names = modes.mode_labels(x)
+    k = len(names)
+    exclusive = labels.dim() == 1
+    if exclusive:
+        if len(labels) and not bool(((labels >= 0) & (labels < k)).all()):
+            raise InputError(
+                f"mode labels must lie in [0, {k}), got {sorted(set(labels.tolist()))}"
+            )
+        member = torch.nn.functional.one_hot(labels.long(), k).bool()
+    else:
+        member = labels
+    if tuple(member.shape) != (len(x), k):
+        raise InputError(
+            f"mode labels must have shape ({len(x)},) or ({len(x)}, {k}), got {tuple(labels.shape)}"
+        )
+    return Members(tuple(names), member, exclusive)
+
+
 def mode_weights(x: Tensor, system: HasModes, *, weights: Tensor | None = None) -> ModeWeights:
     r"""Weights of the system's modes with binomial standard errors :math:`\sqrt{p(1-p)/n_{eff}}`.
 
@@ -118,25 +160,11 @@ def mode_weights(x: Tensor, system: HasModes, *, weights: Tensor | None = None) 
     """
     if len(x) == 0:
         raise InputError("x must hold at least one configuration, got none")
-    labels, names = system.mode_labels(x)
-    k = len(names)
-    exclusive = labels.dim() == 1
-    if exclusive:
-        if len(labels) and not bool(((labels >= 0) & (labels < k)).all()):
-            raise InputError(
-                f"mode labels must lie in [0, {k}), got {sorted(set(labels.tolist()))}"
-            )
-        member = torch.nn.functional.one_hot(labels.long(), k)
-    else:
-        member = labels
-    if tuple(member.shape) != (len(x), k):
-        raise InputError(
-            f"mode labels must have shape ({len(x)},) or ({len(x)}, {k}), got {tuple(labels.shape)}"
-        )
+    names, member, exclusive = mode_members(x, system)
     n = effective_sample_size(weights, len(x))
     w = torch.full((len(x),), 1 / len(x)) if weights is None else weights / weights.sum()
     p = (w.double().cpu() @ member.double().cpu()).clamp(0, 1).numpy()
-    return ModeWeights(tuple(names), p, np.sqrt(p * (1 - p) / n), exclusive)
+    return ModeWeights(names, p, np.sqrt(p * (1 - p) / n), exclusive)
 
 
 def mode_distance(a: ModeWeights, b: ModeWeights) -> float:
@@ -173,10 +201,10 @@ def compare_modes(
 
 def compare_pools(samples: Pool, reference: Pool) -> ModeComparison | None:
     """The modes of both sides, by weight; None where the system names none."""
-    system = samples.system
-    if not isinstance(system, HasModes):
+    modes = modes_of(samples.system)
+    if modes is None:
         return None
-    a, b = (mode_weights(p.positions, system, weights=p.weights) for p in (samples, reference))
+    a, b = (mode_weights(p.positions, modes, weights=p.weights) for p in (samples, reference))
     return compare_modes(a, b, n_samples=samples.effective)
 
 
@@ -189,11 +217,11 @@ class ModeTotalVariation(Distance):
     )
 
     def applies(self, system: System) -> bool:
-        return isinstance(system, HasModes)
+        return modes_of(system) is not None
 
     def value(self, samples: Draw, reference: Draw) -> Value:
-        system = samples.system
-        if not isinstance(system, HasModes):
-            raise InputError(f"system {system.name!r} names no modes")
-        a, b = (mode_weights(draw.positions, system) for draw in (samples, reference))
+        modes = modes_of(samples.system)
+        if modes is None:
+            raise InputError(f"system {samples.system.name!r} names no modes")
+        a, b = (mode_weights(draw.positions, modes) for draw in (samples, reference))
         return Value(mode_distance(a, b))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .defects import BROKEN, bond_scale, broken, broken_by_halves
+from .defects import BROKEN, bond_scale, broken, broken_by_halves, weighted_moments
 from .draws import Pool
 from .geometry import molecule_of
 from .torsions import BASINS, BINS, Basins, basin_weights, ramachandran_shares, replica_groups
@@ -30,7 +30,7 @@ class ResidueComparison:
 
 @dataclass(frozen=True)
 class CentreComparison:
-    """How many configurations of each side have each hand at a centre; ``hands`` names the two."""
+    """How many configurations of each side have each hand at a centre, by weight; ``hands`` names the two."""
 
     name: str
     hands: tuple[str, str]
@@ -55,7 +55,7 @@ class MoleculeComparison:
     Attributes
     ----------
     residues, centres, bonds : one entry each
-    broken, n : molecules with a bond beyond ``BROKEN`` standard deviations, out of n samples
+    broken, n : molecules with a bond beyond ``BROKEN`` standard deviations, out of n samples, by weight
     reference_broken, reference_n : the same of the reference
     """
 
@@ -149,8 +149,8 @@ def compare_pools(samples: Pool, reference: Pool) -> MoleculeComparison | None:
         return None
     atoms = list(molecule.topology.atoms)
     own, trusted = samples.geometry.bond_lengths, reference.geometry.bond_lengths
-    scale = bond_scale(trusted)
-    sample_scale = own.mean(0), own.std(0)
+    scale = bond_scale(trusted, reference.row_weights)
+    sample_scale = weighted_moments(own, samples.row_weights)
     worst = (np.abs(own - scale[0]) / scale[1]).max(0)
     area = (360.0 / BINS) ** 2
 
@@ -165,7 +165,7 @@ def compare_pools(samples: Pool, reference: Pool) -> MoleculeComparison | None:
         )
 
     def counts(pool: Pool, k: int) -> tuple[int, int]:
-        positive = int(pool.geometry.hands[:, k].sum())
+        positive = round(len(pool) * float(pool.probabilities @ pool.geometry.hands[:, k]))
         return len(pool) - positive, positive
 
     return MoleculeComparison(
@@ -192,8 +192,11 @@ def compare_pools(samples: Pool, reference: Pool) -> MoleculeComparison | None:
             )
             for b, (i, j) in enumerate(molecule.bonds)
         ),
-        broken=int(broken(own, scale).sum()),
+        broken=round(len(samples) * float(samples.probabilities @ broken(own, scale))),
         n=len(samples),
-        reference_broken=int(broken_by_halves(trusted).sum()),
+        reference_broken=round(
+            len(reference)
+            * float(reference.probabilities @ broken_by_halves(trusted, reference.row_weights))
+        ),
         reference_n=len(reference),
     )

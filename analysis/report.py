@@ -11,7 +11,7 @@ import io
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from molsampler.storage.files import atomic_path, check_output
 
@@ -379,9 +379,16 @@ def write_report(comparison: Comparison, path: Path | str, *, overwrite: bool = 
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(comparison: Comparison, path: Path | str, *, overwrite: bool = False) -> None:
-    """Write all numbers of the comparison as JSON; errors as :func:`write_report`."""
+class HasNumbers(Protocol):
+    """A result that JSON can hold."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready dictionary."""
+
+
+def write_json(result: HasNumbers, path: Path | str, *, overwrite: bool = False) -> None:
+    """Write all numbers of a comparison or of free energies as JSON; errors as :func:`write_report`."""
     target = check_output(path, overwrite=overwrite)
-    text = json.dumps(comparison.to_dict(), indent=1, allow_nan=False)
+    text = json.dumps(result.to_dict(), indent=1, allow_nan=False)
     with atomic_path(target) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

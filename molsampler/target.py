@@ -9,11 +9,14 @@ bad coordinates and differentiation, so that a subclass writes nothing but its f
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from .collective_variables import Intervals
 from .errors import InputError, NonFiniteError, ShapeError
 from .molecule.molecule import Molecule
 from .space import Space
@@ -136,6 +139,8 @@ class System:
     exchangeable : whether the energy is unchanged by permuting the particles
     concurrent : whether several threads may ask for energies at once
     molecule : what tells its particles apart, None for identical ones
+    collective_variables : texts of the collective variables that the system's file names
+    basins : the basins that the system's file defines, None where it defines none
     description : one line for listings
     """
 
@@ -148,6 +153,8 @@ class System:
     concurrent: bool = False
     molecule: Molecule | None = None
     description: str = ""
+    collective_variables: Mapping[str, str] = MappingProxyType({})
+    basins: Intervals | None = None
 
     @property
     def units(self) -> str:

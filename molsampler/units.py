@@ -16,6 +16,9 @@ TWIN_TEMPERATURE = 300.0
 #: Particle mass in dalton in OpenMM twins (argon); it changes the dynamics, not the distribution.
 TWIN_MASS = 39.948
 
+#: Kilojoules in a kilocalorie (thermochemical).
+KILOCALORIE = 4.184
+
 
 def kT(temperature: float) -> float:
     """Thermal energy in kJ/mol at a temperature in kelvin."""

@@ -131,6 +131,9 @@ def build_system(content: Mapping[str, Any], *, source: object, folder: Path | N
     values = {key: value for key, value in content.items() if value is not None}
     kind = values.setdefault("kind", DEFAULT_KIND)
     try:
-        return validated(SYSTEM_KINDS[kind], values).build(folder)
+        spec = validated(SYSTEM_KINDS[kind], values)
+        system = spec.build(folder)
+        spec.define_basins(system)
+        return system
     except InputError as error:
         raise type(error)(f"{source}: {error}") from None

@@ -5,9 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from molsampler.collective_variables import Intervals, collective_variable
 from molsampler.target import System
+
+
+class BasinsSpec(BaseModel):
+    """Key ``basins`` of a system file: intervals of a collective variable, cut at rising edges."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    along: str
+    edges: list[float] = Field(description="a list of rising numbers")
 
 
 class SystemSpec(BaseModel):
@@ -23,6 +33,8 @@ class SystemSpec(BaseModel):
     kind : the name of the kind
     name : name of the system; the file's, if it gives none
     description : one line for listings
+    collective_variables : texts by name, see :mod:`molsampler.collective_variables`
+    basins : what ``compare`` and ``free-energy`` take for the modes of the system
     elsewhere : why records of such systems do not suffice to rebuild them, as a clause that follows
         the system's name; empty where they do
     """
@@ -34,6 +46,10 @@ class SystemSpec(BaseModel):
     kind: str
     name: str
     description: str = ""
+    collective_variables: dict[str, str] = Field(
+        default={}, description="a mapping of names to texts such as distance:0,1"
+    )
+    basins: BasinsSpec | None = None
 
     def build(self, folder: Path | None) -> System:
         """The system. ``folder`` is that of the file, None for what other files record of a system.
@@ -44,3 +60,23 @@ class SystemSpec(BaseModel):
             A value is unusable; the caller names the file.
         """
         raise NotImplementedError
+
+    def define_basins(self, system: System) -> None:
+        """Give a system the collective variables and basins of its file.
+
+        They are no part of its definition: :meth:`~molsampler.target.System.record` leaves them out, and
+        files of samples do not depend on them.
+
+        Raises
+        ------
+        InputError
+            A text is of no known form or does not fit the system, or edges do not rise.
+        """
+        for text in self.collective_variables.values():
+            collective_variable(text, system.shape, files=False)
+        system.collective_variables = dict(self.collective_variables)
+        if self.basins is not None:
+            variable = collective_variable(
+                self.basins.along, system.shape, named=self.collective_variables, files=False
+            )
+            system.basins = Intervals(variable, tuple(self.basins.edges))

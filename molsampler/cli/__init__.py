@@ -1,6 +1,7 @@
 """The command ``molsampler``: exit codes, errors and signals; one module per verb.
 
-Exit codes: 0 done, 1 failed with one line on standard error, 2 wrong usage, 130 or 143 interrupted.
+Exit codes: 0 done, 1 failed with one line on standard error, 2 wrong usage, 3 done but the
+result is not usable, 130 or 143 interrupted.
 ``MOLSAMPLER_DEBUG=1`` shows the traceback of a failure. Results go to standard output, everything
 else to standard error.
 """

@@ -11,6 +11,7 @@ from .compare import compare
 from .demo import demo
 from .doctor import doctor
 from .export import export
+from .free_energy import free_energy
 from .info import info
 from .reference import reference
 from .sample import sample
@@ -42,5 +43,16 @@ def _options(
     pass
 
 
-for command in (systems, sample, train, reference, compare, export, info, demo, doctor):
+for command in (
+    systems,
+    sample,
+    train,
+    reference,
+    compare,
+    free_energy,
+    export,
+    info,
+    demo,
+    doctor,
+):
     app.command()(command)

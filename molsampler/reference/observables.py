@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..collective_variables import dihedral
 from ..molecule.graph import neighbours, rotatable_bonds
 from ..target import System
 from .dynamics import bonds_of
@@ -29,7 +30,7 @@ def observables(system: System, x: Tensor) -> dict[str, Tensor]:
         return watched
     torsions = _watched_torsions(system)
     for i, j, k, last in torsions:
-        angle = _dihedral(x[:, i], x[:, j], x[:, k], x[:, last])
+        angle = dihedral(x[:, i], x[:, j], x[:, k], x[:, last])
         watched[f"cosine of torsion {i}-{j}-{k}-{last}"] = angle.cos()
         watched[f"sine of torsion {i}-{j}-{k}-{last}"] = angle.sin()
     centred = x - x.mean(-2, keepdim=True)
@@ -63,11 +64,3 @@ def _watched_torsions(system: System) -> list[tuple[int, int, int, int]]:
         for torsion, _ in rotatable_bonds(n, bonds)
         if not symmetric(torsion[1], torsion[2]) and not symmetric(torsion[2], torsion[1])
     ]
-
-
-def _dihedral(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """Dihedral angle in radians of points ``(b, 3)``."""
-    first, axis, last = b - a, c - b, d - c
-    left, right = torch.linalg.cross(first, axis), torch.linalg.cross(axis, last)
-    up = (torch.linalg.cross(left, right) * axis).sum(-1) / axis.norm(dim=-1)
-    return torch.atan2(up, (left * right).sum(-1))

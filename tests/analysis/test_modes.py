@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from molsampler.analysis.comparison import compare_many
 from molsampler.analysis.modes import (
     HasModes,
     compare_modes,
@@ -15,6 +16,7 @@ from molsampler.analysis.modes import (
 )
 from molsampler.analysis.statistics import effective_sample_size
 from molsampler.errors import InputError
+from molsampler.samples import Samples
 from molsampler.systems import get_system
 from molsampler.systems.many_well import ManyWell
 from molsampler.systems.mixture import GaussianMixture
@@ -114,3 +116,34 @@ def test_different_systems_and_empty_sets_are_refused() -> None:
         mode_weights(torch.zeros(0, 1, 2), a)
     with pytest.raises(InputError, match="positive sum"):
         effective_sample_size(torch.zeros(3), 3)
+
+
+def test_basins_of_a_system_file_are_modes_of_a_comparison(tmp_path) -> None:
+    """Two wells of a bond: samples that sit in one of them miss the other, by the name in the file."""
+    path = tmp_path / "pair.yaml"
+    path.write_text(
+        "expression: 2*(r - 3)^2*(r - 5)^2\nparticles: 2\ndimensions: 3\n"
+        "collective_variables: {bond: 'distance:0,1'}\nbasins: {along: bond, edges: [4]}\n"
+    )
+    system = get_system(path)
+    random = generator(0)
+    length = torch.cat([torch.full((300,), 3.0), torch.full((500,), 5.0)])
+    length += 0.1 * torch.randn(800, generator=random)
+    x = torch.zeros(800, 2, 3)
+    x[:, 1, 0] = length
+    both = Samples.of(system, x[torch.randperm(800, generator=random)])
+    found = compare_many(
+        {"both": both, "one": Samples.of(system, x[300:])},
+        both,
+        system,
+        n=100,
+        repeats=2,
+        transport_repeats=0,
+        drift_steps=0,
+    )
+    assert found["both"].modes is not None
+    assert found["both"].modes.reference.names == ("bond < 4", "bond >= 4")
+    assert found["both"].modes.reference.weights == pytest.approx([0.375, 0.625])
+    assert found["both"].metric("mode_tvd").passed()
+    assert found["one"].modes is not None
+    assert found["one"].modes.missing == ("bond < 4",)

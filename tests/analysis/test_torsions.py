@@ -64,6 +64,27 @@ def test_angles_and_lengths_are_those_that_were_drawn() -> None:
     assert np.abs(lengths.std(0) / 0.003 - 1).max() < 6 / math.sqrt(12_000)
 
 
+def test_weights_reach_hands_and_bonds() -> None:
+    """Mirror images and stretched molecules of no weight are none; without weights they are half."""
+    wrong = 1.05 * SAMPLES * torch.tensor([1.0, 1.0, -1.0])
+    both = torch.cat([SAMPLES, wrong])
+    log_weights = torch.zeros(len(both), dtype=torch.float64)
+    log_weights[len(SAMPLES) :] = -math.inf
+    weighted, plain = judge(both, log_weights=log_weights), judge(both)
+    assert failed(weighted) == set()
+    assert {"broken_bonds", "wrong_hand"} <= failed(plain)
+    assert weighted.molecule is not None
+    assert plain.molecule is not None
+    assert weighted.molecule.centres[0].samples == (0, len(both))
+    assert plain.molecule.centres[0].samples == (len(SAMPLES), len(SAMPLES))
+    assert weighted.molecule.broken < 0.02 * len(both)
+    for bond in weighted.molecule.bonds:
+        assert bond.samples == pytest.approx(bond.reference, rel=0.1)
+    # The same as a reference: its scale is that of the molecules that count.
+    mixed = Samples.of(PEPTIDE, both, log_weights=log_weights)
+    assert failed(judge(SAMPLES, mixed)) == set()
+
+
 def test_molecules_of_the_same_law_pass(right: Comparison) -> None:
     assert failed(right) == set()
     keys = {metric.key for metric in right.metrics}

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from molsampler.collective_variables import dihedral
 from molsampler.errors import FileFormatError, InputError, OutputExistsError, RunLockedError
 from molsampler.reference.dynamics import LangevinReplicas
 from molsampler.reference.journal import Journal
-from molsampler.reference.observables import _dihedral, _watched_torsions, observables
+from molsampler.reference.observables import _watched_torsions, observables
 from molsampler.reference.run import replica_index, sample_reference
 from molsampler.reference.starts import dispersed_starts
 from molsampler.systems import OpenMMSystem, PairPotential, get_system
@@ -35,7 +36,7 @@ def pair() -> PairPotential:
 
 def torsion_shares(system: OpenMMSystem, x: torch.Tensor) -> torch.Tensor:
     """Whether the torsion is trans, gauche+ or gauche-, ``(n, 3)``."""
-    angle = _dihedral(x[:, 0], x[:, 1], x[:, 2], x[:, 3])
+    angle = dihedral(x[:, 0], x[:, 1], x[:, 2], x[:, 3])
     third = math.pi / 3
     wells = (angle.abs() > 2 * third, (angle - third).abs() < third, (angle + third).abs() < third)
     return torch.stack(wells, 1).double()
@@ -51,7 +52,7 @@ def test_torsions_follow_the_exact_distribution(molecule) -> None:
     grid = torch.linspace(-math.pi, math.pi, 100_001, dtype=torch.float64)[:-1]
     weight = torch.exp(-3.0 * (1 + torch.cos(3 * grid)) / (8.31446261815324e-3 * 300))
     i = replica_index(samples)
-    cosine = torch.cos(3 * _dihedral(x[:, 0], x[:, 1], x[:, 2], x[:, 3]))
+    cosine = torch.cos(3 * dihedral(x[:, 0], x[:, 1], x[:, 2], x[:, 3]))
     expected = float((weight * torch.cos(3 * grid)).sum() / weight.sum())
     means = torch.stack([cosine[i == k].mean() for k in range(16)])
     z = float((means.mean() - expected) / (means.std() / 4))
@@ -123,7 +124,7 @@ def test_dihedral_has_the_sign_of_the_convention() -> None:
     expected = mdtraj.compute_dihedrals(
         mdtraj.Trajectory(x.numpy(), topology), [[0, 1, 2, 3]], periodic=False
     )
-    np.testing.assert_allclose(_dihedral(*x.unbind(1)).numpy(), expected[:, 0], atol=1e-4)
+    np.testing.assert_allclose(dihedral(*x.unbind(1)).numpy(), expected[:, 0], atol=1e-4)
 
 
 def test_replica_of_each_row(molecule) -> None:

@@ -1,0 +1,179 @@
+"""``molsampler free-energy``: log Z, free energies and basins from weighted samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import Device, OfSystem, Overwrite, Seed
+from .terminal import note, print_json, print_table, progress
+
+if TYPE_CHECKING:
+    from molsampler.analysis import FreeEnergy
+
+    from ..samples import Samples
+
+#: Exit code of a result that is not usable.
+UNUSABLE = 3
+
+
+def free_energy(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SAMPLES|ARTIFACT",
+            help="Samples, or a sampler (folder or shipped name) that they are drawn from.",
+        ),
+    ],
+    system: OfSystem = None,
+    along: Annotated[
+        str | None,
+        typer.Option(
+            "--along",
+            metavar="CV",
+            help="torsion:i,j,k,l, distance:i,j, FILE.py:NAME (the file is run), or a name that the "
+            "system's file defines; particles count from zero.",
+        ),
+    ] = None,
+    edges: Annotated[
+        str | None,
+        typer.Option(
+            "--edges",
+            metavar="A,B,...",
+            help="Where basins along CV begin; by default at the barriers of the profile.",
+        ),
+    ] = None,
+    unit: Annotated[
+        str, typer.Option("--unit", help="Of energies: kT, kJ/mol or kcal/mol.")
+    ] = "kT",
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", help="Kelvin, for reduced systems in other units than kT."),
+    ] = None,
+    number: Annotated[
+        int, typer.Option("-n", "--number", min=1, help="Samples to draw from an ARTIFACT.")
+    ] = 10_000,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Plot of the profile along CV (.png, .svg or .pdf)."),
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Numbers as JSON; - is standard output.")
+    ] = None,
+    seed: Seed = 0,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Log Z, free energy, mean energy, entropy, heat capacity and basins, each with an error.
+
+    Exit code 3 says that the weights do not carry an answer; the reason is printed, no number is.
+    """
+    from molsampler.analysis import free_energy, write_json, write_profile
+
+    from ..storage.files import check_output
+
+    to_stdout = json is not None and str(json) == "-"
+    for path in (output, None if to_stdout else json):
+        if path is not None:
+            check_output(path, overwrite=overwrite)
+    if output is not None and along is None:
+        raise typer.BadParameter(
+            "a plot needs a collective variable: give --along", param_hint="-o"
+        )
+    cut = None if edges is None else _numbers(edges)
+    samples = _samples(source, system, number=number, seed=seed, device=device)
+    found = free_energy(
+        samples, system, along=along, edges=cut, unit=unit, temperature=temperature, seed=seed
+    )
+    if output is not None and found.along is not None:
+        write_profile(found.along, output, overwrite=overwrite)
+        note(f"wrote {output}")
+    if json is not None and not to_stdout:
+        write_json(found, json, overwrite=overwrite)
+        note(f"wrote {json}")
+    if to_stdout:
+        print_json(found.to_dict())
+    else:
+        print_free_energy(found)
+    if not found.usable:
+        raise typer.Exit(UNUSABLE)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} must be numbers such as -120,0,120", param_hint="--edges"
+        ) from None
+
+
+def _samples(
+    source: str, system: str | None, *, number: int, seed: int, device: str | None
+) -> Samples:
+    """The samples of a file, or fresh ones of a sampler."""
+    if Path(source).is_file():
+        from ..export import load
+
+        return load(source, system=system)
+    from ..sampler.sampler import Sampler
+
+    sampler = Sampler.load(source, system=system)
+    with progress(f"sampling {sampler.system.name}", number):
+        samples = sampler.sample(number, seed=seed, device=device)
+    coordinates = "cartesian" if sampler.card.coordinates is None else "internal"
+    return samples.with_metadata(coordinates=coordinates)
+
+
+def print_free_energy(found: FreeEnergy) -> None:
+    """The verdict, then the numbers, where there are any."""
+    from molsampler.analysis import format_value
+
+    v = found.verdict
+    facts = [f"{v.n:,} samples"]
+    if found.weighted:
+        facts.append(f"effective number {v.ess:,.0f}")
+        facts.append(
+            "largest weight " + ("none" if v.max_weight is None else f"{100 * v.max_weight:.2g} %")
+        )
+        facts.append("Pareto k " + ("not fitted" if v.pareto_k is None else f"{v.pareto_k:.2f}"))
+    print(f"{found.system or 'system unknown'}: {', '.join(facts)}")
+    if not found.usable:
+        print(f"NOT USABLE: {v.reason}")
+        return
+    if v.reason:
+        print(v.reason)
+    quantities = (
+        ("log Z", "", found.log_z),
+        ("F = -log Z", found.unit, found.F),
+        ("U, mean energy", found.unit, found.U),
+        ("S = (U - F) / T", found.entropy_unit, found.S),
+        ("C, var(u)", found.entropy_unit, found.C),
+    )
+    rows = [
+        [name, "–" if each is None else format_value(*each), unit]
+        for name, unit, each in quantities
+    ]
+    print_table(["quantity", "value ± standard error", "unit"], rows)
+    if found.basins:
+        print()
+        print_table(
+            ["basin", "population", f"free energy ({found.unit})", "against", "effective samples"],
+            [
+                [
+                    basin.name,
+                    format_value(*basin.population),
+                    "–" if basin.free_energy is None else format_value(*basin.free_energy),
+                    basin.reference,
+                    f"{basin.ess:,.0f}",
+                ]
+                for basin in found.basins
+            ],
+        )
+    for line in found.notes:
+        print(f"note: {line}")
+    if found.weighted:
+        print(f"measure of log Z: {found.measure}")
+    print(f"errors: bootstrap over {found.blocks:,} blocks ({found.rule})")
