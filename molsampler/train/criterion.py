@@ -21,8 +21,8 @@ MALA steps. It is zero in local equilibrium and blind to the weights of modes an
 the energies before and after the steps on 500 bins of [-100, 100], one where fewer than 60 % fall inside;
 and the mean of the energies below 300. **Last** takes the latest.
 
-**ESS** is the effective share of the weights of a generator that knows its density. It needs no population and
-sees what the draws themselves reach.
+**ESS** is the effective share of the weights of a generator that knows its density. It needs no population
+and sees what the draws themselves reach.
 """
 
 from __future__ import annotations
