@@ -32,7 +32,7 @@ class TrainConfig(Frozen):
     sampled, by the settings of its kind; ``calibrate`` tunes its one number at the end, against the
     objective's population. ``criterion`` is what checkpoints are selected by
     (:mod:`molsampler.train.criterion`); ``auto`` is ``discrepancy`` where the objective keeps a population,
-    else ``drift``.
+    else ``drift``. ``probe`` has the energy probed before a fresh run (:mod:`molsampler.wellposed`).
     """
 
     system: str
@@ -51,6 +51,7 @@ class TrainConfig(Frozen):
     log_every: int = Field(10, ge=1)
     max_bad_steps: int = Field(20, ge=1)
     compile: bool = False
+    probe: bool = True
 
     def how_to_sample(self) -> Sampling:
         """``sampling`` in the form of the generator's kind."""
