@@ -113,13 +113,13 @@ def train(
         The device does not exist, or its memory is too small for the batch.
     """
     place = check_device("cpu" if device is None else device)
+    if config.probe and not checkpoint.checkpoints(Path(run_dir) / "checkpoints"):
+        _require_well_posed(target)
     chart = chart_of(
         target, internal_coordinates(target) if config.coordinates == "internal" else None
     )
     _require_memory(config, chart.target)
     began = time.monotonic()
-    if config.probe and not checkpoint.checkpoints(Path(run_dir) / "checkpoints"):
-        _require_well_posed(target)
     say = _throttled(on_progress)
     with (
         RunFolder(run_dir) as folder,
