@@ -90,11 +90,13 @@ def _paths(system: System, x: Tensor, ratios: Tensor, bases: Bases) -> list[Path
         first = float((x[j] - x[i]).norm())
         guarded = bool({i, j} & bonded)
         paths.append(Path(f"particles {i} and {j} meet", d, first, moved, guarded))
-    groups = [] if bonded or n < 3 else [list(range(n))]
-    if groups and n > 3:
+    groups = []
+    if n > 3 and not bonded:
         kind = kinds(system)
         leading = [kind.index(each) for each in spread(sorted(set(kind)), 3)]
-        groups.append((leading + [k for k in range(n) if k not in leading])[:3])
+        groups.append(sorted((leading + [k for k in range(n) if k not in leading])[:3]))
+    if n > 2 and not bonded:
+        groups.append(list(range(n)))
     for group in groups:
         centre = x[group].mean(0)
         moved = x.repeat(len(ratios), 1, 1)

@@ -125,7 +125,8 @@ def find_bases(system: System, evaluate: Evaluator) -> Bases | None:
     x, u = x[usable], u[usable]
     centre = x - x.mean(1, keepdim=True) if x.shape[1] > 1 else x
     size = float(centre.square().sum(-1).mean().sqrt())
-    return Bases(x, u, max(size, scale, 1e-6), known)
+    # One particle at its origin has no size; a unit of length is the system's own.
+    return Bases(x, u, max(size, scale) if max(size, scale) > 1e-6 else 1.0, known)
 
 
 def _descend(x: Tensor, evaluate: Evaluator, *, steps: int) -> tuple[Tensor, Tensor]:
