@@ -74,7 +74,7 @@ class Evaluator:
                 return torch.full((1,), torch.inf, dtype=torch.float64), torch.zeros_like(
                     x
                 ).double()
-            parts = [self(row) for row in x.split(1)]
+            parts = [self(row) for row in torch.split(x, 1)]
             return torch.cat([u for u, _ in parts]), torch.cat([score for _, score in parts])
         return u.detach().cpu().double(), score.detach().cpu().double()
 

@@ -54,7 +54,8 @@ def require_score(system: System, evaluate: Evaluator, bases: Bases) -> None:
         length = share * bases.size
         t = torch.linspace(0, length, 9, dtype=torch.float64)
         x = start[:, None] + t[:, None, None] * direction[:, None]
-        u, score = (part.unflatten(0, (segments, 9)) for part in evaluate(x.flatten(0, 1)))
+        u, score = evaluate(x.flatten(0, 1))
+        u, score = u.reshape(segments, 9), score.reshape(x.shape)
         if bool((score.isnan().flatten(2).any(2) & torch.isfinite(u)).any()):
             raise IllPosedError(
                 f"the score of {system.name!r} is NaN where the energy is finite; its derivative may be "
