@@ -19,7 +19,7 @@ from ..errors import IllPosedError
 from ..target import System
 from .evaluator import Evaluator
 from .kinds import kinds, pairs_of_kinds, spread
-from .start import Bases
+from .start import FORBIDDEN, Bases
 
 _log = logging.getLogger(__name__)
 
@@ -123,9 +123,7 @@ def _judge(system: System, path: Path, u: Tensor, ratios: Tensor, base: float) -
         if calm:
             raise IllPosedError(
                 f"the energy of {system.name!r} becomes NaN as {path.name} (r = "
-                f"{path.first * float(ratios[usable]):.2g}), coming from {before:.4g} kT: a root or "
-                "logarithm may have a negative argument there. Where configurations are forbidden the "
-                "energy should rise, or be +inf"
+                f"{path.first * float(ratios[usable]):.2g}), coming from {before:.4g} kT. {FORBIDDEN}"
             )
     falling = end == -math.inf
     slopes = [

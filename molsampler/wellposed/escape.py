@@ -23,7 +23,7 @@ from ..space import MeanFree
 from ..target import COORDINATE_LIMIT, System
 from .evaluator import Evaluator
 from .kinds import fragments
-from .start import Bases
+from .start import FORBIDDEN, Bases
 
 _log = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ def _judge(
                 return ""
             raise IllPosedError(
                 f"the energy of {system.name!r} becomes {values[bad]} as {direction.name} "
-                f"(R = {float(radii[bad]):.2g}), coming from {before:.4g} kT"
+                f"(R = {float(radii[bad]):.2g}), coming from {before:.4g} kT. {FORBIDDEN}"
             )
         logs = radii.log().tolist()
         slopes = [
@@ -204,8 +204,8 @@ def _judge(
         heights.append(values[-1] - base)
     height = max(heights)
     said = (
-        f"the energy of {system.name!r} does not grow as {direction.name}: it is {height:.3g} kT above "
-        f"where it began at R = {float(radii[-1]):.2g}"
+        f"the energy of {system.name!r} does not grow as {direction.name}: it is {abs(height):.3g} kT "
+        f"{'above' if height >= 0 else 'below'} where it began at R = {float(radii[-1]):.2g}"
     )
     if height > (_BOUND if bases.known else _BOUND_IF_FOUND):
         return (

@@ -24,6 +24,12 @@ _HOLE = 1e6
 #: Factor by which a descent may move outwards: an energy that falls that way has no minimum to find.
 _REACH = 2.0
 
+#: What to do about a NaN outside the domain of an energy.
+FORBIDDEN = (
+    "A root or logarithm may have a negative argument there; where configurations are forbidden the energy "
+    "should rise, or be +inf"
+)
+
 
 class Bases(NamedTuple):
     """Configurations ``(k, n, d)`` near minima of the energy, their energies, and their size.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import butane
 import butanes
@@ -16,15 +17,26 @@ from torch import Tensor
 from molsampler.cli import main
 from molsampler.errors import MolsamplerError, UnboundedEnergyError
 from molsampler.mcmc.population import PopulationConfig, equilibrate
+from molsampler.nn.generators import Draw, Generator
 from molsampler.reference import sample_reference
 from molsampler.systems import OpenMMSystem, PairPotential, get_system
 from molsampler.target import System
 from molsampler.train import TrainResult, load_config, train
+from molsampler.train.criterion import Evaluation, evaluate
 
 pytest.importorskip("openmm")
 
 #: Seconds within which a refusal must come, compilation of nothing included.
 _PATIENCE = 10.0
+
+#: The paper's algorithm, as short.
+SMALL_PAPER = [
+    "score_steps=1",
+    "target_score.steps=2",
+    "target_score.particles=2",
+    "evaluate_samples=20",
+    "evaluate_steps=2",
+]
 
 #: A training that would be over in seconds.
 TINY = [
@@ -282,4 +294,44 @@ def test_chains_of_a_low_energy_are_left_alone() -> None:
 def test_a_training_that_finds_the_fall_leaves_no_artifact(tmp_path: Path) -> None:
     with pytest.raises(UnboundedEnergyError, match="falls without bound"):
         train_briefly(Function(channel, 1, 10), tmp_path / "run", "target_score.size=256")
+    assert not (tmp_path / "run" / "artifact").exists()
+
+
+class Huddle:
+    """A generator whose samples are a pair of particles nearly at one place."""
+
+    def draw(self, n: int, target: object, *, generator: torch.Generator) -> Draw:
+        x = 1e-3 * torch.randn(n, 2, 3, generator=generator)
+        return Draw(x - x.mean(1, keepdim=True), None, 0)
+
+
+def test_samples_that_have_fallen_end_the_evaluation() -> None:
+    def judged(expression: str) -> Evaluation:
+        return evaluate(
+            cast(Generator, Huddle()),
+            PairPotential("pair", expression, n=2, d=3),
+            discrepancy=None,
+            samples=50,
+            steps=2,
+            step_size=1e-9,
+            rng=torch.Generator().manual_seed(0),
+        )
+
+    with pytest.raises(UnboundedEnergyError, match=r"of 50 refined samples have fallen"):
+        judged("-1/r^6 + 0.5*r^2/n")
+    # Negative control: in collision, and to be repaired.
+    assert judged("1/r^6 + 0.5*r^2/n").median_energy > 1e6
+
+
+def test_a_generator_of_nothing_is_not_kept(tmp_path: Path) -> None:
+    """Everything finite is too small for the samples to meet."""
+    needle = Function(lambda x: square(x) + torch.where(square(x) > 1e-6, torch.inf, 0.0), d=3)
+    settings = load_config(
+        "paper",
+        "function",
+        invariant=False,
+        overrides=["iterations=2", "compile=false", "batch_size=8", "probe=false", *SMALL_PAPER],
+    )
+    with pytest.raises(UnboundedEnergyError, match="nothing to keep"):
+        train(needle, tmp_path / "run", settings)
     assert not (tmp_path / "run" / "artifact").exists()

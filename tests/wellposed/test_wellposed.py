@@ -47,6 +47,44 @@ def three_wells(x: Tensor) -> Tensor:
     return -torch.logsumexp(-0.5 * (x - centres).square().sum(-1), dim=1)
 
 
+def bonds(x: Tensor) -> Tensor:
+    """Lengths of the bonds of a chain, ``(b, n - 1)``."""
+    return (x[:, 1:] - x[:, :-1]).norm(dim=-1)
+
+
+def distances(x: Tensor) -> Tensor:
+    """Distances of all pairs, ``(b, n (n - 1) / 2)``."""
+    i, j = torch.triu_indices(x.shape[1], x.shape[1], 1)
+    return (x[:, i] - x[:, j]).norm(dim=-1)
+
+
+def repulsion(x: Tensor) -> Tensor:
+    """Weeks-Chandler-Andersen: zero beyond the minimum of Lennard-Jones."""
+    r = distances(x)
+    return torch.where(r < 2 ** (1 / 6), 4 * (r**-12 - r**-6) + 1, 0 * r).sum(1)
+
+
+def finitely_extensible(x: Tensor) -> Tensor:
+    """A FENE chain, +inf where a bond is longer than 1.5."""
+    r = bonds(x)
+    inside = torch.where(r < 1.5, r, 0 * r)
+    stretched = -33.75 * torch.log1p(-((inside / 1.5) ** 2))
+    return torch.where(r < 1.5, stretched, torch.inf).sum(1) + repulsion(x)
+
+
+def ions(x: Tensor) -> Tensor:
+    i, j = torch.triu_indices(x.shape[1], x.shape[1], 1)
+    sign = 1.0 - 2.0 * ((i + j) % 2)
+    r = distances(x)
+    return (20 * sign * (1 / r) + r**-9).sum(1) + 0.05 * square(x)
+
+
+def field(x: Tensor) -> Tensor:
+    """phi^4 on a ring."""
+    y = x.flatten(1)
+    return (0.5 * (y - y.roll(1, 1)) ** 2 + (y**2 - 1) ** 2).sum(1)
+
+
 SOUND: dict[str, Callable[[], System]] = {
     **{
         name: lambda name=name: get_system(name)
@@ -84,6 +122,26 @@ SOUND: dict[str, Callable[[], System]] = {
     "off centre": lambda: Function(lambda x: square(x - 200)),
     "walls": lambda: Function(
         lambda x: square(x) + torch.where(x.abs().amax((1, 2)) > 3, torch.inf, 0.0)
+    ),
+    "ring": lambda: Function(lambda x: (x.flatten(1).norm(dim=1) - 3) ** 2 / 0.1),
+    "ill-conditioned": lambda: Function(
+        lambda x: (x.flatten(1) ** 2 * torch.logspace(-3, 3, 100).to(x)).sum(1), d=100
+    ),
+    "exponential on one side": lambda: Function(lambda x: (x.exp() - 0.01 * x).sum((1, 2)), d=3),
+    "repulsion in a trap": lambda: Function(
+        lambda x: repulsion(x) + square(x) / 2, 6, 3, mean_free=True
+    ),
+    "flat bottom": lambda: Function(
+        lambda x: repulsion(x) + 10 * torch.relu(x.norm(dim=-1) - 30).square().sum(1), 6, 3
+    ),
+    "harmonic chain": lambda: Function(
+        lambda x: 50 * (bonds(x) - 1).square().sum(1), 10, 3, mean_free=True
+    ),
+    "extensible chain": lambda: Function(finitely_extensible, 6, 3, mean_free=True),
+    "two kinds of ions": lambda: Function(ions, 8, 3),
+    "lattice field": lambda: Function(field, 64, 1),
+    "box": lambda: Function(
+        lambda x: torch.where(x.abs().amax((1, 2)) > 1, torch.inf, 0.0) + 0 * square(x)
     ),
     "particles in a field": lambda: Function(
         lambda x: square(x) + x[:, :1].pow(4).sum((1, 2)), 4, 3
@@ -152,6 +210,16 @@ ILL: dict[str, tuple[Callable[[], System], str]] = {
     "NaN in contact": (
         lambda: pair(f"sqrt(r - 0.5){TRAP}"),
         "becomes NaN as particles 0 and 1 meet",
+    ),
+    "NaN outside a domain": (
+        lambda: Function(lambda x: -(x.log() + (1 - x).log()).sum((1, 2))),
+        "becomes nan as x goes away.*should rise, or be",
+    ),
+    "a broken chain": (
+        lambda: Function(
+            lambda x: 50 * (bonds(x)[:, [0, 1, 3, 4]] - 1).square().sum(1), 6, 3, mean_free=True
+        ),
+        "not grow as x moves along.*no norm",
     ),
     "detached": (lambda: Function(lambda x: square(x).detach()), "cannot be differentiated"),
     "partly detached": (
