@@ -191,7 +191,7 @@ def sample_reference(
     if method == "openmm":
         _require_twin(system)
     if probe:
-        require_well_posed(system)
+        require_well_posed(system, regardless="probe=False, --no-probe, goes on regardless")
     report: Progress = progress if progress is not None else lambda done, total, message: None
 
     started = time.monotonic()

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from .. import memory
-from ..errors import IllPosedError, MolsamplerError, ResourceError, UnboundedEnergyError
+from ..errors import MolsamplerError, ResourceError, UnboundedEnergyError
 from ..molecule.chart import Chart, chart_of
 from ..molecule.chirality import right_handed
 from ..molecule.z_matrix import internal_coordinates
@@ -114,7 +114,7 @@ def train(
     """
     place = check_device("cpu" if device is None else device)
     if config.probe and not checkpoint.checkpoints(Path(run_dir) / "checkpoints"):
-        _require_well_posed(target)
+        require_well_posed(target, regardless="--set probe=false trains regardless")
     chart = chart_of(
         target, internal_coordinates(target) if config.coordinates == "internal" else None
     )
@@ -367,13 +367,6 @@ class _Run:
                 "n": self.config.evaluate_samples,
             }
         ]
-
-
-def _require_well_posed(target: System) -> None:
-    try:
-        require_well_posed(target)
-    except IllPosedError as error:
-        raise IllPosedError(f"{error} (--set probe=false trains regardless)") from error.__cause__
 
 
 def _require_memory(config: TrainConfig, target: Target) -> None:

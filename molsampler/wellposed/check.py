@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..errors import IllPosedError
 from ..target import System
 from .contact import require_sound_contacts
 from .escape import require_bound
@@ -10,17 +11,26 @@ from .gradient import require_score
 from .start import find_bases, require_usable_start
 
 
-def require_well_posed(system: System) -> None:
+def require_well_posed(system: System, *, regardless: str = "") -> None:
     """Refuse a system from which nothing can be sampled; see :mod:`molsampler.wellposed`.
 
     Deterministic, and without effect on any random stream. What is doubtful but not wrong is logged as a
-    warning.
+    warning. ``regardless`` says in messages how to go on all the same.
 
     Raises
     ------
     IllPosedError
         The energy has no norm, is NaN, or its score is not its gradient; the direction is named.
     """
+    try:
+        _probe(system)
+    except IllPosedError as error:
+        if not regardless:
+            raise
+        raise IllPosedError(f"{error} ({regardless})") from error.__cause__
+
+
+def _probe(system: System) -> None:
     evaluate = Evaluator(system)
     require_usable_start(system, evaluate)
     bases = find_bases(system, evaluate)

@@ -61,10 +61,8 @@ class Direction:
     """What to do about it."""
 
 
-_RESTRAINT = (
-    "add a restraint: 'restraint:' in the YAML of a molecule, a trap such as + 0.5*k*r^2/n in the expression "
-    "of a pair potential"
-)
+_RESTRAINT = "add a restraint, 'restraint:' in the YAML of a molecule"
+_TRAP = "add a trap, such as + 0.5*k*r^2/n in the expression of a pair potential"
 _FIELD = "add a term that holds it, such as a harmonic trap"
 
 
@@ -117,11 +115,11 @@ def _directions(system: System, bases: Bases) -> list[Direction]:
             name = f"the molecule of particles {group[0]} to {group[-1]} leaves the others"
         else:
             name = f"particle {group[0]} leaves the others"
-        move(group, name, _RESTRAINT)
+        move(group, name, _RESTRAINT if bonded else _TRAP)
     if n > 1:
         outward = torch.stack([x - x.mean(0) for x in bases.position[:2]])
         outward = outward / outward.flatten(1).norm(dim=1)[:, None, None].clamp(min=1e-12)
-        found.append(Direction("all particles go apart", system.space.dof, outward, _RESTRAINT))
+        found.append(Direction("all particles go apart", system.space.dof, outward, _TRAP))
     return found
 
 
