@@ -84,7 +84,7 @@ def _paths(system: System, x: Tensor, ratios: Tensor, bases: Bases) -> list[Path
     if system.molecule is not None:
         bonded = {index for bond in system.molecule.bonds for index in bond}
     paths = []
-    for i, j in pairs_of_kinds(system, 12 if bases.known else 40):
+    for i, j in pairs_of_kinds(system, 12 if bases.sparing else 40):
         moved = x.repeat(len(ratios), 1, 1)
         moved[:, j] = x[i] + ratios[:, None] * (x[j] - x[i])
         first = float((x[j] - x[i]).norm())

@@ -40,7 +40,7 @@ def require_score(system: System, evaluate: Evaluator, bases: Bases) -> None:
     """
     rng = torch.Generator().manual_seed(2)
     like = torch.empty(0, dtype=torch.float64)
-    segments, lengths = (3, _LENGTHS[2:]) if bases.known else (_SEGMENTS, _LENGTHS)
+    segments, lengths = (3, _LENGTHS[2:]) if bases.sparing else (_SEGMENTS, _LENGTHS)
     rows = [k % len(bases.position) for k in range(segments)]
     direction = system.space.randn(segments, generator=rng, like=like)
     direction = direction / direction.flatten(1).norm(dim=1)[:, None, None]

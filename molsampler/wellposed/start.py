@@ -15,9 +15,13 @@ from .evaluator import Evaluator
 #: would have it at some million kelvin.
 _ABSURD = 1e4
 
-#: Scales of the Gaussians drawn where the system knows no start, and draws of each.
+#: Particles from which on evaluations are dear, as they are for molecules; such systems are probed at fewer
+#: configurations.
+_MANY = 50
+
+#: Scales of the Gaussians drawn where the system knows no start, and draws of each; and of many particles.
 _SCALES = tuple(10.0 ** (k / 2) for k in range(-4, 7))
-_DRAWS = 8
+_DRAWS, _FEW_DRAWS = 8, 3
 
 #: Fall in kT per particle at which a descent ends: it has found a hole, not a minimum.
 _HOLE = 1e6
@@ -34,13 +38,14 @@ FORBIDDEN = (
 class Bases(NamedTuple):
     """Configurations ``(k, n, d)`` near minima of the energy, their energies, and their size.
 
-    ``known`` says that the system itself knows where chains start.
+    ``known`` says that the system itself knows where chains start; ``sparing`` that evaluations are dear.
     """
 
     position: Tensor
     energy: Tensor
     size: float
     known: bool
+    sparing: bool
 
 
 def given_start(system: System) -> Tensor | None:
@@ -108,11 +113,13 @@ def find_bases(system: System, evaluate: Evaluator) -> Bases | None:
     rng = torch.Generator().manual_seed(1)
     found = system.starts(2, generator=rng)
     known, scale = found is not None, 0.0
+    sparing = known or system.shape[0] > _MANY
     if found is None:
         like = torch.empty(0, dtype=torch.float64)
-        draws = system.space.randn(_DRAWS, generator=rng, like=like)
+        count = _FEW_DRAWS if sparing else _DRAWS
+        draws = system.space.randn(count, generator=rng, like=like)
         tried = torch.stack([scale * draws for scale in _SCALES])
-        u = evaluate.energy(tried.flatten(0, 1)).reshape(len(_SCALES), _DRAWS)
+        u = evaluate.energy(tried.flatten(0, 1)).reshape(len(_SCALES), count)
         if bool(u.isnan().all()):
             raise IllPosedError(
                 f"the energy of {system.name!r} is NaN at all of {u.numel()} random configurations of "
@@ -123,8 +130,10 @@ def find_bases(system: System, evaluate: Evaluator) -> Bases | None:
         room = system.space.dof * torch.tensor(_SCALES, dtype=torch.float64).log()
         chosen = int((u.median(dim=1)[0] - room).argmin())
         scale = _SCALES[chosen]
-        found = tried[chosen][u[chosen].argsort()[:4]]
-    x, u = _descend(found.double(), evaluate, steps=30 if known else 60)
+        found = tried[chosen][u[chosen].argsort()[: 1 if sparing else 4]]
+    # Pair sums cost the square of the particles.
+    steps = 60 if not sparing else max(3, min(30, 3000 // system.shape[0]))
+    x, u = _descend(found.double(), evaluate, steps=steps)
     usable = torch.isfinite(u)
     if not usable.any():
         return None
@@ -132,7 +141,7 @@ def find_bases(system: System, evaluate: Evaluator) -> Bases | None:
     centre = x - x.mean(1, keepdim=True) if x.shape[1] > 1 else x
     size = float(centre.square().sum(-1).mean().sqrt())
     # One particle at its origin has no size; a unit of length is the system's own.
-    return Bases(x, u, max(size, scale) if max(size, scale) > 1e-6 else 1.0, known)
+    return Bases(x, u, max(size, scale) if max(size, scale) > 1e-6 else 1.0, known, sparing)
 
 
 def _descend(x: Tensor, evaluate: Evaluator, *, steps: int) -> tuple[Tensor, Tensor]:
