@@ -33,6 +33,10 @@ class UnknownNameError(InputError, LookupError):
     """A system, preset or configuration key does not exist; the message suggests the nearest name."""
 
 
+class IllPosedError(InputError):
+    """An energy from which nothing can be sampled: exp(-u) has no norm, or the score is not -grad u."""
+
+
 class OutputExistsError(MolsamplerError, FileExistsError):
     """The output exists, or is not a regular file, and overwriting was not asked for."""
 
@@ -55,6 +59,10 @@ class MissingDependencyError(MolsamplerError, ImportError):
 
 class DivergenceError(MolsamplerError, ArithmeticError):
     """Training produced too many non-finite steps in a row; the last good checkpoint is kept."""
+
+
+class UnboundedEnergyError(DivergenceError):
+    """Chains or samples have fallen to where no energy with a norm goes; no artifact is left."""
 
 
 class RunLockedError(MolsamplerError, RuntimeError):

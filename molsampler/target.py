@@ -195,6 +195,16 @@ class System:
         with torch.no_grad():
             return self._batched_energy_and_score(x)
 
+    def unguarded_energy_and_score(self, x: Any) -> tuple[Tensor, Tensor]:
+        """As :meth:`energy_and_score`, with NaN and infinities as the formula gives them.
+
+        What :mod:`molsampler.wellposed` looks at; methods that sample should not see it.
+        """
+        x = check_positions(x, self.shape)
+        with torch.no_grad():
+            energy, score = self._energy_and_score(x.reshape(-1, *self.shape))
+        return energy.reshape(x.shape[:-2]), score.reshape(x.shape)
+
     def topology(self) -> mdtraj.Topology:
         """MDTraj topology with one atom per particle."""
         raise InputError(f"system {self.name!r} has no particles in space, hence no topology")

@@ -14,6 +14,7 @@ from molsampler.storage.plain_yaml import read_yaml
 from molsampler.storage.validation import validated
 from molsampler.target import System
 
+from .pointers import pointer
 from .spec import SystemSpec
 
 SYSTEM_KINDS: Registry[type[SystemSpec]] = Registry("system kind")
@@ -131,9 +132,17 @@ def build_system(content: Mapping[str, Any], *, source: object, folder: Path | N
     values = {key: value for key, value in content.items() if value is not None}
     kind = values.setdefault("kind", DEFAULT_KIND)
     try:
-        spec = validated(SYSTEM_KINDS[kind], values)
-        system = spec.build(folder)
-        spec.define_basins(system)
+        spec = SYSTEM_KINDS[kind]
+        for key in values:
+            if key not in spec.model_fields:
+                others = (
+                    (name, SYSTEM_KINDS[name]) for name in SYSTEM_KINDS.names() if name != kind
+                )
+                if said := pointer(str(key), others):
+                    raise UnknownNameError(f"unknown key {key!r}: {said}")
+        parsed = validated(spec, values)
+        system = parsed.build(folder)
+        parsed.define_basins(system)
         return system
     except InputError as error:
         raise type(error)(f"{source}: {error}") from None

@@ -66,6 +66,10 @@ def reference(
             help="Record the run here; the same command continues one that was stopped.",
         ),
     ] = None,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe/--no-probe", help="Look first whether exp(-u) has a norm."),
+    ] = True,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -88,6 +92,7 @@ def reference(
         exchange=_EXCHANGE[exchange],
         max_steps=max_steps,
         checkpoint=checkpoint,
+        probe=probe,
     )
     save(samples, output, overwrite=overwrite, system=target)
     energies = energy_summary(samples)

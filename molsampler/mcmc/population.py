@@ -14,12 +14,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..errors import FileFormatError
+from ..errors import FileFormatError, UnboundedEnergyError
 from ..frozen import Frozen
 from ..molecule.molecule import Molecule
 from ..space import Space
 from ..target import Target
 from . import adapt, mala, smc
+from .divergence import UNREST, FallWatch, require_finite
+
+#: Transitions of the equilibration between looks at the median energy.
+_WATCH_EVERY = 50
 
 
 class Gaussian:
@@ -115,12 +119,28 @@ def equilibrate(
 
     A ``molecule`` with bonds is annealed from a Gaussian chain on its bond graph.
     ``report(stage, share)`` is called between transitions and may raise to interrupt.
+
+    Raises
+    ------
+    UnboundedEnergyError
+        The energies of the chains fall without bound, or most are not finite.
     """
     space = target.space
     base = Gaussian(space, config.start_scale)
     if molecule is not None and molecule.bonds:
         base = GaussianChain(space, config.start_scale, molecule)
     x = base.sample(config.size, generator=generator, like=like)
+    falling = FallWatch(space.dof)
+
+    def watch(energy: Tensor) -> None:
+        if not torch.isfinite(energy).any():
+            raise UnboundedEnergyError(
+                f"none of {len(energy):,} chains has a finite energy in a Gaussian of "
+                f"start_scale={config.start_scale:g}: the energy is infinite or NaN there; give "
+                "target_score.start_scale the size of a configuration"
+            )
+        falling(energy)
+
     annealed = smc.run(
         x,
         base,
@@ -128,8 +148,11 @@ def equilibrate(
         moves=config.anneal_moves,
         step_size=1e-2 * config.start_scale**2,
         generator=generator,
+        watch=watch,
     )
     state = mala.init(annealed.position, target)
+    require_finite(state.energy, "annealed chains")
+    falling = FallWatch(space.dof, UNREST)
     adaptation = adapt.init(annealed.step_size)
     for k in range(config.equilibration):
         report("equilibrating", k / config.equilibration)
@@ -139,6 +162,9 @@ def equilibrate(
         # The first half tunes the step; the second half runs a fixed kernel, so it has a stationary law.
         if 2 * k < config.equilibration:
             adaptation = adapt.update(adaptation, info.acceptance)
+        if k % _WATCH_EVERY == 0:
+            falling(state.energy)
+    falling(state.energy)
     return Population(state, float(adaptation.step_size))
 
 

@@ -8,6 +8,7 @@ and estimates the normalising constant on the way.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -52,17 +53,21 @@ def run(
     generator: torch.Generator | None,
     share: float = 0.7,
     max_levels: int = 1000,
+    watch: Callable[[Tensor], None] | None = None,
 ) -> Annealed:
     """Carry particles ``x`` ``(b, n, d)``, drawn from ``start``, to ``end``.
 
     ``moves`` MALA steps follow each increment of lambda; each increment keeps the effective share of
     the incremental weights at ``share``. After ``max_levels`` increments the rest of the path is
-    taken in one.
+    taken in one. ``watch`` sees the particles' energies ``(b,)`` under ``end`` at the beginning of each,
+    and may raise.
     """
     state = ais.init(x, start, end)
     lam, log_ratio, level = 0.0, 0.0, 0
     adaptation = adapt.init(step_size)
     while lam < 1.0:
+        if watch is not None:
+            watch(state.energies[1])
         level += 1
         new_lam = 1.0 if level >= max_levels else _next_lam(state, lam, share)
         state = ais.reweight(state, from_lam=lam, to_lam=new_lam)

@@ -26,8 +26,18 @@ _SCAN = 72
 
 
 def has_internal_coordinates(system: System) -> bool:
-    """Whether :func:`internal_coordinates` has what it needs: a molecule of known geometry and turning
+    """Whether :func:`internal_coordinates` has what it needs: one molecule of known geometry and turning
     bonds, felt by no field."""
+    molecule = system.molecule
+    return (
+        molecule is not None
+        and _described(system)
+        and bool((molecule.graph_distances() >= 0).all())
+    )
+
+
+def _described(system: System) -> bool:
+    """The same of what may be several molecules."""
     molecule = system.molecule
     return (
         molecule is not None
@@ -52,7 +62,7 @@ def internal_coordinates(system: System) -> InternalCoordinates:
         where it is, or its geometry is not known.
     """
     molecule = system.molecule
-    if not has_internal_coordinates(system) or molecule is None:
+    if not _described(system) or molecule is None:
         raise InputError(
             "internal coordinates need a molecule of at least three atoms with bonds and positions whose "
             f"energy does not depend on place and orientation; {system.name!r} is none"

@@ -40,6 +40,7 @@ from .. import memory
 from ..errors import InputError
 from ..mcmc import convergence
 from ..target import System
+from ..wellposed import require_well_posed
 from .dynamics import bonds_of
 from .journal import Block, Journal, Record
 from .observables import observables
@@ -123,6 +124,7 @@ def sample_reference(
     max_steps: int = 1_000_000,
     checkpoint: Path | str | None = None,
     progress: Progress | None = None,
+    probe: bool = True,
 ) -> Samples:
     r"""``n`` decorrelated samples of :math:`\exp(-u)` and what is known of their convergence.
 
@@ -140,6 +142,7 @@ def sample_reference(
         returned with a warning in the log and in the metadata
     checkpoint : folder that the run is recorded in; the same call continues one that was stopped
     progress : called as ``progress(samples done, n, message)``
+    probe : look first whether there is anything to sample (:mod:`molsampler.wellposed`)
 
     Returns
     -------
@@ -152,6 +155,8 @@ def sample_reference(
 
     Raises
     ------
+    IllPosedError
+        The energy has no norm, is NaN, or its score is not its gradient.
     InputError
         An argument is unusable, the system has no OpenMM twin and ``method`` is ``openmm``, or the
         checkpoint is of a run with other settings.
@@ -185,6 +190,8 @@ def sample_reference(
     )
     if method == "openmm":
         _require_twin(system)
+    if probe:
+        require_well_posed(system, regardless="probe=False, --no-probe, goes on regardless")
     report: Progress = progress if progress is not None else lambda done, total, message: None
 
     started = time.monotonic()

@@ -32,7 +32,8 @@ class TrainConfig(Frozen):
     sampled, by the settings of its kind; ``calibrate`` tunes its one number at the end, against the
     objective's population. ``criterion`` is what checkpoints are selected by
     (:mod:`molsampler.train.criterion`); ``auto`` is ``ess`` where draws carry weights, ``discrepancy``
-    where the objective keeps a population, else ``drift``.
+    where the objective keeps a population, else ``drift``. ``probe`` has the energy probed before a
+    fresh run (:mod:`molsampler.wellposed`).
     """
 
     system: str
@@ -53,6 +54,7 @@ class TrainConfig(Frozen):
     log_every: int = Field(10, ge=1)
     max_bad_steps: int = Field(20, ge=1)
     compile: bool = False
+    probe: bool = True
 
     def how_to_sample(self) -> Sampling:
         """``sampling`` in the form of the generator's kind."""

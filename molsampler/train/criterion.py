@@ -37,6 +37,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..estimate import effective_count, log_mean
 from ..mcmc import mala
+from ..mcmc.divergence import require_bounded
 from ..mcmc.refine import refine
 from ..nn.generators import Generator
 from ..space import MeanFree, Space
@@ -187,6 +188,11 @@ def evaluate(
     """Judge a generator by ``samples`` draws and the same after ``steps`` MALA steps.
 
     ``step_size`` is a first guess, by default from the spread of the samples.
+
+    Raises
+    ------
+    UnboundedEnergyError
+        The refined samples are where no energy with a norm goes.
     """
     with torch.no_grad():
         drawn, weights = _drawn(generator, target, samples, rng)
@@ -197,6 +203,7 @@ def evaluate(
     guess = step_size or max(1e-3 * float(x.var()), 1e-8)
     refined = refine(chain, target, steps=steps, step_size=guess, generator=rng, adaptive=True)
     after = refined.state.energy
+    require_bounded(after, x[0].numel(), "refined samples")
     # One sample in collision must cost, not decide: energies end at the refined range, widened.
     low, high = after.min(), after.max()
     ceiling = high + (high - low)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from .. import memory
-from ..errors import MolsamplerError, ResourceError
+from ..errors import MolsamplerError, ResourceError, UnboundedEnergyError
 from ..molecule.chart import Chart, chart_of
 from ..molecule.chirality import right_handed
 from ..molecule.z_matrix import internal_coordinates
@@ -26,7 +26,9 @@ from ..objectives import Objective, Problem
 from ..sampler import store
 from ..sampler.card import Cost, Training
 from ..sampler.sampler import Sampler, check_device
+from ..storage.files import remove
 from ..target import System, Target
+from ..wellposed import require_well_posed
 from . import checkpoint
 from .config import TrainConfig
 from .folder import RunFolder
@@ -97,23 +99,33 @@ def train(
 
     Raises
     ------
+    IllPosedError
+        A fresh run is asked for of an energy from which nothing can be sampled; nothing is written.
     InputError
         ``run_dir`` holds a run of another configuration; the differing keys are named.
     RunLockedError
         Another process is training there.
+    UnboundedEnergyError
+        Chains or samples fall to where no energy with a norm goes; no artifact is left.
     DivergenceError
         Too many non-finite iterations in a row; the last good checkpoint is kept.
     ResourceError
         The device does not exist, or its memory is too small for the batch.
     """
     place = check_device("cpu" if device is None else device)
+    if config.probe and not checkpoint.checkpoints(Path(run_dir) / "checkpoints"):
+        require_well_posed(target, regardless="--set probe=false trains regardless")
     chart = chart_of(
         target, internal_coordinates(target) if config.coordinates == "internal" else None
     )
     _require_memory(config, chart.target)
     began = time.monotonic()
     say = _throttled(on_progress)
-    with RunFolder(run_dir) as folder, _signals() as received:
+    with (
+        RunFolder(run_dir) as folder,
+        _no_artifact_of_an_unbounded_energy(folder),
+        _signals() as received,
+    ):
         folder.claim(config)
 
         def out_of_time() -> bool:
@@ -367,6 +379,16 @@ def _require_memory(config: TrainConfig, target: Target) -> None:
         purpose=f"training on {rows:,} configurations of {particles} x {dimension}",
         remedy="lower batch_size, target_score.size or target_score.particles",
     )
+
+
+@contextmanager
+def _no_artifact_of_an_unbounded_energy(folder: RunFolder) -> Iterator[None]:
+    """What was selected before the fall was noticed is a sampler of nothing."""
+    try:
+        yield
+    except UnboundedEnergyError:
+        remove(folder.artifact)
+        raise
 
 
 @contextmanager

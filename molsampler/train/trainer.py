@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 
 import torch
 
-from ..errors import DivergenceError, FileFormatError
+from ..errors import DivergenceError, FileFormatError, UnboundedEnergyError
+from ..mcmc.divergence import require_bounded
 from ..nn.generators import Generator
 from ..objectives import Objective
 from ..target import CountingTarget, Target
@@ -71,6 +73,11 @@ class Trainer:
 
         Its random stream is its own, so judging more or less often changes nothing else. At the end of
         training the selected generator is calibrated.
+
+        Raises
+        ------
+        UnboundedEnergyError
+            The population or the refined samples are where no energy with a norm goes.
         """
         state = self.state
         candidate = self.objective.generator(state.objective)
@@ -79,6 +86,7 @@ class Trainer:
         population = self.objective.population(state.objective)
         discrepancy = None
         if population is not None:
+            require_bounded(population.state.energy, candidate.space.dof, "chains")
             discrepancy = Discrepancy(population.state, candidate.space)
         step_size = None if population is None else population.step_size or None
 
@@ -100,6 +108,11 @@ class Trainer:
             self._select(result)
             state.best_iteration = state.iteration
             state.selected = weights_of(candidate)
+            if self.finished and not math.isfinite(result.refined_median_energy):
+                raise UnboundedEnergyError(
+                    "most samples of the trained generator have no finite energy, before and after "
+                    f"{self.config.evaluate_steps} Monte Carlo steps: there is nothing to keep"
+                )
         state.best = min(state.best, value)
         if self.finished and discrepancy is not None and self.config.calibrate:
             state.calibration = calibrate(

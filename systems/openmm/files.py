@@ -12,14 +12,14 @@ from molsampler.errors import FileFormatError, InputError
 from molsampler.storage.files import read_limited
 
 from ..spec import SystemSpec
+from .inputs import read_pdb, require_bundled, solvent_file
 from .probe import require_openmm
+from .restraint import Restraint
 from .system import OpenMMSystem
-
-_SOLVENTS = ("hct", "obc1", "obc2", "gbn", "gbn2")
 
 #: Elements of force-field files that run Python code or bring in further files.
 _ACTIVE = ("Script", "InitializationScript", "Include")
-_PDB_LIMIT, _XML_LIMIT = 2**26, 2**26
+_XML_LIMIT = 2**26
 
 FileName = Annotated[str, Field(min_length=1, description="the name of a file")]
 Positive = Annotated[float | None, Field(gt=0, description="a positive number")]
@@ -65,10 +65,12 @@ class OpenMMSpec(SystemSpec):
         implicit_solvent: gbn2
         temperature: 300
         nonbonded: {method: NoCutoff}
+        restraint: {radius_nm: 1.0, stiffness: 100}
 
     The PDB file has all hydrogens; its first model is where reference runs start. ``forcefield`` is
     one or a list of files, ``implicit_solvent`` one of hct, obc1, obc2, gbn, gbn2 or a file; files are
-    sought in the folder of the system file, then among those of OpenMM. ``platform``, ``workers``,
+    sought in the folder of the system file, then among those of OpenMM. ``restraint`` keeps several
+    molecules together, see :mod:`molsampler.systems.openmm.restraint`. ``platform``, ``workers``,
     ``timeout`` and ``invariant`` are those of
     :class:`~molsampler.systems.openmm.system.OpenMMSystem`. There are no constraints.
     """
@@ -80,6 +82,9 @@ class OpenMMSpec(SystemSpec):
     temperature: float = Field(description="a positive number of kelvin")
     implicit_solvent: FileName | None = None
     nonbonded: Nonbonded = Nonbonded()
+    restraint: Restraint | None = Field(
+        default=None, description="a mapping such as {radius_nm: 1.0, stiffness: 100}"
+    )
     platform: str | None = None
     workers: int | None = None
     timeout: float | None = None
@@ -105,17 +110,10 @@ class OpenMMSpec(SystemSpec):
 
         folder = Path() if folder is None else folder
         path = folder / self.pdb
-        read_limited(path, _PDB_LIMIT)
-        try:
-            pdb = app.PDBFile(str(path))
-        except Exception as error:
-            raise FileFormatError(f"{path} is not a usable PDB file: {error}") from None
+        pdb = read_pdb(path)
         names = list(self.forcefield)
         if self.implicit_solvent is not None:
-            bundled = self.implicit_solvent in _SOLVENTS
-            names.append(
-                f"implicit/{self.implicit_solvent}.xml" if bundled else self.implicit_solvent
-            )
+            names.append(solvent_file(self.implicit_solvent, folder))
         files = [_forcefield_file(folder, name) for name in names]
         try:
             system = app.ForceField(*files).createSystem(
@@ -129,6 +127,8 @@ class OpenMMSpec(SystemSpec):
             raise InputError(
                 f"the force field {', '.join(files)} cannot describe {path.name}: {error}"
             ) from None
+        if self.restraint is not None:
+            self.restraint.add_to(system, pdb.topology)
         given = {"name", "description", "platform", "workers", "timeout", "invariant"}
         return OpenMMSystem(
             system,
@@ -142,8 +142,8 @@ class OpenMMSpec(SystemSpec):
 def _forcefield_file(folder: Path, name: str) -> str:
     """The path of a user's file, or the name of one of OpenMM's."""
     path = folder / name
-    if not path.exists():
-        return name
+    if not path.is_file():
+        return require_bundled(name, folder)
     try:
         tree = ElementTree.fromstring(read_limited(path, _XML_LIMIT))
     except ElementTree.ParseError as error:

@@ -32,6 +32,7 @@ from molsampler.units import kT
 
 from . import probe
 from .context import Array, ContextEvaluator, EvaluationError
+from .geometry import require_sane
 from .workers import WorkerPool
 
 if TYPE_CHECKING:
@@ -153,6 +154,8 @@ class OpenMMSystem(System):
         kinds = {type(force).__name__ for force in potential.getForces()}
         # Particles that only a field acts on may share a place.
         self._collide = n > 1 and bool(kinds - {"CustomExternalForce"})
+        if self.positions is not None and self._collide:
+            require_sane(self.positions, potential)
         self._find_symmetry(invariant, in_field="CustomExternalForce" in kinds)
         if n == 1 and self.translation_invariant:
             raise InputError("a single free particle has a constant energy, hence no density")
