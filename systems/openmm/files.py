@@ -3,59 +3,25 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 
-from molsampler.errors import FileFormatError, InputError
+from molsampler.errors import FileFormatError, InputError, nearest
 from molsampler.storage.files import read_limited
 
-from ..spec import SystemSpec
+from .molecular import SOLVENTS, FileName, MolecularSpec, Nonbonded, read_with
 from .probe import require_openmm
 from .system import OpenMMSystem
 
-_SOLVENTS = ("hct", "obc1", "obc2", "gbn", "gbn2")
-
 #: Elements of force-field files that run Python code or bring in further files.
 _ACTIVE = ("Script", "InitializationScript", "Include")
-_PDB_LIMIT, _XML_LIMIT = 2**26, 2**26
-
-FileName = Annotated[str, Field(min_length=1, description="the name of a file")]
-Positive = Annotated[float | None, Field(gt=0, description="a positive number")]
+_XML_LIMIT = 2**26
 
 
-class Nonbonded(BaseModel):
-    """Options of ``ForceField.createSystem``; lengths in nm."""
-
-    model_config = SystemSpec.model_config
-
-    method: Literal["NoCutoff", "CutoffNonPeriodic"] = Field(
-        default="NoCutoff",
-        description="NoCutoff or CutoffNonPeriodic (periodic energies have no density on free "
-        "coordinates)",
-    )
-    cutoff_nm: Positive = None
-    switch_distance_nm: Positive = None
-    solute_dielectric: Positive = None
-    solvent_dielectric: Positive = None
-
-    def options(self) -> dict[str, Any]:
-        """The arguments of ``ForceField.createSystem``."""
-        from openmm import app
-
-        methods = {"NoCutoff": app.NoCutoff, "CutoffNonPeriodic": app.CutoffNonPeriodic}
-        options = {
-            "nonbondedMethod": methods[self.method],
-            "nonbondedCutoff": self.cutoff_nm,
-            "switchDistance": self.switch_distance_nm,
-            "soluteDielectric": self.solute_dielectric,
-            "solventDielectric": self.solvent_dielectric,
-        }
-        return {key: value for key, value in options.items() if value is not None}
-
-
-class OpenMMSpec(SystemSpec):
+class OpenMMSpec(MolecularSpec):
     """Keys of a system file of ``kind: openmm``::
 
         kind: openmm
@@ -68,22 +34,14 @@ class OpenMMSpec(SystemSpec):
 
     The PDB file has all hydrogens; its first model is where reference runs start. ``forcefield`` is
     one or a list of files, ``implicit_solvent`` one of hct, obc1, obc2, gbn, gbn2 or a file; files are
-    sought in the folder of the system file, then among those of OpenMM. ``platform``, ``workers``,
-    ``timeout`` and ``invariant`` are those of
-    :class:`~molsampler.systems.openmm.system.OpenMMSystem`. There are no constraints.
+    sought in the folder of the system file, then among those of OpenMM. The other keys are those of
+    :class:`~molsampler.systems.openmm.molecular.MolecularSpec`.
     """
-
-    elsewhere: ClassVar[str] = "an OpenMM system, which is defined elsewhere"
 
     pdb: FileName
     forcefield: list[FileName] = Field(min_length=1, description="a file or a list of files")
-    temperature: float = Field(description="a positive number of kelvin")
     implicit_solvent: FileName | None = None
     nonbonded: Nonbonded = Nonbonded()
-    platform: str | None = None
-    workers: int | None = None
-    timeout: float | None = None
-    invariant: bool | None = None
 
     @field_validator("forcefield", mode="before")
     @classmethod
@@ -105,18 +63,10 @@ class OpenMMSpec(SystemSpec):
 
         folder = Path() if folder is None else folder
         path = folder / self.pdb
-        read_limited(path, _PDB_LIMIT)
-        try:
-            pdb = app.PDBFile(str(path))
-        except Exception as error:
-            raise FileFormatError(f"{path} is not a usable PDB file: {error}") from None
-        names = list(self.forcefield)
+        pdb = read_with(app.PDBFile, path, "a PDB file")
+        files = [_forcefield_file(folder, name) for name in self.forcefield]
         if self.implicit_solvent is not None:
-            bundled = self.implicit_solvent in _SOLVENTS
-            names.append(
-                f"implicit/{self.implicit_solvent}.xml" if bundled else self.implicit_solvent
-            )
-        files = [_forcefield_file(folder, name) for name in names]
+            files.append(_solvent_file(folder, self.implicit_solvent))
         try:
             system = app.ForceField(*files).createSystem(
                 pdb.topology,
@@ -129,20 +79,39 @@ class OpenMMSpec(SystemSpec):
             raise InputError(
                 f"the force field {', '.join(files)} cannot describe {path.name}: {error}"
             ) from None
-        given = {"name", "description", "platform", "workers", "timeout", "invariant"}
-        return OpenMMSystem(
-            system,
-            pdb.topology,
-            self.temperature,
-            positions=pdb.positions,
-            **self.model_dump(include=given, exclude_none=True),
+        return self.target(system, pdb.topology, pdb.positions)
+
+
+def _solvent_file(folder: Path, name: str) -> str:
+    if name in SOLVENTS:
+        return f"implicit/{name}.xml"
+    if not (folder / name).exists() and not name.endswith(".xml"):
+        raise InputError(
+            f"implicit_solvent must be one of {', '.join(SOLVENTS)} or a file, got {name!r}"
+            f"{nearest(name, list(SOLVENTS))}"
         )
+    return _forcefield_file(folder, name)
 
 
 def _forcefield_file(folder: Path, name: str) -> str:
-    """The path of a user's file, or the name of one of OpenMM's."""
+    """The path of a user's file, or the name of one of OpenMM's.
+
+    Raises
+    ------
+    InputError
+        There is neither; names of OpenMM's files that hold the same word are listed.
+    FileFormatError
+        A user's file is no XML, or holds scripts.
+    """
     path = folder / name
     if not path.exists():
+        known = _bundled()
+        if name not in known:
+            alike = [each for each in known if name.removesuffix(".xml").lower() in each.lower()]
+            hint = f"; OpenMM has {', '.join(alike[:6])}" if alike else nearest(name, known)
+            raise InputError(
+                f"forcefield {name!r} is neither a file in {folder.resolve()} nor one of OpenMM's{hint}"
+            )
         return name
     try:
         tree = ElementTree.fromstring(read_limited(path, _XML_LIMIT))
@@ -155,3 +124,15 @@ def _forcefield_file(folder: Path, name: str) -> str:
                 "openmm.System from Python instead"
             )
     return str(path)
+
+
+def _bundled() -> list[str]:
+    """Names of the force-field files that come with OpenMM and with packages that add to them."""
+    from openmm import app
+
+    roots = [Path(app.__file__).parent / "data"]
+    for entry in entry_points(group="openmm.forcefielddir"):
+        roots.append(Path(entry.load()()))
+    return sorted(
+        path.relative_to(root).as_posix() for root in roots for path in root.rglob("*.xml")
+    )
