@@ -19,27 +19,10 @@ T = TypeVar("T")
 #: Implicit solvents by the names that OpenMM gives them.
 SOLVENTS = {"hct": "HCT", "obc1": "OBC1", "obc2": "OBC2", "gbn": "GBn", "gbn2": "GBn2"}
 #: Residue names of water in the files of common programs.
-_WATER = frozenset(
-    [
-        "HOH",
-        "WAT",
-        "SOL",
-        "H2O",
-        "DOD",
-        "TIP",
-        "TIP2",
-        "TIP3",
-        "TIP4",
-        "TIP5",
-        "TP3",
-        "TP4",
-        "TP5",
-        "SPC",
-        "SPCE",
-        "OPC",
-        "OPC3",
-    ]
-)
+_WATER = {
+    *("HOH", "WAT", "SOL", "H2O", "DOD", "TIP", "TIP2", "TIP3", "TIP4", "TIP5"),
+    *("TP3", "TP4", "TP5", "SPC", "SPCE", "OPC", "OPC3"),
+}
 _FILE_LIMIT = 2**26
 
 FileName = Annotated[str, Field(min_length=1, description="the name of a file")]
