@@ -23,6 +23,7 @@ SYSTEM_KINDS.register("amber", "molsampler.systems.openmm.amber:AmberSpec")
 SYSTEM_KINDS.register("gromacs", "molsampler.systems.openmm.gromacs:GromacsSpec")
 SYSTEM_KINDS.register("charmm", "molsampler.systems.openmm.charmm:CharmmSpec")
 SYSTEM_KINDS.register("openmm_xml", "molsampler.systems.openmm.serialised:SerialisedSpec")
+SYSTEM_KINDS.register("smiles", "molsampler.systems.openmm.smiles:SmilesSpec")
 
 #: Families whose member is chosen by the particle count in its name: lj7, dw8, ...
 FAMILIES: Registry[Callable[..., System]] = Registry("family of systems")

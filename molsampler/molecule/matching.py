@@ -20,7 +20,7 @@ from ..errors import InputError
 from .graph import Bonds, equivalence_classes, neighbours
 
 #: Isomorphisms that are looked at before the best one so far is taken.
-_TRIED = 2000
+_TRIED = 500
 
 
 def match(
