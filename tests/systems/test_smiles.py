@@ -85,7 +85,7 @@ def test_the_file_is_two_lines_and_samples_are_read_without_it(tmp_path: Path) -
         read = export.load(tmp_path / f"b{suffix}").system()
         assert read.record() == system.record()
         assert torch.equal(read.energy(starts), system.energy(starts))
-    copy = pickle.loads(pickle.dumps(system))  # noqa: S301
+    copy = pickle.loads(pickle.dumps(system))
     assert torch.equal(copy.energy(starts), system.energy(starts))
 
     other = dict(system.record())
