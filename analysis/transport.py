@@ -446,15 +446,23 @@ class Wasserstein2(Distance):
     name = "W2"
     definition = (
         "Exact 2-Wasserstein distance between raw coordinates. For systems without a preferred "
-        "pose it mostly measures how poses and labels happen to be distributed."
+        "pose it mostly measures how poses and labels happen to be distributed, and is not judged."
     )
     unit = "length"
 
     def repeats(self, settings: Settings) -> int:
         return settings.transport_repeats
 
+    def judges(self, system: System) -> bool:
+        """Only where the energy knows the pose: frames of a simulation may have hardly turned."""
+        return not system.invariant
+
     def value(self, samples: Draw, reference: Draw) -> Value:
-        note = "poses and labels of the reference decide it" if samples.system.invariant else ""
+        note = (
+            "poses and labels of the reference decide it: not judged"
+            if samples.system.invariant
+            else ""
+        )
         return Value(wasserstein2(samples.positions, reference.positions), note=note)
 
 
