@@ -20,6 +20,8 @@ from molsampler.target import System
 
 #: Fewest frames of which a correlation can be told.
 _FEWEST = 8
+#: Weighted frames that are kept beyond what their share of the effective number asks for.
+_MARGIN = 1.2
 #: Fewest independent frames that are compared at all.
 _LEAST_INDEPENDENT = 5
 #: Least statistical inefficiency that is told from that of independent draws.
@@ -46,8 +48,11 @@ def thinned(samples: Samples, system: System, *, name: str, fewest: int) -> Thin
         Hardly any would be left; the message says how long a run is needed.
     """
     n = len(samples)
-    if not samples.metadata.get("time_ordered") or n < _FEWEST:
+    if not samples.metadata.get("time_ordered") or n < _FEWEST or not samples.ess:
         return Thinned(samples, "")
+    if samples.log_weights is not None:
+        # Weights take their share of what is left, a little more or less by chance.
+        fewest = math.ceil(_MARGIN * fewest * n / samples.ess)
     slowest, g, trace = "", 1.0, None
     for key, values in observables(system, samples.positions.double()).items():
         values = values.double()

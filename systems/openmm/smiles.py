@@ -293,7 +293,7 @@ def _conformers(molecule: Any, properties: Any, smiles: str) -> np.ndarray[Any, 
         field.Minimize(maxIts=2000)
         energies.append(field.CalcEnergy())
     order = [found[k] for k in np.argsort(energies, kind="stable")]
-    log.info(
+    log.debug(
         "%s: %d conformers, from %.2f to %.2f kcal/mol",
         smiles,
         len(found),

@@ -101,7 +101,7 @@ def test_a_run_in_another_order_is_matched_by_name(tmp_path, system, frames) -> 
     same(samples, frames, system)
     assert "matched by name" in remarks[0]
     # Without the names it is noticed by the bonds.
-    with pytest.raises((InputError, FileFormatError), match="another order|order of the atoms"):
+    with pytest.raises((InputError, FileFormatError), match=r"another order|order of the atoms"):
         load_simulation(run, system)
 
 
