@@ -66,8 +66,9 @@ def compare(
     if target is None and (topology is not None or weights is not None):
         target = load(samples).system()
     note(f"reading {samples.name}")
+    remarks: tuple[str, ...] = ()
     if target is None:
-        judged, trusted, remarks = load(samples), load(reference), ()
+        judged, trusted = load(samples), load(reference)
         target = judged.system()
     else:
         judged, said = load_simulation(samples, target)
