@@ -244,7 +244,7 @@ def _measure(
                 "drift_steps": settings.drift_steps,
                 "seed": settings.seed,
             },
-            remarks=_remarks(pool, draws),
+            remarks=_remarks(label, pool, draws),
             molecule=molecules.compare_pools(pool, draws.reference),
         )
         for label, pool in draws.candidates.items()
@@ -264,8 +264,8 @@ def _histograms(pool: Pool, base: Pool) -> dict[str, Histogram]:
     return found
 
 
-def _remarks(pool: Pool, draws: Draws) -> tuple[str, ...]:
-    remarks = []
+def _remarks(label: str, pool: Pool, draws: Draws) -> tuple[str, ...]:
+    remarks = [text for text in (draws.thinning[None], draws.thinning[label]) if text]
     if draws.n < draws.settings.n:
         remarks.append(
             f"N reduced from {draws.settings.n} to {draws.n}: the smallest set has an effective "

@@ -20,6 +20,7 @@ from molsampler.errors import InputError, NonFiniteError, ShapeError
 from molsampler.samples import Samples
 from molsampler.target import System
 
+from .correlation import thinned
 from .geometry import Geometry, molecule_of
 from .statistics import effective_sample_size
 
@@ -179,6 +180,7 @@ class Draws:
     candidates : all of each sample set, by label
     n : configurations per draw, ``settings.n`` or what the smallest set allows
     smallest : effective size of the smallest set
+    thinning : what was said of correlated frames, by label, None for the reference; empty texts too
 
     Raises
     ------
@@ -198,15 +200,19 @@ class Draws:
         if not candidates:
             raise InputError("candidates must hold at least one sample set, got none")
         self.system, self.settings = system, settings
+        reference, remark = thinned(reference, system, name="reference", fewest=2 * SMALLEST_DRAW)
+        self.thinning: dict[str | None, str] = {None: remark}
         self.reference = Pool.of(reference, system, "reference")
         if bool(torch.isinf(self.reference.energies).any()):
             raise NonFiniteError(
                 "reference.energies hold infinite values; a reference must be finite"
             )
-        self.candidates = {
-            label: Pool.of(samples, system, f"samples {label!r}")
-            for label, samples in candidates.items()
-        }
+        self.candidates: dict[str, Pool] = {}
+        for label, samples in candidates.items():
+            kept, self.thinning[label] = thinned(
+                samples, system, name=label, fewest=2 * SMALLEST_DRAW
+            )
+            self.candidates[label] = Pool.of(kept, system, f"samples {label!r}")
         self.smallest = min(pool.effective for pool in (self.reference, *self.candidates.values()))
         self.n = min(settings.n, int(self.smallest) // 2)
         if self.n < SMALLEST_DRAW:

@@ -48,6 +48,10 @@ class MetricKind(ABC):
         """Number of draws it takes; 0 leaves it out."""
         return settings.repeats
 
+    def judges(self, system: System) -> bool:
+        """Whether the number tells samples of the law from others, and so counts in gate and headline."""
+        return True
+
     @abstractmethod
     def measure(self, draws: Draws) -> dict[str, Metric]:
         """The metric of every candidate, by label."""
@@ -113,6 +117,7 @@ class Distance(MetricKind):
             floor_repeats=len(floors),
             unit=self.unit,
             note=f"{100 * aside:.2g} % {self.aside}" if aside > 0 else found[0].note,
+            judged=self.judges(pool.system),
         )
 
 

@@ -53,8 +53,9 @@ def headline(comparison: Comparison) -> str:
         missing = comparison.modes.missing
         listed = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         first += f" The samples miss {len(missing)} mode(s) of the reference: {listed}."
-    passed = sum(metric.passed() for metric in comparison.metrics)
-    total = len(comparison.metrics)
+    judged = [metric for metric in comparison.metrics if metric.judged]
+    passed = sum(metric.passed() for metric in judged)
+    total = len(judged)
     if passed == total and not comparison.passed:
         return (
             f"{first} All {total} metrics lie within {GATE_SIGMAS:g} standard errors of the floor."
@@ -64,7 +65,7 @@ def headline(comparison: Comparison) -> str:
             f"{first} All {total} metrics lie within {GATE_SIGMAS:g} standard errors of their floors: "
             "at this sample size the samples cannot be told from the reference."
         )
-    failed = [m for m in comparison.metrics if not m.passed()]
+    failed = [m for m in judged if not m.passed()]
     worst = max(failed, key=lambda m: m.ratio if not math.isnan(m.ratio) else math.inf)
     excess = f"{_ratio(worst)} times its floor" if math.isfinite(worst.ratio) else "infinite"
     verb = "lies" if passed == 1 else "lie"
@@ -261,6 +262,7 @@ def _metric_row(metric: Metric) -> dict[str, Any]:
         "ratio": _ratio(metric),
         "z": _typeset(f"{metric.z:.1f}") if abs(metric.z) < 1000 else "> 1000",
         "passed": metric.passed(),
+        "judged": metric.judged,
         "size": f"{metric.n:,} × {metric.repeats}",
         "note": metric.note,
     }

@@ -70,6 +70,8 @@ class Metric:
     floor_repeats : number of draws of the floor
     unit : of value and floor, empty if dimensionless
     note : what a reader must know to use the number
+    judged : whether the gate applies. Some numbers say nothing of the law for a given system, such as
+        distances between raw coordinates where the energy leaves the pose open
     """
 
     key: str
@@ -85,6 +87,7 @@ class Metric:
     floor_repeats: int
     unit: str = ""
     note: str = ""
+    judged: bool = True
 
     @property
     def ratio(self) -> float:
@@ -103,8 +106,8 @@ class Metric:
         return excess / error
 
     def passed(self, sigmas: float = GATE_SIGMAS) -> bool:
-        """Whether the value lies within ``sigmas`` standard errors of the floor."""
-        return self.z <= sigmas
+        """Whether the value lies within ``sigmas`` standard errors of the floor, or is not judged."""
+        return not self.judged or self.z <= sigmas
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary; numbers that are not finite become None."""
@@ -118,6 +121,7 @@ class Metric:
             "null_se": finite_or_none(self.null_se),
             "ratio": finite_or_none(self.ratio),
             "z": finite_or_none(self.z),
+            "judged": self.judged,
             "passed": self.passed(),
             "n": self.n,
             "repeats": self.repeats,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .many_well import ManyWell
     from .mixture import GaussianMixture
     from .openmm.alanine_dipeptide import AlanineDipeptide
+    from .openmm.smiles import SmilesSystem
     from .openmm.system import OpenMMSystem
     from .pair.double_well import DoubleWell
     from .pair.lennard_jones import LennardJones
@@ -35,6 +36,7 @@ __all__ = [
     "ManyWell",
     "OpenMMSystem",
     "PairPotential",
+    "SmilesSystem",
     "SystemSpec",
     "get_system",
     "list_systems",
@@ -52,6 +54,7 @@ _LAZY = {
     "ManyWell": ".many_well",
     "OpenMMSystem": ".openmm",
     "PairPotential": ".pair.potential",
+    "SmilesSystem": ".openmm",
 }
 
 

@@ -10,13 +10,7 @@ _FREE = (
     "a constrained length is held by the integrator, not by the energy, so exp(-u) over free coordinates "
     "does not keep it. Molecules are built without constraints; leave the key out"
 )
-_PYTHON = (
-    "load such files with openmm.app (AmberPrmtopFile, GromacsTopFile, CharmmPsfFile) or "
-    "openmm.XmlSerializer in Python and pass the openmm.System to OpenMMSystem (docs/openmm.md)"
-)
-_SMILES = (
-    "make a PDB file with all hydrogens of the molecule and write 'kind: openmm' (docs/openmm.md)"
-)
+_SMILES = "write the molecule as 'kind: smiles', or make a PDB file with all hydrogens (docs/molecules.md)"
 _PERIODIC = (
     "a periodic energy repeats in every image of the box, so exp(-u) has no norm; implicit solvent "
     "takes the place of water"
@@ -28,11 +22,6 @@ _KNOWN = {
     "rigid_water": _FREE,
     "rigidWater": _FREE,
     "shake": _FREE,
-    **dict.fromkeys(
-        ("prmtop", "inpcrd", "parm7", "rst7", "top", "gro", "itp", "psf", "par", "prm", "system"),
-        _PYTHON,
-    ),
-    "smiles": _SMILES,
     "sdf": _SMILES,
     "mol2": _SMILES,
     "box": _PERIODIC,

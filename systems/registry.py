@@ -20,6 +20,11 @@ from .spec import SystemSpec
 SYSTEM_KINDS: Registry[type[SystemSpec]] = Registry("system kind")
 SYSTEM_KINDS.register("pair_potential", "molsampler.systems.pair.potential:PairPotentialSpec")
 SYSTEM_KINDS.register("openmm", "molsampler.systems.openmm.files:OpenMMSpec")
+SYSTEM_KINDS.register("amber", "molsampler.systems.openmm.amber:AmberSpec")
+SYSTEM_KINDS.register("gromacs", "molsampler.systems.openmm.gromacs:GromacsSpec")
+SYSTEM_KINDS.register("charmm", "molsampler.systems.openmm.charmm:CharmmSpec")
+SYSTEM_KINDS.register("openmm_xml", "molsampler.systems.openmm.serialised:SerialisedSpec")
+SYSTEM_KINDS.register("smiles", "molsampler.systems.openmm.smiles:SmilesSpec")
 
 #: Families whose member is chosen by the particle count in its name: lj7, dw8, ...
 FAMILIES: Registry[Callable[..., System]] = Registry("family of systems")
@@ -74,8 +79,8 @@ def get_system(name: str | PathLike[str]) -> System:
     ``name`` is one of :func:`list_systems`; ``lj<N>`` or ``dw<N>`` for N particles; or a path that
     ends in ``.yaml`` or ``.yml``. A system file has a ``kind`` (``pair_potential`` if absent) and
     the keys of that kind, see :class:`molsampler.systems.pair.potential.PairPotentialSpec` and, for
-    ``kind: openmm``, :class:`molsampler.systems.openmm.files.OpenMMSpec`. A key without a value
-    counts as absent.
+    molecules, ``kind: openmm`` (:class:`molsampler.systems.openmm.files.OpenMMSpec`) and the kinds
+    beside it. A key without a value counts as absent.
 
     Raises
     ------

@@ -4,6 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+#: A training of seconds.
+TINY = {
+    "iterations": 2,
+    "batch_size": 16,
+    "compile": "false",
+    "evaluate_samples": 20,
+    "evaluate_steps": 2,
+    "generator.body.width": 8,
+    "generator.body.layers": 1,
+    "denoiser.width": 8,
+    "denoiser.layers": 1,
+    "target_score.size": 32,
+    "target_score.equilibration": 10,
+    "target_score.anneal_moves": 1,
+    "target_score.warmup": 2,
+    "target_score.start_scale": 0.1,
+}
+
 FORCE_FIELD = """<ForceField>
  <AtomTypes>
   <Type name="CH3" class="C" element="C" mass="15"/>

@@ -1,11 +1,14 @@
-"""What docs/extending.md shows works as it stands there."""
+"""What docs/extending.md and docs/molecules.md show works as it stands there."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
 
@@ -26,3 +29,24 @@ def test_the_examples_of_the_page_on_extending_run(tmp_path: Path) -> None:
     assert found is not None, done.stdout
     assert int(found[1]) > 4000
     assert abs(float(found[2]) - 2.5310) < 0.02
+
+
+def test_the_examples_of_the_page_on_molecules_run(tmp_path: Path) -> None:
+    """In a folder with the Amber files that the page speaks of."""
+    pytest.importorskip("rdkit")
+    pytest.importorskip("openmm")
+    data = Path(__file__).parent / "data" / "nma"
+    for name in ("nma.prmtop", "nma.inpcrd"):
+        shutil.copy(data / name, tmp_path)
+    page = PAGE.with_name("molecules.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    done = subprocess.run(
+        [sys.executable, "-c", "\n\n".join(blocks)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "CCCC with the energy MMFF94, 300 K (14, 3)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,14 @@ def compare(
     system: Annotated[
         str | None, typer.Option("--system", help="By default the one that the files name.")
     ] = None,
+    topology: Annotated[
+        Path | None,
+        typer.Option("--top", help="Names the atoms of REFERENCE (.pdb, .gro, .prmtop, .psf)."),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", help="Weights of REFERENCE (.npy, or log_weights in .npz)."),
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Report (.html).")] = None,
     metrics: Annotated[
         Path | None, typer.Option("--json", help="Metrics as JSON; - is standard output.")
@@ -37,10 +46,15 @@ def compare(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draws.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Compare samples with a reference: every metric with its standard error and its floor."""
+    """Compare samples with a reference: every metric with its standard error and its floor.
+
+    REFERENCE may be a run of your own, of which --top names the atoms. What was done with its frames stands
+    under the table.
+    """
     from molsampler.analysis import write_json, write_report
 
     from ..export import load
+    from ..export.simulation import load_simulation
     from ..storage.files import check_output
     from ..systems import resolve
 
@@ -49,9 +63,22 @@ def compare(
         if path is not None:
             check_output(path, overwrite=overwrite)
     target = resolve(system) if system is not None else None
-    judged, trusted = load(samples, system=target), load(reference, system=target)
-    target = target or judged.system()
+    if target is None and (topology is not None or weights is not None):
+        target = load(samples).system()
+    note(f"reading {samples.name}")
+    remarks: tuple[str, ...] = ()
+    if target is None:
+        judged, trusted = load(samples), load(reference)
+        target = judged.system()
+    else:
+        judged, said = load_simulation(samples, target)
+        note(f"reading {reference.name}")
+        trusted, more = load_simulation(reference, target, topology=topology, weights=weights)
+        remarks = (*said, *more)
+    for remark in remarks:
+        note(remark)
     comparison = run(judged, trusted, target, number=number, monte_carlo=monte_carlo, seed=seed)
+    comparison = replace(comparison, remarks=(*remarks, *comparison.remarks))
     if output is not None:
         write_report(comparison, output, overwrite=overwrite)
         note(f"wrote {output}")
@@ -76,7 +103,10 @@ def run(
     """A comparison, with progress on standard error."""
     from molsampler.analysis import compare
 
-    with progress(f"comparing samples of {system.name}", None) as update:
+    note(
+        f"comparing {len(samples):,} samples of {system.name} with {len(reference):,} of the reference"
+    )
+    with progress(f"comparing samples of {system.name}", None, every=2.0) as update:
         return compare(
             samples,
             reference,
@@ -89,7 +119,8 @@ def run(
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Metrics as rows, sample sets as columns, the floors last; a star marks what fails its gate."""
+    """Metrics as rows, sample sets as columns, the floors last; a star marks what fails its gate,
+    a hyphen what is not judged."""
     from molsampler.analysis import GATE_SIGMAS, format_value
 
     columns: Mapping[str, Comparison] = {
@@ -109,7 +140,8 @@ def print_comparison(comparison: Comparison) -> None:
         cells = []
         for each in columns.values():
             found = each.metric(metric.key)
-            cells.append(format_value(found.value, found.se) + ("" if found.passed() else " *"))
+            mark = " -" if not found.judged else "" if found.passed() else " *"
+            cells.append(format_value(found.value, found.se) + mark)
         name = f"{metric.name} ({metric.unit})" if metric.unit else metric.name
         floor = format_value(metric.floor, metric.floor_se)
         rows.append([name, *cells, floor, f"{metric.n} x {metric.repeats}"])
@@ -118,6 +150,8 @@ def print_comparison(comparison: Comparison) -> None:
     for mark, each in list(columns.items())[1:]:
         print(f"{mark} {each.label}")
     print(f"* more than {GATE_SIGMAS:g} standard errors above the floor")
+    if not all(metric.judged for metric in comparison.metrics):
+        print("- not judged: the poses that the reference's frames happen to have decide it")
     for line in comparison.molecule.lines() if comparison.molecule is not None else ():
         print(line)
     for remark in comparison.remarks:

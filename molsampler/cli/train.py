@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .options import Json, System, parse_duration
-from .terminal import duration, print_json, progress
+from .terminal import duration, note, print_json, progress
 
 #: Metrics that progress lines show.
 SHOWN = ("teacher_loss", "score_loss", "difference", "drift", "median_energy")
@@ -52,18 +52,21 @@ def train(
     """
     from molsampler.systems import get_system
 
-    from ..molecule.z_matrix import has_internal_coordinates
+    from ..molecule.z_matrix import why_no_internal_coordinates
     from ..train import Progress, load_config
     from ..train import train as run
 
     target = get_system(system)
+    lacking = why_no_internal_coordinates(target)
+    if lacking and target.molecule is not None and target.molecule.bonds:
+        note(f"{target.name} {lacking}: trained in Cartesian coordinates")
     settings = load_config(
         preset.value,
         target.name,
         file=config,
         overrides=overrides or (),
         invariant=target.invariant,
-        molecule=has_internal_coordinates(target),
+        molecule=not lacking,
     )
     command = ["molsampler", "train", system, "RUN_DIR", "--preset", preset.value]
     command += ["--config", str(config)] if config is not None else []

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import FileFormatError
-from .lengths import Frames
+from .lengths import Frames, box_vectors
 from .trajectory import CHUNK, Opened, Trajectory
 
 ANGSTROM_PER_NM = np.float32(10.0)
@@ -169,6 +170,21 @@ class DCDFormat(Trajectory):
                 file.write(block.tobytes())
 
             yield append
+
+    def boxes(self, path: Path) -> NDArray[np.float64] | None:
+        """Box vectors of the frames; see :meth:`molsampler.export.trajectory.Trajectory.boxes`."""
+        header = _read_header(path)
+        if not header.cell:
+            return None
+        layout = _layout(header.atoms, header.order, cell=True)
+        frames, _ = _count_frames(path)
+        held = np.memmap(path, dtype=layout, mode="r", offset=header.size, shape=(frames,))
+        cells = np.array(held["cell"], dtype=np.float64)
+        lengths = cells[:, [0, 2, 5]] / ANGSTROM_PER_NM
+        # Lengths a, b, c stand at 0, 2, 5; gamma, beta, alpha between them, as cosines or in degrees.
+        angles = cells[:, [4, 3, 1]]
+        cosines = np.where(np.abs(angles) <= 1, angles, np.cos(np.radians(angles)))
+        return box_vectors(lengths, cosines)
 
     @contextmanager
     def open(self, path: Path, *, trusted: bool = False) -> Iterator[Opened]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -45,6 +45,21 @@ def from_nanometres(frames: Frames, length_nm: float, dimension: int, *, source:
         )
     scaled = frames[..., :dimension].astype(np.float64) / length_nm
     return torch.from_numpy(scaled.astype(np.float32))
+
+
+def box_vectors(lengths: Any, cosines: Any) -> NDArray[np.float64]:
+    """Vectors ``(n, 3, 3)``, rows a, b, c, of cells of ``lengths`` ``(n, 3)`` and cosines of alpha, beta and
+    gamma ``(n, 3)``; zero where a length is."""
+    a, b, c = np.asarray(lengths, dtype=np.float64).T
+    alpha, beta, gamma = np.asarray(cosines, dtype=np.float64).T
+    sine = np.sqrt(np.clip(1 - gamma**2, 1e-12, None))
+    zero = np.zeros_like(a)
+    cy = c * (alpha - beta * gamma) / sine
+    cz = np.sqrt(np.clip(c**2 - (c * beta) ** 2 - cy**2, 0, None))
+    rows = [[a, zero, zero], [b * gamma, b * sine, zero], [c * beta, cy, cz]]
+    vectors = np.array(rows).transpose(2, 0, 1)
+    vectors[(a <= 0) | (b <= 0) | (c <= 0)] = 0
+    return vectors
 
 
 def topology_of(system: System) -> mdtraj.Topology:

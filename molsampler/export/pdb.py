@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import FileFormatError, InputError
-from .lengths import Frames
+from .lengths import Frames, box_vectors
 from .topology import HIGHEST, LOWEST, template
 from .trajectory import CHUNK, Opened, Trajectory
 
@@ -146,6 +147,24 @@ class PDBFormat(Trajectory):
 
             yield append
             file.write(footer)
+
+    def boxes(self, path: Path) -> NDArray[np.float64] | None:
+        """The CRYST1 record, for all models; see :meth:`molsampler.export.trajectory.Trajectory.boxes`."""
+        frames, _ = _count_models(path)
+        with open(path, encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith("CRYST1"):
+                    try:
+                        numbers = [float(line[6 + 9 * k : 15 + 9 * k]) for k in range(3)]
+                        angles = [float(line[33 + 7 * k : 40 + 7 * k]) for k in range(3)]
+                    except ValueError:
+                        return None
+                    lengths, cosines = np.array([numbers]) / 10, np.cos(np.radians([angles]))
+                    # A cube of one angstrom is how the format says that there is none.
+                    if np.all(lengths <= 0.1):
+                        return None
+                    return np.repeat(box_vectors(lengths, cosines), frames, axis=0)
+        return None
 
     @contextmanager
     def open(self, path: Path, *, trusted: bool = False) -> Iterator[Opened]:

@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .. import memory
 from ..errors import FileFormatError, InputError, IntegrityError, ShapeError
@@ -95,6 +96,11 @@ class Trajectory(ABC):
         FileFormatError
             The file is damaged, or not of this format.
         """
+
+    def boxes(self, path: Path) -> NDArray[np.float64] | None:
+        """Box vectors ``(frames, 3, 3)`` in nm, rows a, b, c, zero where a frame has none; None where the
+        format holds none or they are not read."""
+        return None
 
     def write(self, path: Path, output: Output) -> None:
         """Write a trajectory and record it; see :meth:`molsampler.export.format.Format.write`."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import FileFormatError, InputError
 from . import decoder, isolated
@@ -37,6 +38,13 @@ def count_frames(path: Path) -> tuple[int, int]:
     FileFormatError
         A frame header is damaged or the file ends inside a frame.
     """
+    frames, atoms, _ = _walk(path)
+    return frames, atoms
+
+
+def _walk(path: Path) -> tuple[int, int, list[tuple[float, ...]]]:
+    """Frames, atoms and the nine box entries of each frame."""
+    boxes: list[tuple[float, ...]] = []
     size = path.stat().st_size
     frames, atoms, offset = 0, 0, 0
     with open(path, "rb") as file:
@@ -55,6 +63,7 @@ def count_frames(path: Path) -> tuple[int, int]:
             if count < 1 or count != again or (frames and count != atoms):
                 raise FileFormatError(where)
             atoms = count
+            boxes.append(struct.unpack(">9f", head[16:52]))
             if atoms <= _PLAIN_ATOMS:
                 offset += 56 + 12 * atoms
             else:
@@ -74,7 +83,7 @@ def count_frames(path: Path) -> tuple[int, int]:
             if offset > size:
                 raise FileFormatError(where)
             frames += 1
-    return frames, atoms
+    return frames, atoms, boxes
 
 
 class XTCFormat(Trajectory):
@@ -111,6 +120,10 @@ class XTCFormat(Trajectory):
                 done += len(frames)
 
             yield append
+
+    def boxes(self, path: Path) -> NDArray[np.float64] | None:
+        """Box vectors of the frames; see :meth:`Trajectory.boxes`."""
+        return np.array(_walk(path)[2], dtype=np.float64).reshape(-1, 3, 3)
 
     @contextmanager
     def open(self, path: Path, *, trusted: bool = False) -> Iterator[Opened]:

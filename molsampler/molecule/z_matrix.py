@@ -21,33 +21,43 @@ _DIFFERENCE = 1e-2
 #: First guesses of the widths: nm relative to the bond's length, rad, rad.
 _FIRST_WIDTHS = (0.025, 0.06, 0.1)
 
+#: Cosine below which an angle (over 165 degrees) is straight.
+_STRAIGHT = -0.966
+
 #: Rigid rotations at which a free torsion is tried to find its cut.
 _SCAN = 72
 
 
 def has_internal_coordinates(system: System) -> bool:
     """Whether :func:`internal_coordinates` has what it needs: one molecule of known geometry and turning
-    bonds, felt by no field."""
-    molecule = system.molecule
-    return (
-        molecule is not None
-        and _described(system)
-        and bool((molecule.graph_distances() >= 0).all())
-    )
+    bonds, with no straight angle, felt by no field."""
+    return not why_no_internal_coordinates(system)
 
 
-def _described(system: System) -> bool:
-    """The same of what may be several molecules."""
+def why_no_internal_coordinates(system: System) -> str:
+    """What a system lacks for :func:`internal_coordinates`, as a clause that follows its name; or nothing.
+
+    A torsion about an axis on which its outer atoms lie is not defined, so groups such as nitriles and
+    alkynes, whose bond angle is 180 degrees, have no chart of this kind. Rings do: all but their closing
+    bonds are coordinates.
+    """
     molecule = system.molecule
-    return (
-        molecule is not None
-        and bool(molecule.bonds)
-        and molecule.geometry is not None
-        and molecule.turning_bonds is not None
-        and system.invariant
-        and system.shape[0] > 2
-        and system.shape[1] == 3
-    )
+    if molecule is None or not molecule.bonds:
+        return "is no molecule with bonds"
+    if system.shape[0] < 3 or system.shape[1] != 3:
+        return f"has {system.shape[0]} particles in {system.shape[1]} dimensions, not 3 or more in space"
+    if molecule.geometry is None or molecule.turning_bonds is None:
+        return "has no known geometry"
+    if not system.invariant:
+        return "has an energy that depends on place and orientation"
+    if (distances(len(molecule), molecule.bonds) < 0).any():
+        return "is more than one molecule"
+    x = torch.tensor(molecule.geometry, dtype=torch.float64)
+    for atom, bonded, angle, _ in _tree(len(molecule), molecule.bonds)[2:]:
+        arms = [torch.nn.functional.normalize(x[k] - x[bonded], dim=0) for k in (atom, angle)]
+        if float(arms[0] @ arms[1]) < _STRAIGHT:
+            return f"has a straight angle at its atoms {atom}, {bonded}, {angle}"
+    return ""
 
 
 def internal_coordinates(system: System) -> InternalCoordinates:
@@ -62,10 +72,12 @@ def internal_coordinates(system: System) -> InternalCoordinates:
         where it is, or its geometry is not known.
     """
     molecule = system.molecule
-    if not _described(system) or molecule is None:
+    lacking = why_no_internal_coordinates(system)
+    if lacking or molecule is None:
         raise InputError(
             "internal coordinates need a molecule of at least three atoms with bonds and positions whose "
-            f"energy does not depend on place and orientation; {system.name!r} is none"
+            f"energy does not depend on place and orientation; {system.name!r} {lacking}. The Cartesian way "
+            "(coordinates=cartesian) needs none of this"
         )
     x = torch.tensor(molecule.geometry, dtype=torch.float64)[None]
     placements = _tree(len(molecule), molecule.bonds)

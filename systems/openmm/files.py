@@ -4,58 +4,24 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 
 from molsampler.errors import FileFormatError, InputError
 from molsampler.storage.files import read_limited
 
-from ..spec import SystemSpec
 from .inputs import read_pdb, require_bundled, solvent_file
+from .molecular import FileName, MolecularSpec, Nonbonded
 from .probe import require_openmm
-from .restraint import Restraint
 from .system import OpenMMSystem
 
 #: Elements of force-field files that run Python code or bring in further files.
 _ACTIVE = ("Script", "InitializationScript", "Include")
 _XML_LIMIT = 2**26
 
-FileName = Annotated[str, Field(min_length=1, description="the name of a file")]
-Positive = Annotated[float | None, Field(gt=0, description="a positive number")]
 
-
-class Nonbonded(BaseModel):
-    """Options of ``ForceField.createSystem``; lengths in nm."""
-
-    model_config = SystemSpec.model_config
-
-    method: Literal["NoCutoff", "CutoffNonPeriodic"] = Field(
-        default="NoCutoff",
-        description="NoCutoff or CutoffNonPeriodic (periodic energies have no density on free "
-        "coordinates)",
-    )
-    cutoff_nm: Positive = None
-    switch_distance_nm: Positive = None
-    solute_dielectric: Positive = None
-    solvent_dielectric: Positive = None
-
-    def options(self) -> dict[str, Any]:
-        """The arguments of ``ForceField.createSystem``."""
-        from openmm import app
-
-        methods = {"NoCutoff": app.NoCutoff, "CutoffNonPeriodic": app.CutoffNonPeriodic}
-        options = {
-            "nonbondedMethod": methods[self.method],
-            "nonbondedCutoff": self.cutoff_nm,
-            "switchDistance": self.switch_distance_nm,
-            "soluteDielectric": self.solute_dielectric,
-            "solventDielectric": self.solvent_dielectric,
-        }
-        return {key: value for key, value in options.items() if value is not None}
-
-
-class OpenMMSpec(SystemSpec):
+class OpenMMSpec(MolecularSpec):
     """Keys of a system file of ``kind: openmm``::
 
         kind: openmm
@@ -69,26 +35,14 @@ class OpenMMSpec(SystemSpec):
 
     The PDB file has all hydrogens; its first model is where reference runs start. ``forcefield`` is
     one or a list of files, ``implicit_solvent`` one of hct, obc1, obc2, gbn, gbn2 or a file; files are
-    sought in the folder of the system file, then among those of OpenMM. ``restraint`` keeps several
-    molecules together, see :mod:`molsampler.systems.openmm.restraint`. ``platform``, ``workers``,
-    ``timeout`` and ``invariant`` are those of
-    :class:`~molsampler.systems.openmm.system.OpenMMSystem`. There are no constraints.
+    sought in the folder of the system file, then among those of OpenMM. The other keys are those of
+    :class:`~molsampler.systems.openmm.molecular.MolecularSpec`.
     """
-
-    elsewhere: ClassVar[str] = "an OpenMM system, which is defined elsewhere"
 
     pdb: FileName
     forcefield: list[FileName] = Field(min_length=1, description="a file or a list of files")
-    temperature: float = Field(description="a positive number of kelvin")
     implicit_solvent: FileName | None = None
     nonbonded: Nonbonded = Nonbonded()
-    restraint: Restraint | None = Field(
-        default=None, description="a mapping such as {radius_nm: 1.0, stiffness: 100}"
-    )
-    platform: str | None = None
-    workers: int | None = None
-    timeout: float | None = None
-    invariant: bool | None = None
 
     @field_validator("forcefield", mode="before")
     @classmethod
@@ -127,20 +81,19 @@ class OpenMMSpec(SystemSpec):
             raise InputError(
                 f"the force field {', '.join(files)} cannot describe {path.name}: {error}"
             ) from None
-        if self.restraint is not None:
-            self.restraint.add_to(system, pdb.topology)
-        given = {"name", "description", "platform", "workers", "timeout", "invariant"}
-        return OpenMMSystem(
-            system,
-            pdb.topology,
-            self.temperature,
-            positions=pdb.positions,
-            **self.model_dump(include=given, exclude_none=True),
-        )
+        return self.target(system, pdb.topology, pdb.positions)
 
 
 def _forcefield_file(folder: Path, name: str) -> str:
-    """The path of a user's file, or the name of one of OpenMM's."""
+    """The path of a user's file, or the name of one of OpenMM's.
+
+    Raises
+    ------
+    InputError
+        There is neither; names of OpenMM's files that hold the same word are listed.
+    FileFormatError
+        A user's file is no XML, or holds scripts.
+    """
     path = folder / name
     if not path.is_file():
         return require_bundled(name, folder)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from molsampler.errors import FileFormatError, InputError, nearest
 from molsampler.storage.files import read_limited
 
+from .molecular import SOLVENTS
+
 if TYPE_CHECKING:
     from openmm import app
-
-SOLVENTS = ("hct", "obc1", "obc2", "gbn", "gbn2")
 
 _PDB_LIMIT = 2**26
 
@@ -90,7 +90,7 @@ def solvent_file(name: str, folder: Path) -> str:
     Raises
     ------
     InputError
-        It is neither one of ``SOLVENTS`` nor a file.
+        It is neither one that OpenMM has nor a file.
     """
     if name in SOLVENTS:
         return f"implicit/{name}.xml"
@@ -98,5 +98,5 @@ def solvent_file(name: str, folder: Path) -> str:
         return name
     raise InputError(
         f"implicit_solvent must be one of {', '.join(SOLVENTS)} or a force-field file, got {name!r}"
-        f"{nearest(name, SOLVENTS)}"
+        f"{nearest(name, list(SOLVENTS))}"
     )

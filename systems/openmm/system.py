@@ -14,7 +14,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +84,10 @@ class OpenMMSystem(System):
         out by evaluating transformed configurations, and takes a system with a
         ``CustomExternalForce`` for one in a field
     description : one line for listings
+    labels : one per particle, such as atom types: what tells particles apart beyond element, mass and
+        nonbonded parameters
+    conformers : sensible configurations ``(k, n, 3)`` in nm from which :meth:`starts` begins, where
+        turning bonds does not reach all of them; ``positions`` alone by default
 
     Attributes
     ----------
@@ -123,6 +127,8 @@ class OpenMMSystem(System):
         timeout: float = 60.0,
         invariant: bool | None = None,
         description: str = "",
+        labels: Sequence[Hashable] | None = None,
+        conformers: Any = None,
     ) -> None:
         probe.require_openmm()
         import openmm
@@ -145,12 +151,18 @@ class OpenMMSystem(System):
                 f"topology has {self._topology.getNumAtoms()} atoms, system has {n} particles"
             )
         self.positions = None if positions is None else _nanometres(positions, n)
+        self.conformers = (
+            None if conformers is None else np.stack([_nanometres(each, n) for each in conformers])
+        )
         self.description = description or f"{n} particles with the energy of an OpenMM system"
 
         potential = _potential(system)
         self._xml = openmm.XmlSerializer.serialize(potential)
         self._bonds = _bonds(self._topology, potential)
-        self._types = equivalence_classes(_labels(self._topology, potential), self._bonds)
+        if labels is not None and len(labels) != n:
+            raise InputError(f"labels must hold one for each of {n} particles, got {len(labels)}")
+        known = zip(_labels(self._topology, potential), labels or [None] * n, strict=True)
+        self._types = equivalence_classes(list(known), self._bonds)
         kinds = {type(force).__name__ for force in potential.getForces()}
         # Particles that only a field acts on may share a place.
         self._collide = n > 1 and bool(kinds - {"CustomExternalForce"})
@@ -318,7 +330,8 @@ class OpenMMSystem(System):
     # Starts
 
     def starts(self, count: int, *, generator: torch.Generator | None) -> Tensor | None:
-        """``count`` configurations ``(count, n, 3)``: the given one with bonds turned at random.
+        """``count`` configurations ``(count, n, 3)``: the given one with bonds turned at random, or any of
+        the conformers, where there are some.
 
         Turned are bonds whose own torsion terms have a barrier of at most ``TURNING_BARRIER``, which
         excludes peptide and double bonds; a draw in which distant atoms clash is repeated. Handedness
@@ -327,16 +340,24 @@ class OpenMMSystem(System):
         if self.positions is None or not self._bonds:
             return None
         n = self.shape[0]
-        origin = torch.from_numpy(self.positions)
+        pool = torch.from_numpy(
+            self.positions[None] if self.conformers is None else self.conformers
+        )
         turning = self._turning_bonds()
         near = torch.ones(n, n, dtype=torch.bool).tril()
         for i, j in within_bonds(n, self._bonds, 3):
             near[i, j] = True
-        starts, pending = origin.repeat(count, 1, 1), torch.arange(count)
+        # One origin takes no draw, so that starts of a seed stay what they are.
+        chosen = (
+            torch.zeros(count, dtype=torch.long)
+            if len(pool) == 1
+            else torch.randint(len(pool), (count,), generator=generator)
+        )
+        starts, pending = pool[chosen], torch.arange(count)
         for _ in range(_START_DRAWS):
             if not len(pending) or not turning:
                 break
-            x = origin.repeat(len(pending), 1, 1)
+            x = pool[chosen[pending]]
             for (_, j, k, _), moving in turning:
                 angle = 2 * math.pi * torch.rand(len(x), generator=generator, dtype=x.dtype)
                 x[:, moving] = _rotated(x[:, moving], x[:, j], x[:, k], angle)

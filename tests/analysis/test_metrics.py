@@ -11,7 +11,7 @@ from exact_systems import Dimer, Springs
 from peptides import BASINS, Peptide
 from torch import Tensor
 
-from molsampler.analysis import Distance, MetricKind, metric_kinds
+from molsampler.analysis import Distance, MetricKind, compare, headline, metric_kinds
 from molsampler.analysis.draws import Draw, Draws, Settings
 from molsampler.errors import InputError
 from molsampler.samples import Samples
@@ -75,7 +75,8 @@ CASES = {
     "ramachandran_tvd": SHIFTED,
     "basin_tvd": Case(PEPTIDE, molecules, other_basins),
     "torsion_tvd": SHIFTED,
-    "w2": HOT,
+    # Judged only where the energy knows the pose.
+    "w2": Case(WELLS, wells, right_hand_wells),
     "geo_w2": HOT,
     "broken_bonds": Case(PEPTIDE, molecules, stretched),
     "wrong_hand": Case(PEPTIDE, molecules, lambda seed: -molecules(seed)),
@@ -173,3 +174,37 @@ def test_no_repeats_leave_transport_and_drift_out() -> None:
     settings = Settings(transport_repeats=0, drift_steps=0)
     left_out = {kind.key for kind in metric_kinds() if not kind.repeats(settings)}
     assert left_out == {"w2", "geo_w2", "refinement_drift"}
+
+
+def test_raw_distances_are_not_judged_where_the_energy_leaves_the_pose_open() -> None:
+    """All frames of one orientation against all orientations: far in W2, one law all the same."""
+    found = compare(
+        Samples.of(SPRINGS, springs(1)),
+        Samples.of(SPRINGS, posed(springs(2))),
+        SPRINGS,
+        n=200,
+        monte_carlo=False,
+        drift_steps=0,
+    )
+    w2 = found.metric("w2")
+    assert w2.z > 10
+    assert not w2.judged
+    assert found.passed
+    assert "W2" not in headline(found).replace("energy-W2", "").replace("geo-W2", "")
+    assert found.to_dict()["metrics"][[m.key for m in found.metrics].index("w2")]["judged"] is False
+    # The others are, and see another law.
+    hot = Samples.of(SPRINGS, HOT.wrong(1))
+    assert not compare(
+        hot, Samples.of(SPRINGS, springs(2)), SPRINGS, n=200, monte_carlo=False, drift_steps=0
+    ).passed
+
+
+def posed(x: Tensor) -> Tensor:
+    """Each configuration turned so that its first particle lies on the first axis."""
+    first = x[:, 0] / x[:, 0].norm(dim=-1, keepdim=True)
+    axis = torch.zeros_like(first)
+    axis[:, 0] = 1
+    # A reflection that takes one unit vector to the other.
+    normal = first - axis
+    normal = normal / normal.norm(dim=-1, keepdim=True)
+    return x - 2 * (x * normal[:, None]).sum(-1, keepdim=True) * normal[:, None]

@@ -11,7 +11,7 @@ import torch
 from exact_systems import Springs, random_pose
 from torch import Tensor
 
-from molsampler.analysis.transport import geometric_wasserstein2, wasserstein2
+from molsampler.analysis.transport import _nuclear_norm, geometric_wasserstein2, wasserstein2
 from molsampler.errors import InputError
 
 
@@ -116,3 +116,13 @@ def test_unusable_sets_are_refused() -> None:
         geometric_wasserstein2(draw(3, 3, 4, seed=0), draw(3, 3, 4, seed=1))
     with pytest.raises(InputError, match="starts"):
         geometric_wasserstein2(x, x, starts=0)
+
+
+def test_nuclear_norms_are_the_sums_of_singular_values() -> None:
+    """Of random matrices of both hands, of planar and collinear ones, and of zero."""
+    m = torch.randn(500, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    flat = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
+    line = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    for each in (m, -m, m * flat, m * line, 1e-9 * m, torch.zeros_like(m[:1])):
+        expected = torch.linalg.svdvals(each).sum(-1)
+        torch.testing.assert_close(_nuclear_norm(each), expected, rtol=1e-9, atol=1e-18)

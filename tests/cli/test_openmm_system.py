@@ -13,23 +13,6 @@ from molsampler.systems import get_system
 
 pytest.importorskip("openmm")
 
-TINY = {
-    "iterations": 2,
-    "batch_size": 16,
-    "compile": "false",
-    "evaluate_samples": 20,
-    "evaluate_steps": 2,
-    "generator.body.width": 8,
-    "generator.body.layers": 1,
-    "denoiser.width": 8,
-    "denoiser.layers": 1,
-    "target_score.size": 32,
-    "target_score.equilibration": 10,
-    "target_score.anneal_moves": 1,
-    "target_score.warmup": 2,
-    "target_score.start_scale": 0.1,
-}
-
 
 def test_a_system_file_goes_through_every_command(run, tmp_path: Path) -> None:
     import MDAnalysis
@@ -46,7 +29,7 @@ def test_a_system_file_goes_through_every_command(run, tmp_path: Path) -> None:
     assert report["run"]["replicas"] == 8
     assert report["system"]["name"] == "butane"
 
-    settings = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
+    settings = [part for key, value in butane.TINY.items() for part in ("--set", f"{key}={value}")]
     outcome = run("train", yaml, tmp_path / "run", *settings)
     assert outcome.code == 0, outcome.err
     artifact = tmp_path / "run" / "artifact"
