@@ -6,19 +6,20 @@ Chains are annealed from a Gaussian by SMC, equilibrated by MALA, and moved on w
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..errors import FileFormatError
 from ..frozen import Frozen
 from ..molecule.molecule import Molecule
 from ..space import Space
 from ..target import Target
-from . import adapt, mala, smc
+from . import adapt, ais, mala, smc
 
 
 class Gaussian:
@@ -52,17 +53,6 @@ class GaussianChain(Gaussian):
         return root @ super().sample(n, generator=generator, like=like)
 
 
-class _Watched:
-    """A target that calls ``watch``, which may raise to interrupt, before every evaluation."""
-
-    def __init__(self, target: Target, watch: Callable[[], None]):
-        self.target, self.space, self.watch = target, target.space, watch
-
-    def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        self.watch()
-        return self.target.energy_and_score(x)
-
-
 class PopulationConfig(Frozen):
     """``size`` chains start from a Gaussian of ``start_scale`` (in the system's length unit), are annealed
     by SMC with ``anneal_moves`` MALA steps per level and equilibrated by ``equilibration`` more."""
@@ -80,6 +70,150 @@ class Population(NamedTuple):
     step_size: float
 
 
+class Progress(NamedTuple):
+    """Where the making of a population stands: ``done`` moves of about ``total``, None where unknown."""
+
+    phase: str
+    done: int
+    total: float | None
+    detail: str = ""
+
+
+class State(NamedTuple):
+    """A population in the making, between two moves of all its chains.
+
+    First ``annealing`` is there, then ``chains``, of which ``steps`` moves have been made.
+    """
+
+    annealing: smc.State | None
+    chains: mala.State | None
+    adaptation: adapt.Adaptation
+    steps: int = 0
+
+    def flatten(self) -> dict[str, Tensor | float | int]:
+        """Tensors and numbers by name."""
+        flat: dict[str, Tensor | float | int] = {
+            "log_step": self.adaptation.log_step,
+            "updates": self.adaptation.updates,
+            "steps": self.steps,
+        }
+        if self.annealing is not None:
+            run = self.annealing
+            for name in _ANNEALING:
+                flat[f"annealing/{name}"] = getattr(run, name)
+            particles = run.particles
+            flat["annealing/position"] = particles.position
+            flat["annealing/log_weight"] = particles.log_weight
+            for end in (0, 1):
+                flat[f"annealing/energy{end}"] = particles.energies[end]
+                flat[f"annealing/score{end}"] = particles.scores[end]
+        if self.chains is not None:
+            for name, value in self.chains._asdict().items():
+                flat[f"chains/{name}"] = value
+        return flat
+
+    @classmethod
+    def unflatten(cls, flat: Mapping[str, Any]) -> State:
+        """The state that was flattened.
+
+        Raises
+        ------
+        FileFormatError
+            It is none.
+        """
+        try:
+            adaptation = adapt.Adaptation(flat["log_step"], int(flat["updates"]))
+            annealing = chains = None
+            if "annealing/position" in flat:
+                particles = ais.State(
+                    flat["annealing/position"],
+                    flat["annealing/log_weight"],
+                    (flat["annealing/energy0"], flat["annealing/energy1"]),
+                    (flat["annealing/score0"], flat["annealing/score1"]),
+                )
+                numbers = {name: flat[f"annealing/{name}"] for name in _ANNEALING}
+                annealing = smc.State(particles, adaptation, **numbers)
+            else:
+                chains = mala.State(*(flat[f"chains/{name}"] for name in mala.State._fields))
+            return cls(annealing, chains, adaptation, int(flat["steps"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(
+                f"the checkpoint does not hold a population in the making: {error}"
+            ) from None
+
+
+#: The numbers of a state of annealing.
+_ANNEALING = ("lam", "last_lam", "log_normaliser_ratio", "levels", "moved")
+
+
+class Equilibration:
+    """Makes a population, from the energy alone, one move of all its chains at a time.
+
+    Chains are annealed from a Gaussian, or from a Gaussian chain on the bond graph of a ``molecule``
+    with bonds, and then run on under a MALA kernel whose step size is tuned over the first half.
+    """
+
+    def __init__(
+        self, config: PopulationConfig, target: Target, *, molecule: Molecule | None = None
+    ):
+        self.config, self.target = config, target
+        self.base = Gaussian(target.space, config.start_scale)
+        if molecule is not None and molecule.bonds:
+            self.base = GaussianChain(target.space, config.start_scale, molecule)
+
+    def init(self, *, generator: torch.Generator, like: Tensor) -> State:
+        """The start; one energy evaluation a chain."""
+        config = self.config
+        x = self.base.sample(config.size, generator=generator, like=like)
+        run = smc.init(x, self.base, self.target, step_size=1e-2 * config.start_scale**2)
+        return State(run, None, run.adaptation)
+
+    def finished(self, state: State) -> bool:
+        return state.chains is not None and state.steps >= self.config.equilibration
+
+    def step(self, state: State, *, generator: torch.Generator) -> State:
+        """The state after one more energy evaluation a chain; ``state`` itself is left as it is."""
+        config = self.config
+        if state.annealing is not None:
+            run = state.annealing
+            if not smc.finished(run, moves=config.anneal_moves):
+                run = smc.step(
+                    run, self.base, self.target, moves=config.anneal_moves, generator=generator
+                )
+                return State(run, None, run.adaptation)
+            done = smc.annealed(run)
+            chains = mala.init(done.position, self.target)
+            return State(None, chains, adapt.init(done.step_size))
+        adaptation = state.adaptation
+        chains, info = mala.step(
+            cast(mala.State, state.chains),
+            self.target,
+            step_size=float(adaptation.step_size),
+            generator=generator,
+        )
+        # The first half tunes the step; the second half runs a fixed kernel, so it has a stationary law.
+        if 2 * state.steps < config.equilibration:
+            adaptation = adapt.update(adaptation, info.acceptance)
+        return State(None, chains, adaptation, state.steps + 1)
+
+    def population(self, state: State) -> Population:
+        """What a finished state holds."""
+        return Population(cast(mala.State, state.chains), float(state.adaptation.step_size))
+
+    def progress(self, state: State) -> Progress:
+        """Moves done and to be done in the present phase; the number of levels is an estimate."""
+        run, moves = state.annealing, self.config.anneal_moves
+        if run is None:
+            return Progress("equilibration", state.steps, self.config.equilibration)
+        done = max(run.levels - 1, 0) * moves + run.moved
+        levels = smc.expected_levels(run)
+        if levels is None:
+            return Progress("annealing", done, None, f"level {run.levels}")
+        return Progress(
+            "annealing", done, levels * moves, f"level {run.levels} of about {levels:.0f}"
+        )
+
+
 def equilibrate(
     config: PopulationConfig,
     target: Target,
@@ -89,35 +223,18 @@ def equilibrate(
     report: Callable[[str, float], None],
     molecule: Molecule | None = None,
 ) -> Population:
-    """A population at equilibrium, from the energy alone.
+    """A population at equilibrium, from the energy alone; see :class:`Equilibration`.
 
-    A ``molecule`` with bonds is annealed from a Gaussian chain on its bond graph.
-    ``report(stage, share)`` is called between transitions and may raise to interrupt.
+    ``report(phase, share)`` is called between moves and may raise to interrupt.
     """
-    space = target.space
-    base = Gaussian(space, config.start_scale)
-    if molecule is not None and molecule.bonds:
-        base = GaussianChain(space, config.start_scale, molecule)
-    x = base.sample(config.size, generator=generator, like=like)
-    annealed = smc.run(
-        x,
-        base,
-        _Watched(target, lambda: report("annealing", 0.0)),
-        moves=config.anneal_moves,
-        step_size=1e-2 * config.start_scale**2,
-        generator=generator,
-    )
-    state = mala.init(annealed.position, target)
-    adaptation = adapt.init(annealed.step_size)
-    for k in range(config.equilibration):
-        report("equilibrating", k / config.equilibration)
-        state, info = mala.step(
-            state, target, step_size=float(adaptation.step_size), generator=generator
-        )
-        # The first half tunes the step; the second half runs a fixed kernel, so it has a stationary law.
-        if 2 * k < config.equilibration:
-            adaptation = adapt.update(adaptation, info.acceptance)
-    return Population(state, float(adaptation.step_size))
+    made = Equilibration(config, target, molecule=molecule)
+    report("annealing", 0.0)
+    state = made.init(generator=generator, like=like)
+    while not made.finished(state):
+        at = made.progress(state)
+        report(at.phase, at.done / at.total if at.total else 0.0)
+        state = made.step(state, generator=generator)
+    return made.population(state)
 
 
 def refresh(
