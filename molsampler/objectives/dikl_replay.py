@@ -26,13 +26,14 @@ from ..diffusion.identity_mixture import IdentityMixture
 from ..diffusion.schedule import Schedule
 from ..errors import FileFormatError, NonFiniteError
 from ..mcmc import mala
-from ..mcmc.population import Population, PopulationConfig, equilibrate, refresh
+from ..mcmc.population import Population, PopulationConfig, refresh
 from ..nn.bodies import AnyBody, EGNNBody
 from ..nn.denoiser import Denoiser, score_of
 from ..nn.generators import Generator
 from ..target import CountingTarget
 from .base import Metrics, ObjectiveConfig, Problem, Report, State
 from .dikl_loss import Weighting, diffuse, dikl_loss, weight
+from .preparation import PopulationPreparation
 from .schedules import AnySchedule, LogUniformConfig
 from .workspace import NetworkObjective, Workspace, average
 
@@ -104,35 +105,52 @@ class DiKLReplay(NetworkObjective):
         self.space = problem.target.space
         self.target = CountingTarget(problem.target)
         self.like = torch.empty(0, device=problem.device)
+        self._preparation = PopulationPreparation(config.target_score, problem)
 
     @property
     def warmup(self) -> int:
         return self.config.target_score.warmup
 
+    @property
+    def preparation(self) -> PopulationPreparation:
+        return self._preparation
+
     def init(self, *, report: Report) -> State:
+        made = self.preparation
+        state = made.init()
+        while (at := made.progress(state)) is not None:
+            report(at.phase, at.done / at.total if at.total else 0.0)
+            state = made.step(state)
+        return self.start(state)
+
+    def start(self, prepared: State) -> State:
         config, problem = self.config, self.problem
-        rng = self.random()
-        counting = CountingTarget(problem.target)
-        population = equilibrate(
-            config.target_score,
-            counting,
-            generator=rng,
-            like=self.like,
-            report=report,
-            molecule=problem.molecule,
-        )
+        population = self.preparation.population(prepared)
         x = population.state.position
         scale = config.data_scale or _data_scale(x, problem)
         work = self.build({"data_scale": scale})
-        work.rng = rng
+        work.rng = self.preparation.random(prepared)
         cast(Generator, work.modules["generator"]).start_from(x)
         cast(Generator, work.modules["ema"]).start_from(x)
         for name in ("score", "teacher", "teacher_ema"):
             cast(Denoiser, work.modules[name]).body.start_from(x, spring=0.0)
         _put(work, population)
         work.tensors["mixture"] = IdentityMixture.fresh(self.like).moments
-        work.numbers.update(iteration=0, energy_evaluations=counting.evaluations, data_scale=scale)
+        work.numbers.update(
+            iteration=0,
+            energy_evaluations=int(prepared["energy_evaluations"]),
+            data_scale=scale,
+        )
         return self.flat(work)
+
+    def evaluations_per_step(self, *, warmup: bool) -> int:
+        plan = self.config.target_score
+        moved = min(plan.refresh, plan.size) * plan.refresh_steps
+        if warmup:
+            return moved
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            drawn = self.problem.generator.build(self.space, molecule=self.problem.molecule)
+        return moved + self.config.batch_size * drawn.evaluations_per_sample
 
     def step(self, state: State) -> tuple[State, Metrics]:
         work = self.adopted(state)
