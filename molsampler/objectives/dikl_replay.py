@@ -162,12 +162,12 @@ class DiKLReplay(NetworkObjective):
             if iteration >= self.warmup:
                 metrics = self._generator_step(work)
             else:
-                metrics = {"phase": 0.0, "teacher_loss": self._teacher_step(work)}
+                metrics = {"teacher_loss": self._teacher_step(work)}
                 if iteration + 1 == self.warmup:
                     work.modules["score"].load_state_dict(work.modules["teacher"].state_dict())
         except NonFiniteError as error:
             # The networks threw a particle where no energy is.
-            log.warning("iteration %d: %s", iteration + 1, error)
+            log.warning("%s: %s", self._where(iteration), error)
             self._sound = False
         plan = self.config.target_score
         if plan.refresh:
@@ -260,7 +260,6 @@ class DiKLReplay(NetworkObjective):
             decay = min(config.ema, (1 + done) / (10 + done))
             average(work.modules["ema"], work.modules["generator"], decay)
         metrics = {
-            "phase": 1.0,
             "score_loss": sum(score_loss) / len(score_loss),
             "difference": float(result.norm.nan_to_num().mean()),
             "clipped": float((result.norm > config.clip).float().mean()),
@@ -338,6 +337,11 @@ class DiKLReplay(NetworkObjective):
         )
         self._sound = self._sound and taken
         return norm, taken
+
+    def _where(self, iteration: int) -> str:
+        if iteration < self.warmup:
+            return f"warm-up step {iteration + 1}"
+        return f"iteration {iteration - self.warmup + 1}"
 
     def _rate_factor(self, name: str, iteration: int) -> float:
         """Linear rise, flat to ``decay_start``, then a cosine to the final rate."""
