@@ -147,7 +147,7 @@ def phases(title: str, *, every: float = 10.0) -> Iterator[Show]:
     text changes, which names the phase, and else every ``every`` seconds, also while the work says nothing.
     """
     with _bar(title, None) as (bars, shown):
-        title, text = printable(title), ""
+        title, latest = printable(title), ""
         started = last = time.monotonic()
         ended = threading.Event()
         lock = threading.Lock()
@@ -161,15 +161,15 @@ def phases(title: str, *, every: float = 10.0) -> Iterator[Show]:
         def remind() -> None:
             while not ended.wait(0.5):
                 if time.monotonic() - last >= every + 1.0:
-                    write(f"{text}; {duration(time.monotonic() - started)} so far")
+                    write(f"{latest}; {duration(time.monotonic() - started)} so far")
 
-        def show(said: str, *, done: float = 0.0, total: float | None = None) -> None:
-            nonlocal text
-            changed = said.split(":")[0] != text.split(":")[0]
-            text = said
-            bars.update(shown, completed=done, total=total, state=printable(said))
+        def show(text: str, *, done: float = 0.0, total: float | None = None) -> None:
+            nonlocal latest
+            changed = text.split(":")[0] != latest.split(":")[0]
+            latest = text
+            bars.update(shown, completed=done, total=total, state=printable(text))
             if bars.disable and (changed or time.monotonic() - last >= every):
-                write(said)
+                write(text)
 
         reminder = threading.Thread(target=remind, daemon=True)
         if bars.disable:

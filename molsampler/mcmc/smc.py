@@ -8,6 +8,7 @@ and estimates the normalising constant on the way.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -106,7 +107,7 @@ def expected_levels(state: State) -> float | None:
     """
     if state.levels < 2:
         return None
-    done, last = state.lam**0.25, state.last_lam**0.25
+    done, last = math.sqrt(math.sqrt(state.lam)), math.sqrt(math.sqrt(state.last_lam))
     return state.levels + (1.0 - done) / max(done - last, 1e-3)
 
 

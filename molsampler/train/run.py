@@ -260,7 +260,7 @@ class _Run:
         met: set[str] = set()
         spent = 0.0
         while not self.trainer.finished:
-            if self.stop.requested:
+            if self.stop.requested():
                 return self._interrupted()
             trainer = self.trainer
             phase = "warm-up" if trainer.warmup < self.objective.warmup else "training"
@@ -283,7 +283,7 @@ class _Run:
             except Exception as error:
                 if copy is None or not (self.problem.compile and compiler.failed(error)):
                     raise
-                if self.stop.requested:
+                if self.stop.requested():
                     # Ctrl-C reaches the compiler, too.
                     self._back_to(copy)
                     return self._interrupted()

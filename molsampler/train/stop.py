@@ -45,7 +45,6 @@ class Stop:
         """The first signal received."""
         return self.received[0] if self.received else None
 
-    @property
     def requested(self) -> bool:
         """Whether the run has to end."""
         late = self.deadline is not None and time.monotonic() > self.deadline
@@ -59,7 +58,7 @@ class Stop:
         StopRequestedError
             It has.
         """
-        if self.requested:
+        if self.requested():
             raise StopRequestedError
 
     @contextmanager
