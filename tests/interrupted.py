@@ -15,7 +15,7 @@ def train_twice(system, config, folder, monkeypatch, *, dies_at=7):
     step = Trainer.step
 
     def dying(self):
-        if self.state.iteration == dies_at:
+        if self.state.steps == dies_at:
             raise KeyboardInterrupt
         return step(self)
 

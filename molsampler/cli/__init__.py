@@ -1,7 +1,7 @@
 """The command ``molsampler``: exit codes, errors and signals; one module per verb.
 
-Exit codes: 0 done, 1 failed with one line on standard error, 2 wrong usage, 3 done but the
-result is not usable, 130 or 143 interrupted.
+Exit codes: 0 done, 1 failed with one line on standard error, 2 wrong usage, 3 done with a result that is not
+usable, 130 or 143 interrupted.
 ``MOLSAMPLER_DEBUG=1`` shows the traceback of a failure. Results go to standard output, everything
 else to standard error.
 """
@@ -19,12 +19,14 @@ from types import FrameType
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from ..errors import MolsamplerError
+from . import clock
 from .app import app
 from .terminal import logging_to_stderr, note
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    clock.start(of_process=arguments is None)
     previous = {
         number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)
     }

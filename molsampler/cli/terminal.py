@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
-    from rich.progress import Task
+    from rich.progress import Progress, Task, TaskID
 
 
 def print_json(value: Any) -> None:
@@ -132,6 +133,56 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
+class Show(Protocol):
+    """Callback that long work of several phases calls with what to say and how far it is."""
+
+    def __call__(self, text: str, *, done: float = 0.0, total: float | None = None) -> None: ...
+
+
+@contextmanager
+def phases(title: str, *, every: float = 10.0) -> Iterator[Show]:
+    """Show on standard error what work of several phases says of itself.
+
+    On a terminal a bar is redrawn; otherwise a plain line is written at once when the first word of the
+    text changes, which names the phase, and else every ``every`` seconds, also while the work says nothing.
+    """
+    with _bar(title, None) as (bars, shown):
+        title, latest = printable(title), ""
+        started = last = time.monotonic()
+        ended = threading.Event()
+        lock = threading.Lock()
+
+        def write(line: str) -> None:
+            nonlocal last
+            with lock:
+                last = time.monotonic()
+                note(f"{title}: {line}")
+
+        def remind() -> None:
+            while not ended.wait(0.5):
+                if time.monotonic() - last >= every + 1.0:
+                    write(f"{latest}; {duration(time.monotonic() - started)} so far")
+
+        def show(text: str, *, done: float = 0.0, total: float | None = None) -> None:
+            nonlocal latest
+            changed = text.split(":")[0] != latest.split(":")[0]
+            latest = text
+            bars.update(shown, completed=done, total=total, state=printable(text))
+            if bars.disable and (changed or time.monotonic() - last >= every):
+                write(text)
+
+        reminder = threading.Thread(target=remind, daemon=True)
+        if bars.disable:
+            reminder.start()
+        try:
+            yield show
+        finally:
+            ended.set()
+            if bars.disable:
+                reminder.join()
+    note(f"{title}: {duration(time.monotonic() - started)}")
+
+
 @contextmanager
 def progress(title: str, total: float | None, *, every: float = 10.0) -> Iterator[Update]:
     """Show progress, rate, remaining and elapsed time on standard error while the body runs.
@@ -139,12 +190,29 @@ def progress(title: str, total: float | None, *, every: float = 10.0) -> Iterato
     On a terminal a bar is redrawn; otherwise a plain line is written every ``every`` seconds. Rate
     and remaining time are those of the last half minute, and of the current ``total`` alone.
     """
+    started = last = time.monotonic()
+    with _bar(title, total) as (bars, shown):
+        title = printable(title)
+
+        def update(done: float, detail: str = "", *, total: float | None = None) -> None:
+            nonlocal last
+            bars.update(shown, completed=done, total=total)
+            state = printable(_state(bars.tasks[0], detail))
+            bars.update(shown, state=state)
+            if bars.disable and time.monotonic() - last >= every:
+                last = time.monotonic()
+                note(f"{title}: {state}")
+
+        yield update
+    note(f"{title}: {duration(time.monotonic() - started)}")
+
+
+@contextmanager
+def _bar(title: str, total: float | None) -> Iterator[tuple[Progress, TaskID]]:
+    """A bar of rich, disabled where standard error is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    started = last = time.monotonic()
-    live = sys.stderr.isatty()
-    title = printable(title)
     with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
@@ -152,22 +220,10 @@ def progress(title: str, total: float | None, *, every: float = 10.0) -> Iterato
         TimeElapsedColumn(),
         console=Console(stderr=True),
         transient=True,
-        disable=not live,
+        disable=not sys.stderr.isatty(),
         get_time=time.monotonic,
     ) as bars:
-        shown = bars.add_task(title, total=total, state="")
-
-        def update(done: float, detail: str = "", *, total: float | None = None) -> None:
-            nonlocal last
-            bars.update(shown, completed=done, total=total)
-            state = printable(_state(bars.tasks[0], detail))
-            bars.update(shown, state=state)
-            if not live and time.monotonic() - last >= every:
-                last = time.monotonic()
-                note(f"{title}: {state}")
-
-        yield update
-    note(f"{title}: {duration(time.monotonic() - started)}")
+        yield bars, bars.add_task(printable(title), total=total, state="")
 
 
 def _state(task: Task, detail: str) -> str:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from . import clock
 from .options import Json, System, parse_duration
-from .terminal import duration, note, print_json, progress
+from .terminal import Show, duration, note, phases, print_json
+
+if TYPE_CHECKING:
+    from ..train import Progress, TrainResult
 
 #: Metrics that progress lines show.
-SHOWN = ("teacher_loss", "score_loss", "difference", "drift", "median_energy")
+SHOWN = ("discrepancy", "drift", "median_energy", "teacher_loss", "score_loss")
 
 
 class Preset(StrEnum):
@@ -48,12 +53,48 @@ def train(
 ) -> None:
     """Train a sampler; the same command resumes a run that was stopped.
 
-    Ctrl-C and SIGTERM finish the iteration, save the state and end with exit code 130 or 143.
+    Ctrl-C, SIGTERM and --max-time save the state within seconds, in whatever phase; the first two end with
+    exit code 130 and 143. A sampler that was trained and is not usable, as the verdict says, ends with 3.
     """
+    with phases(f"training {Path(system).stem}") as show:
+        # Said before anything is imported that takes long.
+        show("starting")
+        result = _train(
+            show,
+            system,
+            run_dir,
+            preset=preset.value,
+            config=config,
+            overrides=overrides or (),
+            max_time=max_time,
+            device=device,
+        )
+    if json:
+        verdict = result.verdict and result.verdict.model_dump()
+        print_json({**asdict(result), "verdict": verdict})
+    else:
+        _print(result)
+    if result.signal is not None:
+        raise typer.Exit(128 + result.signal)
+    if result.status == "completed" and result.verdict is not None and not result.verdict.usable:
+        raise typer.Exit(3)
+
+
+def _train(
+    show: Show,
+    system: str,
+    run_dir: Path,
+    *,
+    preset: str,
+    config: Path | None,
+    overrides: Sequence[str],
+    max_time: float | None,
+    device: str,
+) -> TrainResult:
     from molsampler.systems import get_system
 
     from ..molecule.z_matrix import why_no_internal_coordinates
-    from ..train import Progress, load_config
+    from ..train import load_config
     from ..train import train as run
 
     target = get_system(system)
@@ -61,41 +102,65 @@ def train(
     if lacking and target.molecule is not None and target.molecule.bonds:
         note(f"{target.name} {lacking}: trained in Cartesian coordinates")
     settings = load_config(
-        preset.value,
+        preset,
         target.name,
         file=config,
-        overrides=overrides or (),
+        overrides=overrides,
         invariant=target.invariant,
         molecule=not lacking,
     )
-    command = ["molsampler", "train", system, "RUN_DIR", "--preset", preset.value]
+    command = ["molsampler", "train", system, "RUN_DIR", "--preset", preset]
     command += ["--config", str(config)] if config is not None else []
-    command += [part for item in overrides or () for part in ("--set", item)]
-    with progress(f"training {target.name}", None) as update:
+    command += [part for item in overrides for part in ("--set", item)]
 
-        def show(state: Progress) -> None:
-            measured = [f"{key} {state.metrics[key]:.3g}" for key in SHOWN if key in state.metrics]
-            update(state.iteration, ", ".join([state.stage, *measured]), total=state.total)
+    def told(state: Progress) -> None:
+        show(described(state), done=state.done, total=state.total)
 
-        result = run(
-            target,
-            run_dir,
-            settings,
-            max_time=max_time,
-            device=device,
-            on_progress=show,
-            command=shlex.join(command),
-        )
-    if json:
-        print_json(asdict(result))
-    else:
-        spent = f"{duration(result.seconds)}, {result.evaluations:,} energy evaluations"
-        print(f"{result.status} at iteration {result.iteration:,} of {result.total:,} ({spent})")
-        if result.skipped:
-            print(f"skipped {result.skipped:,} iterations with a non-finite loss or gradient")
-        if result.artifact is not None:
-            print(f"sampler: {result.artifact} (refinement drift {result.drift:.3f} kT)")
-        if result.status != "completed":
-            print("the same command resumes")
-    if result.signal is not None:
-        raise typer.Exit(128 + result.signal)
+    return run(
+        target,
+        run_dir,
+        settings,
+        max_time=max_time,
+        device=device,
+        on_progress=told,
+        command=shlex.join(command),
+        began=clock.began(),
+    )
+
+
+def described(state: Progress) -> str:
+    """A line on where a run stands; the word before the colon is the phase."""
+    parts = []
+    if state.total is not None:
+        about = "about " if state.phase == "annealing" else ""
+        parts.append(f"{state.done:,} of {about}{state.total:,.0f}")
+    elif state.done:
+        parts.append(f"{state.done:,} steps")
+    if state.detail:
+        parts.append(state.detail)
+    if state.rate is not None:
+        parts.append(f"{state.rate:,.3g}/s")
+    if state.left is not None:
+        run = " of the run" if state.left_of_run is not None else ""
+        parts.append(f"{duration(state.left)} left{run}")
+    if state.evaluations:
+        fast = state.evaluations_per_second
+        speed = "" if fast is None else f" at {fast:,.0f}/s"
+        parts.append(f"{state.evaluations:,} energy evaluations{speed}")
+    parts += [f"{key} {state.metrics[key]:.3g}" for key in SHOWN if key in state.metrics]
+    return f"{state.phase}: {', '.join(parts)}" if parts else state.phase
+
+
+def _print(result: TrainResult) -> None:
+    spent = f"{duration(result.seconds)}, {result.evaluations:,} energy evaluations"
+    where = f"iteration {result.iteration:,} of {result.total:,}"
+    before = "" if result.phase == "training" else f"in {result.phase}, "
+    print(f"{result.status} {before or 'at '}{where} ({spent})")
+    if result.skipped:
+        print(f"skipped {result.skipped:,} iterations with a non-finite loss or gradient")
+    if result.artifact is not None:
+        print(f"sampler: {result.artifact} (refinement drift {result.drift:.3f} kT)")
+    if result.verdict is not None:
+        print(f"verdict: {result.verdict}")
+    if result.status != "completed":
+        print("the same command resumes")

@@ -7,7 +7,7 @@ Chains are annealed from a Gaussian by SMC, equilibrated by MALA, and moved on w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from ..frozen import Frozen
 from ..molecule.molecule import Molecule
 from ..space import Space
 from ..target import Target
-from . import adapt, mala, smc
+from . import adapt, ais, mala, smc
 from .divergence import UNREST, FallWatch, require_finite
 
 #: Transitions of the equilibration between looks at the median energy.
@@ -55,17 +55,6 @@ class GaussianChain(Gaussian):
     def sample(self, n: int, *, generator: torch.Generator, like: Tensor) -> Tensor:
         root = torch.as_tensor(self.root, dtype=like.dtype, device=like.device)
         return root @ super().sample(n, generator=generator, like=like)
-
-
-class _Watched:
-    """A target that calls ``watch``, which may raise to interrupt, before every evaluation."""
-
-    def __init__(self, target: Target, watch: Callable[[], None]):
-        self.target, self.space, self.watch = target, target.space, watch
-
-    def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        self.watch()
-        return self.target.energy_and_score(x)
 
 
 class PopulationConfig(Frozen):
@@ -106,6 +95,175 @@ class Population(NamedTuple):
             raise FileFormatError(f"the checkpoint does not hold {error}") from None
 
 
+class Progress(NamedTuple):
+    """Where the making of a population stands: ``done`` moves of about ``total``, None where unknown."""
+
+    phase: str
+    done: int
+    total: float | None
+    detail: str = ""
+
+
+class State(NamedTuple):
+    """A population in the making, between two moves of all its chains.
+
+    First ``annealing`` is there, then ``chains``, of which ``steps`` moves have been made.
+    """
+
+    annealing: smc.State | None
+    chains: mala.State | None
+    adaptation: adapt.Adaptation
+    steps: int = 0
+
+    def flatten(self) -> dict[str, Tensor | float | int]:
+        """Tensors and numbers by name."""
+        flat: dict[str, Tensor | float | int] = {
+            "log_step": self.adaptation.log_step,
+            "updates": self.adaptation.updates,
+            "steps": self.steps,
+        }
+        if self.annealing is not None:
+            run = self.annealing
+            for name in _ANNEALING:
+                flat[f"annealing/{name}"] = getattr(run, name)
+            particles = run.particles
+            flat["annealing/position"] = particles.position
+            flat["annealing/log_weight"] = particles.log_weight
+            for end in (0, 1):
+                flat[f"annealing/energy{end}"] = particles.energies[end]
+                flat[f"annealing/score{end}"] = particles.scores[end]
+        if self.chains is not None:
+            for name, value in self.chains._asdict().items():
+                flat[f"chains/{name}"] = value
+        return flat
+
+    @classmethod
+    def unflatten(cls, flat: Mapping[str, Any]) -> State:
+        """The state that was flattened.
+
+        Raises
+        ------
+        FileFormatError
+            It is none.
+        """
+        try:
+            adaptation = adapt.Adaptation(flat["log_step"], int(flat["updates"]))
+            annealing = chains = None
+            if "annealing/position" in flat:
+                particles = ais.State(
+                    flat["annealing/position"],
+                    flat["annealing/log_weight"],
+                    (flat["annealing/energy0"], flat["annealing/energy1"]),
+                    (flat["annealing/score0"], flat["annealing/score1"]),
+                )
+                numbers = {name: flat[f"annealing/{name}"] for name in _ANNEALING}
+                annealing = smc.State(particles, adaptation, **numbers)
+            else:
+                chains = mala.State(*(flat[f"chains/{name}"] for name in mala.State._fields))
+            return cls(annealing, chains, adaptation, int(flat["steps"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(
+                f"the checkpoint does not hold a population in the making: {error}"
+            ) from None
+
+
+#: The numbers of a state of annealing.
+_ANNEALING = ("lam", "last_lam", "log_normaliser_ratio", "levels", "moved")
+
+
+class Equilibration:
+    """Makes a population, from the energy alone, one move of all its chains at a time.
+
+    Chains are annealed from a Gaussian, or from a Gaussian chain on the bond graph of a ``molecule``
+    with bonds, and then run on under a MALA kernel whose step size is tuned over the first half.
+    """
+
+    def __init__(
+        self, config: PopulationConfig, target: Target, *, molecule: Molecule | None = None
+    ):
+        self.config, self.target = config, target
+        self.base = Gaussian(target.space, config.start_scale)
+        if molecule is not None and molecule.bonds:
+            self.base = GaussianChain(target.space, config.start_scale, molecule)
+        dof = target.space.dof
+        self._annealed, self._settled = FallWatch(dof), FallWatch(dof, UNREST)
+
+    def init(self, *, generator: torch.Generator, like: Tensor) -> State:
+        """The start; one energy evaluation a chain."""
+        config = self.config
+        x = self.base.sample(config.size, generator=generator, like=like)
+        run = smc.init(x, self.base, self.target, step_size=1e-2 * config.start_scale**2)
+        return State(run, None, run.adaptation)
+
+    def finished(self, state: State) -> bool:
+        return state.chains is not None and state.steps >= self.config.equilibration
+
+    def step(self, state: State, *, generator: torch.Generator) -> State:
+        """The state after one more energy evaluation a chain; ``state`` itself is left as it is.
+
+        Raises
+        ------
+        UnboundedEnergyError
+            The energies of the chains fall without bound, or most are not finite.
+        """
+        config = self.config
+        if state.annealing is not None:
+            run = state.annealing
+            if run.levels == 0 or run.moved >= config.anneal_moves:
+                self._watch(run.particles.energies[1])
+            if not smc.finished(run, moves=config.anneal_moves):
+                run = smc.step(
+                    run, self.base, self.target, moves=config.anneal_moves, generator=generator
+                )
+                return State(run, None, run.adaptation)
+            done = smc.annealed(run)
+            chains = mala.init(done.position, self.target)
+            require_finite(chains.energy, "annealed chains")
+            self._settled(chains.energy)
+            return State(None, chains, adapt.init(done.step_size))
+        adaptation = state.adaptation
+        chains, info = mala.step(
+            cast(mala.State, state.chains),
+            self.target,
+            step_size=float(adaptation.step_size),
+            generator=generator,
+        )
+        # The first half tunes the step; the second half runs a fixed kernel, so it has a stationary law.
+        if 2 * state.steps < config.equilibration:
+            adaptation = adapt.update(adaptation, info.acceptance)
+        steps = state.steps + 1
+        if steps % _WATCH_EVERY == 0 or steps == config.equilibration:
+            self._settled(chains.energy)
+        return State(None, chains, adaptation, steps)
+
+    def _watch(self, energy: Tensor) -> None:
+        """Look at the target's energies ``(b,)`` of chains that are being annealed."""
+        if not torch.isfinite(energy).any():
+            raise UnboundedEnergyError(
+                f"none of {len(energy):,} chains has a finite energy in a Gaussian of "
+                f"start_scale={self.config.start_scale:g}: the energy is infinite or NaN there; give "
+                "target_score.start_scale the size of a configuration"
+            )
+        self._annealed(energy)
+
+    def population(self, state: State) -> Population:
+        """What a finished state holds."""
+        return Population(cast(mala.State, state.chains), float(state.adaptation.step_size))
+
+    def progress(self, state: State) -> Progress:
+        """Moves done and to be done in the present phase; the number of levels is an estimate."""
+        run, moves = state.annealing, self.config.anneal_moves
+        if run is None:
+            return Progress("equilibration", state.steps, self.config.equilibration)
+        done = max(run.levels - 1, 0) * moves + run.moved
+        levels = smc.expected_levels(run)
+        if levels is None:
+            return Progress("annealing", done, None, f"level {run.levels}")
+        return Progress(
+            "annealing", done, levels * moves, f"level {run.levels} of about {levels:.0f}"
+        )
+
+
 def equilibrate(
     config: PopulationConfig,
     target: Target,
@@ -115,57 +273,18 @@ def equilibrate(
     report: Callable[[str, float], None],
     molecule: Molecule | None = None,
 ) -> Population:
-    """A population at equilibrium, from the energy alone.
+    """A population at equilibrium, from the energy alone; see :class:`Equilibration`.
 
-    A ``molecule`` with bonds is annealed from a Gaussian chain on its bond graph.
-    ``report(stage, share)`` is called between transitions and may raise to interrupt.
-
-    Raises
-    ------
-    UnboundedEnergyError
-        The energies of the chains fall without bound, or most are not finite.
+    ``report(phase, share)`` is called between moves and may raise to interrupt.
     """
-    space = target.space
-    base = Gaussian(space, config.start_scale)
-    if molecule is not None and molecule.bonds:
-        base = GaussianChain(space, config.start_scale, molecule)
-    x = base.sample(config.size, generator=generator, like=like)
-    falling = FallWatch(space.dof)
-
-    def watch(energy: Tensor) -> None:
-        if not torch.isfinite(energy).any():
-            raise UnboundedEnergyError(
-                f"none of {len(energy):,} chains has a finite energy in a Gaussian of "
-                f"start_scale={config.start_scale:g}: the energy is infinite or NaN there; give "
-                "target_score.start_scale the size of a configuration"
-            )
-        falling(energy)
-
-    annealed = smc.run(
-        x,
-        base,
-        _Watched(target, lambda: report("annealing", 0.0)),
-        moves=config.anneal_moves,
-        step_size=1e-2 * config.start_scale**2,
-        generator=generator,
-        watch=watch,
-    )
-    state = mala.init(annealed.position, target)
-    require_finite(state.energy, "annealed chains")
-    falling = FallWatch(space.dof, UNREST)
-    adaptation = adapt.init(annealed.step_size)
-    for k in range(config.equilibration):
-        report("equilibrating", k / config.equilibration)
-        state, info = mala.step(
-            state, target, step_size=float(adaptation.step_size), generator=generator
-        )
-        # The first half tunes the step; the second half runs a fixed kernel, so it has a stationary law.
-        if 2 * k < config.equilibration:
-            adaptation = adapt.update(adaptation, info.acceptance)
-        if k % _WATCH_EVERY == 0:
-            falling(state.energy)
-    falling(state.energy)
-    return Population(state, float(adaptation.step_size))
+    made = Equilibration(config, target, molecule=molecule)
+    report("annealing", 0.0)
+    state = made.init(generator=generator, like=like)
+    while not made.finished(state):
+        at = made.progress(state)
+        report(at.phase, at.done / at.total if at.total else 0.0)
+        state = made.step(state, generator=generator)
+    return made.population(state)
 
 
 def refresh(

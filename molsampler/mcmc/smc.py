@@ -8,7 +8,7 @@ and estimates the normalising constant on the way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import NamedTuple
 
 import torch
@@ -43,6 +43,74 @@ def systematic_resample(log_weight: Tensor, *, generator: torch.Generator | None
     return torch.searchsorted(weight.cumsum(0), points).clamp(max=size - 1)
 
 
+class State(NamedTuple):
+    """A run between two transitions: ``moved`` of them have been made at the level of ``lam``.
+
+    ``last_lam`` is the lambda of the level before; ``log_normaliser_ratio`` that of the path so far.
+    """
+
+    particles: ais.State
+    adaptation: adapt.Adaptation
+    lam: float = 0.0
+    last_lam: float = 0.0
+    log_normaliser_ratio: float = 0.0
+    levels: int = 0
+    moved: int = 0
+
+
+def init(x: Tensor, start: Target, end: Target, *, step_size: float) -> State:
+    """Particles ``x`` ``(b, n, d)`` drawn from ``start``, before the first increment."""
+    return State(ais.init(x, start, end), adapt.init(step_size))
+
+
+def finished(state: State, *, moves: int) -> bool:
+    """Whether the particles have arrived at the end density and made their ``moves`` there."""
+    return state.lam >= 1.0 and state.moved >= moves
+
+
+def step(
+    state: State,
+    start: Target,
+    end: Target,
+    *,
+    moves: int,
+    generator: torch.Generator | None,
+    share: float = 0.7,
+    max_levels: int = 1000,
+) -> State:
+    """One MALA step of all particles, after an increment of lambda if ``moves`` were made at the last."""
+    if state.levels == 0 or state.moved >= moves:
+        state = _next_level(state, generator=generator, share=share, max_levels=max_levels)
+    if not moves:
+        return state
+    particles, info = ais.move(
+        state.particles,
+        start,
+        end,
+        lam=state.lam,
+        step_size=state.adaptation.step_size,
+        generator=generator,
+    )
+    adaptation = adapt.update(state.adaptation, info.acceptance)
+    moved = state.moved + 1
+    if moved == moves:
+        # The density changes with every level, so the adaptation must stay responsive.
+        adaptation = adaptation._replace(updates=min(adaptation.updates, 3))
+    return state._replace(particles=particles, adaptation=adaptation, moved=moved)
+
+
+def expected_levels(state: State) -> float | None:
+    r"""How many levels the whole path will have, None before the second one.
+
+    Levels of equal effective share are about equally far apart in :math:`\lambda^{1/4}`: from the
+    collisions of a Gaussian start at 1e-8 to one, for clusters as for molecules.
+    """
+    if state.levels < 2:
+        return None
+    done, last = math.sqrt(math.sqrt(state.lam)), math.sqrt(math.sqrt(state.last_lam))
+    return state.levels + (1.0 - done) / max(done - last, 1e-3)
+
+
 def run(
     x: Tensor,
     start: Target,
@@ -53,41 +121,59 @@ def run(
     generator: torch.Generator | None,
     share: float = 0.7,
     max_levels: int = 1000,
-    watch: Callable[[Tensor], None] | None = None,
 ) -> Annealed:
     """Carry particles ``x`` ``(b, n, d)``, drawn from ``start``, to ``end``.
 
     ``moves`` MALA steps follow each increment of lambda; each increment keeps the effective share of
     the incremental weights at ``share``. After ``max_levels`` increments the rest of the path is
-    taken in one. ``watch`` sees the particles' energies ``(b,)`` under ``end`` at the beginning of each,
-    and may raise.
+    taken in one.
     """
-    state = ais.init(x, start, end)
-    lam, log_ratio, level = 0.0, 0.0, 0
-    adaptation = adapt.init(step_size)
-    while lam < 1.0:
-        if watch is not None:
-            watch(state.energies[1])
-        level += 1
-        new_lam = 1.0 if level >= max_levels else _next_lam(state, lam, share)
-        state = ais.reweight(state, from_lam=lam, to_lam=new_lam)
-        log_ratio += float(ais.log_normaliser_ratio(state.log_weight))
-        index = systematic_resample(state.log_weight, generator=generator)
-        state = ais.State(
-            state.position[index],
-            torch.zeros_like(state.log_weight),
-            (state.energies[0][index], state.energies[1][index]),
-            (state.scores[0][index], state.scores[1][index]),
+    state = init(x, start, end, step_size=step_size)
+    while not finished(state, moves=moves):
+        state = step(
+            state,
+            start,
+            end,
+            moves=moves,
+            generator=generator,
+            share=share,
+            max_levels=max_levels,
         )
-        lam = new_lam
-        for _ in range(moves):
-            state, info = ais.move(
-                state, start, end, lam=lam, step_size=adaptation.step_size, generator=generator
-            )
-            adaptation = adapt.update(adaptation, info.acceptance)
-        # The density changes with every level, so the adaptation must stay responsive.
-        adaptation = adaptation._replace(updates=min(adaptation.updates, 3))
-    return Annealed(state.position, log_ratio, level, float(adaptation.step_size))
+    return annealed(state)
+
+
+def annealed(state: State) -> Annealed:
+    """The result of a run that has finished."""
+    return Annealed(
+        state.particles.position,
+        state.log_normaliser_ratio,
+        state.levels,
+        float(state.adaptation.step_size),
+    )
+
+
+def _next_level(
+    state: State, *, generator: torch.Generator | None, share: float, max_levels: int
+) -> State:
+    level = state.levels + 1
+    new_lam = 1.0 if level >= max_levels else _next_lam(state.particles, state.lam, share)
+    particles = ais.reweight(state.particles, from_lam=state.lam, to_lam=new_lam)
+    log_ratio = float(ais.log_normaliser_ratio(particles.log_weight))
+    index = systematic_resample(particles.log_weight, generator=generator)
+    particles = ais.State(
+        particles.position[index],
+        torch.zeros_like(particles.log_weight),
+        (particles.energies[0][index], particles.energies[1][index]),
+        (particles.scores[0][index], particles.scores[1][index]),
+    )
+    return state._replace(
+        particles=particles,
+        lam=new_lam,
+        last_lam=state.lam,
+        log_normaliser_ratio=state.log_normaliser_ratio + log_ratio,
+        levels=level,
+        moved=0,
+    )
 
 
 def _next_lam(state: ais.State, lam: float, share: float) -> float:

@@ -1,6 +1,15 @@
 """What training minimises, one file per kind."""
 
-from .base import OBJECTIVES, AnyObjective, Metrics, Objective, ObjectiveConfig, Problem, State
+from .base import (
+    OBJECTIVES,
+    AnyObjective,
+    Metrics,
+    Objective,
+    ObjectiveConfig,
+    Preparation,
+    Problem,
+    State,
+)
 
 __all__ = [
     "OBJECTIVES",
@@ -8,6 +17,7 @@ __all__ = [
     "Metrics",
     "Objective",
     "ObjectiveConfig",
+    "Preparation",
     "Problem",
     "State",
 ]

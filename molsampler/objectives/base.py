@@ -17,7 +17,7 @@ from pydantic import Field, PlainValidator, SerializeAsAny
 from torch import Tensor
 
 from ..frozen import Kind
-from ..mcmc.population import Population
+from ..mcmc.population import Population, Progress
 from ..molecule.molecule import Molecule
 from ..nn.generators import Generator, GeneratorConfig, Sampling
 from ..registry import Registry
@@ -60,6 +60,36 @@ class Problem:
     compile: bool = False
 
 
+class Preparation(ABC):
+    """Long work before the first step, in pieces: a run that is stopped in between goes on there.
+
+    Every state holds ``energy_evaluations``. A step leaves the state that it is given as it is, so whatever
+    interrupts it loses that step alone.
+    """
+
+    @abstractmethod
+    def init(self) -> State:
+        """The state after the first piece."""
+
+    @abstractmethod
+    def step(self, state: State) -> State:
+        """The state after one more piece, of at most a few energy evaluations a chain.
+
+        Raises
+        ------
+        FileFormatError
+            ``state`` is of another preparation.
+        """
+
+    @abstractmethod
+    def progress(self, state: State) -> Progress | None:
+        """Where it stands, None when nothing is left to do."""
+
+    @abstractmethod
+    def expected_evaluations(self, state: State) -> int:
+        """An estimate of the energy evaluations that the whole of it needs."""
+
+
 class Objective(ABC):
     """Trains a generator, one step at a time."""
 
@@ -68,9 +98,22 @@ class Objective(ABC):
         """Steps before the generator's first one."""
         return 0
 
+    @property
+    def preparation(self) -> Preparation | None:
+        """What precedes :meth:`start`, None for objectives that :meth:`init` alone begins."""
+        return None
+
     @abstractmethod
     def init(self, *, report: Report) -> State:
-        """A fresh state."""
+        """A fresh state, after the whole preparation if there is one."""
+
+    def start(self, prepared: State) -> State:
+        """A fresh state from the last one of the preparation, for objectives that have one."""
+        raise NotImplementedError
+
+    def evaluations_per_step(self, *, warmup: bool) -> int | None:
+        """Energy evaluations that a step needs, None where it is not known before one is made."""
+        return None
 
     @abstractmethod
     def step(self, state: State) -> tuple[State, Metrics]:

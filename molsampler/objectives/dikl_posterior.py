@@ -233,7 +233,6 @@ class DiKLPosterior(NetworkObjective):
             decay = min(config.ema, (1 + done) / (10 + done))
             average(work.modules["ema"], work.modules["generator"], decay)
         return {
-            "phase": 1.0,
             "difference": float(result.norm.nan_to_num().mean()),
             "generator_grad": norm,
             "chain_acceptance": acceptance,

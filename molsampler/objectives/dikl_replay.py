@@ -25,13 +25,14 @@ from torch import Tensor, nn
 from ..diffusion.identity_mixture import IdentityMixture
 from ..diffusion.schedule import Schedule
 from ..errors import FileFormatError, NonFiniteError
-from ..mcmc.population import Population, PopulationConfig, equilibrate, refresh
+from ..mcmc.population import Population, PopulationConfig, refresh
 from ..nn.bodies import AnyBody, EGNNBody
 from ..nn.denoiser import Denoiser, score_of
 from ..nn.generators import Generator
 from ..target import CountingTarget
 from .base import Metrics, ObjectiveConfig, Problem, Report, State
 from .dikl_loss import Weighting, diffuse, dikl_loss, weight
+from .preparation import PopulationPreparation
 from .schedules import AnySchedule, LogUniformConfig
 from .workspace import NetworkObjective, Workspace, average
 
@@ -103,35 +104,52 @@ class DiKLReplay(NetworkObjective):
         self.space = problem.target.space
         self.target = CountingTarget(problem.target)
         self.like = torch.empty(0, device=problem.device)
+        self._preparation = PopulationPreparation(config.target_score, problem)
 
     @property
     def warmup(self) -> int:
         return self.config.target_score.warmup
 
+    @property
+    def preparation(self) -> PopulationPreparation:
+        return self._preparation
+
     def init(self, *, report: Report) -> State:
+        made = self.preparation
+        state = made.init()
+        while (at := made.progress(state)) is not None:
+            report(at.phase, at.done / at.total if at.total else 0.0)
+            state = made.step(state)
+        return self.start(state)
+
+    def start(self, prepared: State) -> State:
         config, problem = self.config, self.problem
-        rng = self.random()
-        counting = CountingTarget(problem.target)
-        population = equilibrate(
-            config.target_score,
-            counting,
-            generator=rng,
-            like=self.like,
-            report=report,
-            molecule=problem.molecule,
-        )
+        population = self.preparation.population(prepared)
         x = population.state.position
         scale = config.data_scale or _data_scale(x, problem)
         work = self.build({"data_scale": scale})
-        work.rng = rng
+        work.rng = self.preparation.random(prepared)
         cast(Generator, work.modules["generator"]).start_from(x)
         cast(Generator, work.modules["ema"]).start_from(x)
         for name in ("score", "teacher", "teacher_ema"):
             cast(Denoiser, work.modules[name]).body.start_from(x, spring=0.0)
         population.put(work.tensors, work.numbers)
         work.tensors["mixture"] = IdentityMixture.fresh(self.like).moments
-        work.numbers.update(iteration=0, energy_evaluations=counting.evaluations, data_scale=scale)
+        work.numbers.update(
+            iteration=0,
+            energy_evaluations=int(prepared["energy_evaluations"]),
+            data_scale=scale,
+        )
         return self.flat(work)
+
+    def evaluations_per_step(self, *, warmup: bool) -> int:
+        plan = self.config.target_score
+        moved = min(plan.refresh, plan.size) * plan.refresh_steps
+        if warmup:
+            return moved
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            drawn = self.problem.generator.build(self.space, molecule=self.problem.molecule)
+        return moved + self.config.batch_size * drawn.evaluations_per_sample
 
     def step(self, state: State) -> tuple[State, Metrics]:
         work = self.adopted(state)
@@ -143,12 +161,12 @@ class DiKLReplay(NetworkObjective):
             if iteration >= self.warmup:
                 metrics = self._generator_step(work)
             else:
-                metrics = {"phase": 0.0, "teacher_loss": self._teacher_step(work)}
+                metrics = {"teacher_loss": self._teacher_step(work)}
                 if iteration + 1 == self.warmup:
                     work.modules["score"].load_state_dict(work.modules["teacher"].state_dict())
         except NonFiniteError as error:
             # The networks threw a particle where no energy is.
-            log.warning("iteration %d: %s", iteration + 1, error)
+            log.warning("%s: %s", self._where(iteration), error)
             self._sound = False
         plan = self.config.target_score
         if plan.refresh:
@@ -242,7 +260,6 @@ class DiKLReplay(NetworkObjective):
             decay = min(config.ema, (1 + done) / (10 + done))
             average(work.modules["ema"], work.modules["generator"], decay)
         metrics = {
-            "phase": 1.0,
             "score_loss": sum(score_loss) / len(score_loss),
             "difference": float(result.norm.nan_to_num().mean()),
             "clipped": float((result.norm > config.clip).float().mean()),
@@ -320,6 +337,11 @@ class DiKLReplay(NetworkObjective):
         )
         self._sound = self._sound and taken
         return norm, taken
+
+    def _where(self, iteration: int) -> str:
+        if iteration < self.warmup:
+            return f"warm-up step {iteration + 1}"
+        return f"iteration {iteration - self.warmup + 1}"
 
     def _rate_factor(self, name: str, iteration: int) -> float:
         """Linear rise, flat to ``decay_start``, then a cosine to the final rate."""

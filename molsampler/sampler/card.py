@@ -15,6 +15,7 @@ from ..storage.files import read_limited
 from ..storage.sealed_json import parse_json, unsealed
 from ..storage.validation import validated
 from ..version import __version__
+from .verdict import Verdict
 
 CARD = "card.json"
 CARD_LIMIT = 4 * 2**20
@@ -48,7 +49,8 @@ class Card(BaseModel):
     ``system`` is a registered name or an inline specification; ``architecture`` is the generator's
     configuration, ``sampling`` how it is sampled; ``coordinates`` are the internal ones in which it works,
     None for positions, and ``molecule`` what then tells the particles apart; ``temperature`` is in kelvin,
-    None for reduced systems; ``quality`` is a table of measured metrics, one row each.
+    None for reduced systems; ``quality`` is a table of measured metrics, one row each; ``verdict`` is that of
+    the training, None where there was none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,6 +67,7 @@ class Card(BaseModel):
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     training: Training | None = None
     quality: list[dict[str, Any]] = Field(default_factory=list)
+    verdict: Verdict | None = None
     molsampler_version: str
     license: str = "MIT"
 

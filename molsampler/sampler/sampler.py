@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ from .stream import SampleStream
 
 if TYPE_CHECKING:
     from typing import Self
+
+_log = logging.getLogger(__name__)
 
 #: Samples handed on at a time by default.
 BATCH = 8192
@@ -80,6 +83,7 @@ class Sampler:
         self.hash = hash
         self._generators = {torch.device("cpu"): generator}
         self.chart = chart_of(system, card.coordinates)
+        self._warned = False
 
     @classmethod
     def load(
@@ -148,7 +152,8 @@ class Sampler:
         between the samples before and after. Samples of non-finite energy are kept, and counted as
         ``nonfinite_energies``. Molecules with chiral centres come out right-handed: wrong ones are
         inverted as a whole, which is exact (see :mod:`molsampler.molecule.chirality`), and ``handedness``
-        counts them before and after. ``device`` None is CUDA where there is one.
+        counts them before and after. ``device`` None is CUDA where there is one. A sampler that its training
+        called not usable says so in a warning of the log.
 
         Raises
         ------
@@ -200,6 +205,7 @@ class Sampler:
         InputError, ResourceError
             See :meth:`sample`.
         """
+        self._warn()
         return SampleStream(
             self,
             _integer("n", n, 1, 2**40),
@@ -210,6 +216,13 @@ class Sampler:
                 "batch_size", BATCH if batch_size is None else batch_size, 1, 2**31
             ),
         )
+
+    def _warn(self) -> None:
+        """Say once what training said of a sampler that is not usable."""
+        verdict = self.card.verdict
+        if verdict is not None and not verdict.usable and not self._warned:
+            self._warned = True
+            _log.warning("the sampler in %s is %s", self.path, verdict)
 
     def sample_to_file(
         self,

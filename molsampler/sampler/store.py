@@ -39,6 +39,7 @@ from ..storage.sealed_json import sealed
 from ..target import System
 from ..version import __version__
 from .card import CARD, Card, Training, read_card
+from .verdict import Verdict
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
@@ -206,6 +207,7 @@ def save(
     coordinates: InternalCoordinates | None = None,
     training: Training | None = None,
     quality: Sequence[Mapping[str, Any]] = (),
+    verdict: Verdict | None = None,
     temperature: float | None = None,
     units: Mapping[str, str] | None = None,
     license: str = "MIT",
@@ -249,6 +251,7 @@ def save(
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         training=training,
         quality=[dict(row) for row in quality],
+        verdict=verdict,
         molsampler_version=__version__,
         license=license,
     )

@@ -5,6 +5,7 @@ file and overrides.
 """
 
 from .config import PRESETS, TrainConfig, load_config
-from .run import Progress, TrainResult, train
+from .progress import Progress
+from .run import TrainResult, train
 
 __all__ = ["PRESETS", "Progress", "TrainConfig", "TrainResult", "load_config", "train"]

@@ -84,6 +84,11 @@ class Discrepancy:
         self.sorted = observed.sort(dim=0)[0]
         self.scale = observed.std(dim=0).clamp(min=1e-12)
 
+    @property
+    def range(self) -> tuple[float, float]:
+        """Least and largest energy of the population."""
+        return self.low, self.high
+
     def __call__(self, x: Tensor, energy: Tensor) -> tuple[float, float]:
         """D of positions ``(b, n, d)`` with reduced energies ``(b,)``, and its standard error."""
         observed = self._observe(x, energy)
@@ -146,6 +151,12 @@ class Evaluation:
     median_energy: float
     refined_median_energy: float
     acceptance: float
+    spread: float
+    """Standard deviation of the refined energies."""
+    broken: int
+    """Rows that are not finite, or whose energy lies outside the range of the population's (without one, of
+    the refined energies) by more than its width."""
+    samples: int
     ess: float | None
     """Effective share of the draws' weights, None where they carry none."""
     ess_error: float | None
@@ -196,7 +207,7 @@ def evaluate(
     """
     with torch.no_grad():
         drawn, weights = _drawn(generator, target, samples, rng)
-        x = drawn.nan_to_num().clamp(-REACH, REACH)
+    x = drawn.nan_to_num().clamp(-REACH, REACH)
     chain = mala.init(x, target)
     before = chain.energy
     far, far_error = (None, None) if discrepancy is None else discrepancy(x, before)
@@ -207,6 +218,10 @@ def evaluate(
     # One sample in collision must cost, not decide: energies end at the refined range, widened.
     low, high = after.min(), after.max()
     ceiling = high + (high - low)
+    least, most = (float(low), float(high)) if discrepancy is None else discrepancy.range
+    width = most - least
+    inside = (before >= least - width) & (before <= most + width)
+    whole = inside & torch.isfinite(drawn).flatten(1).all(1)
     moved = torch.stack(
         [
             (first.clamp(max=ceiling).sort()[0] - second.sort()[0]).square().mean().sqrt()
@@ -224,6 +239,9 @@ def evaluate(
         median_energy=float(before.median()),
         refined_median_energy=float(after.median()),
         acceptance=refined.acceptance,
+        spread=float(after.std()),
+        broken=int((~whole).sum()),
+        samples=samples,
         **_of_weights(weights),
     )
 

@@ -3,9 +3,10 @@
 ::
 
     RUN_DIR/config.resolved.yaml   what is being run
-    RUN_DIR/metrics.jsonl          one object a line; key ``iteration`` never decreases
+    RUN_DIR/metrics.jsonl          one object a line; key ``iteration``, 0 in warm-up, never decreases
     RUN_DIR/checkpoints/           see :mod:`molsampler.train.checkpoint`
     RUN_DIR/artifact/              the sampler selected so far
+    RUN_DIR/compiler.log           what a compiler said that failed
     RUN_DIR/lock                   held by the running process
 """
 
@@ -45,6 +46,10 @@ class RunFolder:
     @property
     def artifact(self) -> Path:
         return self.path / "artifact"
+
+    @property
+    def compiler_log(self) -> Path:
+        return self.path / "compiler.log"
 
     @property
     def metrics(self) -> Path:
@@ -131,10 +136,7 @@ class RunFolder:
                     return True
         if size == 0:
             return True
-        self._logged = hashlib.sha256()
-        aside = self.path / f"metrics.damaged-{secrets.token_hex(4)}.jsonl"
-        if self.metrics.exists():
-            self.metrics.rename(aside)
+        aside = self.set_metrics_aside("damaged")
         _log.warning(
             "%s is not the log that the checkpoint continues (%d of %d bytes found); %s, and a new log "
             "begins",
@@ -144,6 +146,14 @@ class RunFolder:
             f"it is kept as {aside.name}" if aside.exists() else "it is missing",
         )
         return False
+
+    def set_metrics_aside(self, why: str) -> Path:
+        """Keep the log under another name, if there is one, and begin a new one; the name."""
+        self._logged = hashlib.sha256()
+        aside = self.path / f"metrics.{why}-{secrets.token_hex(4)}.jsonl"
+        if self.metrics.exists():
+            self.metrics.rename(aside)
+        return aside
 
     def log(self, record: Mapping[str, Any]) -> tuple[int, str]:
         """Append one line; return the length of the log and its SHA-256."""

@@ -2,56 +2,54 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 import math
 import platform
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from .. import memory
-from ..errors import MolsamplerError, ResourceError, UnboundedEnergyError
+from ..errors import FileFormatError, MolsamplerError, ResourceError, UnboundedEnergyError
 from ..molecule.chart import Chart, chart_of
 from ..molecule.chirality import right_handed
 from ..molecule.z_matrix import internal_coordinates
 from ..nn.generators import Generator
-from ..objectives import Objective, Problem
+from ..objectives import Preparation, Problem, State
 from ..sampler import store
 from ..sampler.card import Cost, Training
 from ..sampler.sampler import Sampler, check_device
+from ..sampler.verdict import Verdict
 from ..storage.files import remove
 from ..target import System, Target
 from ..wellposed import require_well_posed
-from . import checkpoint
+from . import checkpoint, compiler
 from .config import TrainConfig
+from .criterion import Evaluation
+from .estimate import estimate
 from .folder import RunFolder
-from .state import TrainState
+from .progress import Progress, Teller
+from .state import LOG_FORMAT, TrainState
+from .stop import Stop, StopRequestedError
 from .trainer import Trainer, weights_of
 
 _log = logging.getLogger(__name__)
 
+#: Seconds between checkpoints of a population in the making.
+_KEEP_EVERY = 60.0
 
-@dataclass(frozen=True)
-class Progress:
-    """What a progress display needs.
+#: Seconds that a step takes from which on it may be abandoned, for the price of a copy of the state.
+_SLOW = 0.25
 
-    ``stage`` is ``annealing``, ``equilibrating`` (``iteration`` then counts percent), ``warm-up`` or
-    ``training``.
-    """
-
-    stage: str
-    iteration: int
-    total: int
-    seconds: float
-    evaluations: int
-    metrics: dict[str, float]
+Status = Literal["completed", "out of time", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -59,10 +57,12 @@ class TrainResult:
     """How a call to :func:`train` ended.
 
     ``status`` is ``completed``, ``out of time`` (``max_time`` reached) or ``interrupted`` (by
-    ``signal``); in the last two the same call resumes.
+    ``signal``); in the last two the same call resumes. ``phase`` is the one that was reached, ``iteration``
+    counts the generator's steps, of ``total``. ``verdict`` is that on the generator selected so far, None
+    before the first evaluation.
     """
 
-    status: Literal["completed", "out of time", "interrupted"]
+    status: Status
     run_dir: Path
     artifact: Path | None
     iteration: int
@@ -72,10 +72,8 @@ class TrainResult:
     drift: float
     skipped: int
     signal: int | None = None
-
-
-class StopRequestedError(Exception):
-    """Raised between transitions of the equilibration when the run has to end."""
+    phase: str = "training"
+    verdict: Verdict | None = None
 
 
 def train(
@@ -87,15 +85,17 @@ def train(
     device: str | torch.device | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     command: str = "",
+    began: float | None = None,
 ) -> TrainResult:
     """Train a one-step sampler of ``target`` in ``run_dir``, or resume the training found there.
 
     Parameters
     ----------
-    max_time : seconds after which the run checkpoints and returns
+    max_time : seconds after which the run checkpoints and returns, in whatever phase it is
     device : torch device, the CPU where None
-    on_progress : called about once a second
+    on_progress : called about once a second, and at the beginning of each phase
     command : recorded in the artifact's card
+    began : value of ``time.monotonic`` from which ``max_time`` counts, that of the call where None
 
     Raises
     ------
@@ -112,6 +112,9 @@ def train(
     ResourceError
         The device does not exist, or its memory is too small for the batch.
     """
+    began = time.monotonic() if began is None else began
+    teller = Teller(on_progress, began=began)
+    teller.tell("starting")
     place = check_device("cpu" if device is None else device)
     if config.probe and not checkpoint.checkpoints(Path(run_dir) / "checkpoints"):
         require_well_posed(target, regardless="--set probe=false trains regardless")
@@ -119,178 +122,278 @@ def train(
         target, internal_coordinates(target) if config.coordinates == "internal" else None
     )
     _require_memory(config, chart.target)
-    began = time.monotonic()
-    say = _throttled(on_progress)
+    deadline = None if max_time is None else began + max_time
     with (
         RunFolder(run_dir) as folder,
         _no_artifact_of_an_unbounded_energy(folder),
-        _signals() as received,
+        Stop(deadline) as stop,
     ):
         folder.claim(config)
-
-        def out_of_time() -> bool:
-            return max_time is not None and time.monotonic() - began > max_time
-
-        def report(stage: str, share: float) -> None:
-            if received or out_of_time():
-                raise StopRequestedError
-            say(Progress(stage, int(100 * share), 100, 0.0, 0, {}))
-
-        objective = config.objective.build(
-            Problem(
-                target=chart.target,
-                molecule=target.molecule if chart.internal is None else None,
-                generator=config.generator,
-                sampling=config.how_to_sample(),
-                iterations=config.iterations,
-                seed=config.seed,
-                device=place,
-                compile=config.compile,
-            )
+        problem = Problem(
+            target=chart.target,
+            molecule=target.molecule if chart.internal is None else None,
+            generator=config.generator,
+            sampling=config.how_to_sample(),
+            iterations=config.iterations,
+            seed=config.seed,
+            device=place,
+            compile=config.compile,
         )
-        try:
-            with _enough_memory(config):
-                state = _open(folder, objective, place, report)
-        except StopRequestedError:
-            # Equilibration takes minutes at most and is deterministic: it starts again on resume.
-            return TrainResult(
-                "interrupted" if received else "out of time",
-                folder.path,
-                None,
-                0,
-                config.iterations,
-                0,
-                0.0,
-                float("inf"),
-                0,
-                received[0] if received else None,
-            )
-        trainer = Trainer(config, chart.target, objective, state, device=place)
-        run = _Run(folder, config, target, chart, trainer, command)
-        status: Literal["completed", "out of time", "interrupted"] = "completed"
-        while not trainer.finished:
-            with _enough_memory(config):
-                values = trainer.step()
-                _record(folder, trainer, values)
-            stopping = bool(received) or out_of_time()
-            # The artifact comes first: a run that is killed in between repeats the iteration.
-            if trainer.evaluation_due:
-                run.export()
-            if stopping or _due(state.iteration, config.checkpoint_every, trainer):
-                _checkpoint(folder, state)
-            stage = "training" if state.iteration > objective.warmup else "warm-up"
-            say(
-                Progress(
-                    stage,
-                    state.iteration,
-                    trainer.total,
-                    state.seconds,
-                    state.evaluations,
-                    state.recent,
-                )
-            )
-            if stopping and not trainer.finished:
-                status = "interrupted" if received else "out of time"
-                break
-        if status == "completed" and not run.exported():
-            run.export()
-        return TrainResult(
-            status,
-            folder.path,
-            folder.artifact if folder.artifact.exists() else None,
-            state.iteration,
-            trainer.total,
-            state.evaluations,
-            state.seconds,
-            state.best_drift,
-            state.skipped,
-            received[0] if status == "interrupted" else None,
-        )
+        return _Run(folder, config, target, chart, problem, command, stop, teller).run()
 
 
-def _open(
-    folder: RunFolder,
-    objective: Objective,
-    device: torch.device,
-    report: Callable[[str, float], None],
-) -> TrainState:
-    """The state to continue from: the newest intact checkpoint, or a fresh one."""
-    found = checkpoint.load_latest(folder.checkpoints)
-    if found is None:
-        folder.rewind_metrics(0)
-        fresh = objective.init(report=report)
-        state = TrainState(fresh, weights_of(objective.generator(fresh)))
-        _checkpoint(folder, state)
-        return state
-    tensors, counters, path = found
-    # The state of a random stream stays on the host.
-    tensors = {
-        key: value if key.endswith("rng") else value.to(device) for key, value in tensors.items()
-    }
-    state = TrainState.unflatten(tensors, counters)
-    objective.generator(state.objective)
-    if not folder.rewind_metrics(state.log_bytes, state.log_sha256):
-        state.log_bytes, state.log_sha256 = 0, ""
-    _log.info("resuming from %s", path)
-    return state
-
-
-def _due(iteration: int, every: int, trainer: Trainer) -> bool:
-    return iteration % every == 0 or trainer.finished
-
-
-def _record(folder: RunFolder, trainer: Trainer, values: dict[str, float]) -> None:
-    """Evaluate where it is time, and log."""
-    state, config = trainer.state, trainer.config
-    if trainer.evaluation_due:
-        result = trainer.evaluate()
-        far = {"discrepancy": result.discrepancy, "discrepancy_error": result.discrepancy_error}
-        values = {
-            **values,
-            **{key: value for key, value in far.items() if value is not None},
-            "drift": result.drift,
-            "drift_error": result.drift_error,
-            "energy_tvd": result.energy_tvd,
-            "mean_energy": result.mean_energy,
-            "median_energy": result.median_energy,
-            "refined_median_energy": result.refined_median_energy,
-            "acceptance": result.acceptance,
-        }
-    if trainer.evaluation_due or state.iteration % config.log_every == 0:
-        state.recent = {**state.recent, **values}
-        state.log_bytes, state.log_sha256 = folder.log(
-            {
-                "iteration": state.iteration,
-                **values,
-                "energy_evaluations": state.evaluations,
-                "skipped": state.skipped,
-            }
-        )
-
-
-def _checkpoint(folder: RunFolder, state: TrainState) -> None:
-    if state.bad_in_a_row:
-        # A checkpoint is a state worth going back to; the last good one stays the newest.
-        return
-    folder.sync_metrics()
-    checkpoint.save(folder.checkpoints, state.iteration, *state.flatten())
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Run:
-    """What writing the artifact of a run needs."""
+    """A call to :func:`train`."""
 
     folder: RunFolder
     config: TrainConfig
     system: System
     chart: Chart
-    trainer: Trainer
+    problem: Problem
     command: str
+    stop: Stop
+    teller: Teller
 
-    def export(self) -> None:
+    def run(self) -> TrainResult:
+        """Prepare and train, or go on with either, to the end or until stopped."""
+        self.objective = self.config.objective.build(self.problem)
+        self.prepared: State = {}
+        self.preparing = 0.0
+        try:
+            with _enough_memory(self.config):
+                state = self._opened()
+        except StopRequestedError:
+            return self._stopped_early()
+        self.trainer = self._trainer(state)
+        status = self._train()
+        if status == "completed" and not self._exported():
+            self._export()
+        return self._result(status)
+
+    # Before the first step
+
+    def _opened(self) -> TrainState:
+        """The state to continue from: that of the newest intact checkpoint, or a fresh one."""
+        found = checkpoint.load_latest(self.folder.checkpoints)
+        if found is not None:
+            tensors, counters, path = found
+            # The state of a random stream stays on the host.
+            tensors = {
+                key: value if key.endswith("rng") else value.to(self.problem.device)
+                for key, value in tensors.items()
+            }
+            _log.info("resuming from %s", path)
+            kept = _unflattened(tensors, counters)
+            if kept is None:
+                return self._resumed(TrainState.unflatten(tensors, counters))
+            self.prepared, self.preparing = kept
+        self.folder.rewind_metrics(0)
+        fresh = self._fresh()
+        state = TrainState(fresh, weights_of(self.objective.generator(fresh)))
+        state.seconds = self.preparing
+        self._checkpoint(state)
+        return state
+
+    def _resumed(self, state: TrainState) -> TrainState:
+        self.objective.generator(state.objective)
+        if state.log_format < LOG_FORMAT:
+            aside = self.folder.set_metrics_aside("before")
+            _log.warning("the log counted warm-up and training together; it is kept as %s", aside)
+        elif self.folder.rewind_metrics(state.log_bytes, state.log_sha256):
+            return state
+        state.log_bytes, state.log_sha256, state.log_format = 0, "", LOG_FORMAT
+        return state
+
+    def _fresh(self) -> State:
+        preparation = self.objective.preparation
+        if preparation is not None:
+            return self.objective.start(self._finished(preparation))
+        self.stop.check()
+
+        def report(phase: str, share: float) -> None:
+            self.stop.check()
+            self.teller.tell(phase, int(100 * share), 100)
+
+        with self.stop.abandonable():
+            return self.objective.init(report=report)
+
+    def _finished(self, preparation: Preparation) -> State:
+        """The last state of a preparation; what is done is kept if it is stopped in between."""
+        kept = time.monotonic()
+        if self.prepared:
+            self.teller.evaluations = int(self.prepared["energy_evaluations"])
+        measured = _Measured(self.teller.evaluations)
+        try:
+            while True:
+                at = preparation.progress(self.prepared) if self.prepared else None
+                if at is not None:
+                    self.teller.tell(at.phase, at.done, at.total, detail=at.detail)
+                elif self.prepared:
+                    return self.prepared
+                self.stop.check()
+                began = time.perf_counter()
+                with self.stop.abandonable():
+                    fresh = preparation.step(self.prepared) if self.prepared else preparation.init()
+                spent = time.perf_counter() - began
+                evaluations = int(fresh["energy_evaluations"])
+                self.prepared = fresh
+                if measured.enough(spent, evaluations):
+                    self._say_estimate(measured.rate, preparation.expected_evaluations(fresh))
+                self.preparing += spent
+                self.teller.worked("annealing" if at is None else at.phase, spent, evaluations)
+                if time.monotonic() - kept > _KEEP_EVERY:
+                    self._keep()
+                    kept = time.monotonic()
+        except StopRequestedError:
+            if self.prepared:
+                self._keep()
+            raise
+
+    def _keep(self) -> None:
+        """Checkpoint the preparation."""
+        checkpoint.save(self.folder.checkpoints, 0, *_flattened(self.prepared, self.preparing))
+
+    def _say_estimate(self, rate: float, preparing: int) -> None:
+        _log.info("%s", estimate(self.config, self.objective, rate=rate, preparing=preparing))
+        judged = self.config.evaluate_samples * (self.config.evaluate_steps + 1)
+        self.teller.evaluating = judged / rate
+
+    # Steps
+
+    def _trainer(self, state: TrainState) -> Trainer:
+        return Trainer(
+            self.config, self.chart.target, self.objective, state, device=self.problem.device
+        )
+
+    def _train(self) -> Status:
+        """Step to the end or until stopped; what is left of the state is in the trainer."""
+        self.teller.evaluations = self.trainer.state.evaluations
+        met: set[str] = set()
+        spent = 0.0
+        while not self.trainer.finished:
+            if self.stop.requested():
+                return self._interrupted()
+            trainer = self.trainer
+            phase = "warm-up" if trainer.warmup < self.objective.warmup else "training"
+            compiles = self.problem.compile and phase not in met
+            self._tell(phase, now=compiles, detail="compiling" if compiles else "")
+            met.add(phase)
+            copy = None
+            if compiles or trainer.evaluation_next or spent > _SLOW:
+                copy = trainer.state.flatten()
+            began = time.perf_counter()
+            try:
+                with _enough_memory(self.config), self._abandonable(copy):
+                    values = trainer.step()
+                    spent = time.perf_counter() - began
+                    self.teller.worked(phase, spent, trainer.state.evaluations, pause=compiles)
+                    judged = self._judged()
+            except StopRequestedError:
+                self._back_to(copy)
+                return self._interrupted()
+            except Exception as error:
+                if copy is None or not (self.problem.compile and compiler.failed(error)):
+                    raise
+                if self.stop.requested():
+                    # Ctrl-C reaches the compiler, too.
+                    self._back_to(copy)
+                    return self._interrupted()
+                compiler.report(error, self.folder.compiler_log)
+                self.problem = dataclasses.replace(self.problem, compile=False)
+                self.objective = self.config.objective.build(self.problem)
+                self._back_to(copy)
+                continue
+            self._record(values, judged)
+            # The artifact comes first: a run that is killed in between repeats the iteration.
+            if judged is not None:
+                self._export()
+            if trainer.state.steps % self.config.checkpoint_every == 0 or trainer.finished:
+                self._checkpoint(trainer.state)
+            self._tell(phase, now=trainer.finished)
+        return "completed"
+
+    def _abandonable(self, copy: object) -> AbstractContextManager[None]:
+        return nullcontext() if copy is None else self.stop.abandonable()
+
+    def _judged(self) -> Evaluation | None:
+        """The evaluation of the generator where it is time for one."""
+        trainer = self.trainer
+        if not trainer.evaluation_due:
+            return None
+        self.teller.tell("evaluation", now=(self.teller.evaluating or 0.0) > 2.0)
+        began = time.perf_counter()
+        result = trainer.evaluate()
+        self.teller.evaluated(time.perf_counter() - began, trainer.state.evaluations)
+        return result
+
+    def _back_to(self, copy: tuple[dict[str, Tensor], str] | None) -> None:
+        """Forget the step that was given up."""
+        if copy is not None:
+            self.trainer = self._trainer(TrainState.unflatten(*copy))
+
+    def _interrupted(self) -> Status:
+        self._checkpoint(self.trainer.state)
+        return "interrupted" if self.stop.received else "out of time"
+
+    def _tell(self, phase: str, *, now: bool = False, detail: str = "") -> None:
+        trainer = self.trainer
+        warming = phase == "warm-up"
+        self.teller.tell(
+            phase,
+            trainer.warmup if warming else trainer.iteration,
+            self.objective.warmup if warming else self.config.iterations,
+            evaluations_left=0 if warming else trainer.evaluations_left,
+            last=not warming,
+            now=now,
+            detail=detail,
+            metrics=trainer.state.recent,
+        )
+
+    # Files
+
+    def _record(self, values: dict[str, float], judged: Evaluation | None) -> None:
+        trainer = self.trainer
+        state = trainer.state
+        if judged is not None:
+            far = {"discrepancy": judged.discrepancy, "discrepancy_error": judged.discrepancy_error}
+            values = {
+                **values,
+                **{key: value for key, value in far.items() if value is not None},
+                "drift": judged.drift,
+                "drift_error": judged.drift_error,
+                "energy_tvd": judged.energy_tvd,
+                "mean_energy": judged.mean_energy,
+                "median_energy": judged.median_energy,
+                "refined_median_energy": judged.refined_median_energy,
+                "acceptance": judged.acceptance,
+                "broken": judged.broken,
+            }
+        if judged is not None or state.steps % self.config.log_every == 0:
+            state.recent = {**state.recent, **values}
+            where = {} if trainer.iteration else {"warmup": trainer.warmup}
+            state.log_bytes, state.log_sha256 = self.folder.log(
+                {
+                    "iteration": trainer.iteration,
+                    **where,
+                    **values,
+                    "energy_evaluations": state.evaluations,
+                    "skipped": state.skipped,
+                }
+            )
+
+    def _checkpoint(self, state: TrainState) -> None:
+        if state.bad_in_a_row:
+            # A checkpoint is a state worth going back to; the last good one stays the newest.
+            return
+        self.folder.sync_metrics()
+        checkpoint.save(self.folder.checkpoints, state.steps, *state.flatten())
+
+    def _export(self) -> None:
         """Write the generator selected so far as an artifact."""
-        config, state = self.config, self.trainer.state
-        generator = self.trainer.selected()
+        config, trainer = self.config, self.trainer
+        state = trainer.state
+        generator = trainer.selected()
         store.save(
             self.folder.artifact,
             generator,
@@ -303,9 +406,9 @@ class _Run:
                 cost=Cost(
                     energy_evaluations=state.evaluations,
                     seconds=round(state.seconds, 1),
-                    iterations=state.iteration,
+                    iterations=trainer.iteration,
                     machine=f"{platform.machine()}, {torch.get_num_threads()} thread(s), "
-                    f"{self.trainer.device.type}",
+                    f"{self.problem.device.type}",
                 ),
             ),
             quality=[
@@ -315,14 +418,26 @@ class _Run:
                     "value": state.best_drift,
                     "n": config.evaluate_samples,
                     "steps": config.evaluate_steps,
-                    "iteration": state.best_iteration,
+                    "iteration": trainer.best_iteration,
                 },
                 *self._handedness(generator),
             ],
+            verdict=self._verdict(),
             overwrite=True,
         )
 
-    def exported(self) -> bool:
+    def _verdict(self) -> Verdict | None:
+        """That on the generator selected so far."""
+        trainer = self.trainer
+        if not trainer.state.verdict:
+            return None
+        verdict = Verdict(**trainer.state.verdict)
+        if trainer.finished:
+            return verdict
+        done = f"after {trainer.iteration:,} of {self.config.iterations:,} iterations"
+        return verdict.model_copy(update={"sentence": f"{done} {verdict.sentence}"})
+
+    def _exported(self) -> bool:
         """Whether the run's artifact is there and whole."""
         if not self.folder.artifact.exists():
             return False
@@ -343,7 +458,7 @@ class _Run:
                 "metric": "discrepancy from the replay (standard deviations)",
                 "value": state.best_discrepancy,
                 "n": config.evaluate_samples,
-                "iteration": state.best_iteration,
+                "iteration": self.trainer.best_iteration,
                 "latent calibration": state.calibration,
             }
         ]
@@ -353,7 +468,7 @@ class _Run:
         molecule = self.system.molecule if self.chart.internal is None else None
         if molecule is None or not molecule.chiral_centres or not generator.mirror_symmetric:
             return []
-        rng = torch.Generator(device=self.trainer.device).manual_seed(self.config.seed)
+        rng = torch.Generator(device=self.problem.device).manual_seed(self.config.seed)
         # The bare target: counted evaluations are those that a resumed run repeats to the last one.
         with torch.no_grad():
             x = generator.draw(self.config.evaluate_samples, self.system, generator=rng).x
@@ -367,6 +482,99 @@ class _Run:
                 "n": self.config.evaluate_samples,
             }
         ]
+
+    # Results
+
+    def _stopped_early(self) -> TrainResult:
+        """The result of a run that was stopped before its first step."""
+        made = self.objective.preparation
+        at = None if made is None or not self.prepared else made.progress(self.prepared)
+        return TrainResult(
+            "interrupted" if self.stop.received else "out of time",
+            self.folder.path,
+            None,
+            0,
+            self.config.iterations,
+            int(self.prepared.get("energy_evaluations", 0)),
+            self.preparing,
+            float("inf"),
+            0,
+            self.stop.signal,
+            "starting" if at is None else at.phase,
+        )
+
+    def _result(self, status: Status) -> TrainResult:
+        trainer = self.trainer
+        state = trainer.state
+        return TrainResult(
+            status,
+            self.folder.path,
+            self.folder.artifact if self.folder.artifact.exists() else None,
+            trainer.iteration,
+            self.config.iterations,
+            state.evaluations,
+            state.seconds,
+            state.best_drift,
+            state.skipped,
+            self.stop.signal if status == "interrupted" else None,
+            "training" if trainer.iteration or not self.objective.warmup else "warm-up",
+            self._verdict(),
+        )
+
+
+@dataclass
+class _Measured:
+    """The rate of energy evaluations over the first few pieces of work."""
+
+    begun: int
+    pieces: int = 0
+    seconds: float = 0.0
+    rate: float = math.nan
+
+    def enough(self, seconds: float, evaluations: int) -> bool:
+        """Take in one more piece; whether the rate is now known, said once."""
+        if math.isfinite(self.rate):
+            return False
+        self.pieces += 1
+        self.seconds += seconds
+        if self.pieces < 3 and self.seconds < 1.0:
+            return False
+        self.rate = (evaluations - self.begun) / max(self.seconds, 1e-9)
+        return True
+
+
+_PREPARED = "prepared/"
+
+
+def _flattened(prepared: State, seconds: float) -> tuple[dict[str, Tensor], str]:
+    """A state of preparation as a checkpoint holds it."""
+    tensors, numbers = {}, {}
+    for key, value in prepared.items():
+        if isinstance(value, Tensor):
+            # Clones: safetensors refuses tensors that share memory.
+            tensors[f"{_PREPARED}{key}"] = value.detach().clone().contiguous()
+        else:
+            numbers[key] = value
+    return tensors, json.dumps({"preparation": numbers, "seconds": seconds})
+
+
+def _unflattened(tensors: dict[str, Tensor], counters: str) -> tuple[State, float] | None:
+    """The state of preparation in a checkpoint and the seconds spent on it, None if it holds another.
+
+    Raises
+    ------
+    FileFormatError
+        It holds a damaged one.
+    """
+    try:
+        values = json.loads(counters)
+        if "preparation" not in values:
+            return None
+        state: State = dict(values["preparation"])
+        state.update({key.removeprefix(_PREPARED): value for key, value in tensors.items()})
+        return state, float(values["seconds"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FileFormatError(f"the counters of the checkpoint are unusable: {error}") from None
 
 
 def _require_memory(config: TrainConfig, target: Target) -> None:
@@ -399,42 +607,10 @@ def _enough_memory(config: TrainConfig) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         # torch has no class of its own for a failure on the CPU.
         lacking = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not lacking and "allocate memory" not in str(error):
+        if not lacking and ("allocate memory" not in str(error) or compiler.failed(error)):
             raise
         raise ResourceError(
             f"the device has too little memory for batch_size={config.objective.batch_size}; "
             f"try --set batch_size={max(config.objective.batch_size // 2, 1)} in a new run folder "
             "(the checkpoint is intact)"
         ) from None
-
-
-def _throttled(on_progress: Callable[[Progress], None] | None) -> Callable[[Progress], None]:
-    last = 0.0
-
-    def say(progress: Progress) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if on_progress is not None and (now - last > 1.0 or progress.iteration == progress.total):
-            last = now
-            on_progress(progress)
-
-    return say
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; restores the handlers on leaving."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def note(number: int, frame: object) -> None:
-        received.append(number)
-
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

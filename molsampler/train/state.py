@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import FileFormatError
 from ..objectives import State
 
+LOG_FORMAT = 2
 _OBJECTIVE, _SELECTED = "objective/", "selected/"
 
 
@@ -22,8 +23,9 @@ class TrainState:
     ``selected`` are the weights of the generator that the criterion ranks best so far, and ``best`` the
     least value of the criterion; ``best_discrepancy`` and ``best_drift`` are those of the selected one,
     which may tie with the least and be later. ``calibration`` is that of the selected one, one until the
-    end of training. ``judging_evaluations`` are the energy evaluations that judging generators has cost;
-    ``recent`` metrics are for display and not kept.
+    end of training; ``verdict`` are the fields of the selected one's. ``judging_evaluations`` are the energy
+    evaluations that judging generators has cost; ``log_format`` is that of the lines logged so far, of which
+    the first counted warm-up and training together; ``recent`` metrics are for display and not kept.
     """
 
     objective: State
@@ -39,11 +41,13 @@ class TrainState:
     calibration: float = 1.0
     log_bytes: int = 0
     log_sha256: str = ""
+    log_format: int = LOG_FORMAT
+    verdict: dict[str, Any] = field(default_factory=dict)
     recent: dict[str, float] = field(default_factory=dict)
 
     @property
-    def iteration(self) -> int:
-        """Steps that the objective has taken."""
+    def steps(self) -> int:
+        """Steps that the objective has taken, warm-up included."""
         return int(self.objective["iteration"])
 
     @property
@@ -82,6 +86,8 @@ class TrainState:
                 raise ValueError("iteration and energy_evaluations must be whole numbers")
             state = cls(objective, _under(tensors, _SELECTED))
             objective.update(_under(tensors, _OBJECTIVE))
+            # What earlier versions did not keep.
+            values = {"log_format": 1, "verdict": {}, **values}
             for name in _COUNTERS:
                 setattr(state, name, type(getattr(state, name))(values[name]))
         except (ValueError, KeyError, TypeError, RecursionError) as error:

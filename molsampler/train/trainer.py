@@ -16,6 +16,10 @@ from ..target import CountingTarget, Target
 from .config import TrainConfig
 from .criterion import Discrepancy, Evaluation, calibrate, evaluate
 from .state import TrainState
+from .verdict import verdict_of
+
+#: Samples of the verdict, in those of an evaluation: ten thousand for the four thousand that are usual.
+_FINAL = 2.5
 
 
 class Trainer:
@@ -35,14 +39,51 @@ class Trainer:
         self.total = objective.warmup + config.iterations
 
     @property
+    def where(self) -> str:
+        """The last step in words."""
+        if self.iteration:
+            return f"iteration {self.iteration:,} of {self.config.iterations:,}"
+        return f"warm-up step {self.warmup:,} of {self.objective.warmup:,}"
+
+    @property
     def finished(self) -> bool:
-        return self.state.iteration >= self.total
+        return self.state.steps >= self.total
+
+    @property
+    def warmup(self) -> int:
+        """Steps of the warm-up that are done."""
+        return min(self.state.steps, self.objective.warmup)
+
+    @property
+    def iteration(self) -> int:
+        """Steps of the generator that are done, of ``config.iterations``."""
+        return self.state.steps - self.warmup
+
+    @property
+    def best_iteration(self) -> int:
+        """That of the generator selected so far."""
+        return max(0, self.state.best_iteration - self.objective.warmup)
 
     @property
     def evaluation_due(self) -> bool:
         """Whether the generator is to be judged after the iteration just done."""
-        done = self.state.iteration - self.objective.warmup
-        return self.finished or (done > 0 and done % self.config.evaluate_every == 0)
+        return self._due(self.iteration)
+
+    @property
+    def evaluation_next(self) -> bool:
+        """Whether it is to be judged after the next one."""
+        in_training = self.warmup == self.objective.warmup
+        return in_training and self._due(self.iteration + 1)
+
+    @property
+    def evaluations_left(self) -> int:
+        """How often it is still to be judged."""
+        every, whole = self.config.evaluate_every, self.config.iterations
+        return whole // every - self.iteration // every + (whole % every > 0)
+
+    def _due(self, iteration: int) -> bool:
+        every, whole = self.config.evaluate_every, self.config.iterations
+        return iteration > 0 and (iteration % every == 0 or iteration == whole)
 
     def step(self) -> dict[str, float]:
         """One iteration; returns what is worth logging.
@@ -64,7 +105,7 @@ class Trainer:
         if state.bad_in_a_row >= self.config.max_bad_steps:
             raise DivergenceError(
                 f"{state.bad_in_a_row} iterations in a row had a non-finite loss or gradient "
-                f"(last: iteration {state.iteration}); the last good checkpoint is kept"
+                f"(last: {self.where}); the last good checkpoint is kept"
             )
         return metrics
 
@@ -80,9 +121,10 @@ class Trainer:
             The population or the refined samples are where no energy with a norm goes.
         """
         state = self.state
+        began = time.perf_counter()
         candidate = self.objective.generator(state.objective)
         rng = torch.Generator(device=self.device)
-        rng.manual_seed(self.config.seed + 7919 * (state.iteration + 1))
+        rng.manual_seed(self.config.seed + 7919 * (state.steps + 1))
         population = self.objective.population(state.objective)
         discrepancy = None
         if population is not None:
@@ -90,12 +132,12 @@ class Trainer:
             discrepancy = Discrepancy(population.state, candidate.space)
         step_size = None if population is None else population.step_size or None
 
-        def judge(generator: Generator) -> Evaluation:
+        def judge(generator: Generator, samples: int = self.config.evaluate_samples) -> Evaluation:
             return evaluate(
                 generator,
                 self.target,
                 discrepancy=discrepancy,
-                samples=self.config.evaluate_samples,
+                samples=samples,
                 steps=self.config.evaluate_steps,
                 step_size=step_size,
                 rng=rng,
@@ -106,7 +148,7 @@ class Trainer:
         # Ties go to the later iteration: its average is longer and its learning rate lower.
         if value <= state.best + 2 * error:
             self._select(result)
-            state.best_iteration = state.iteration
+            state.best_iteration = state.steps
             state.selected = weights_of(candidate)
             if self.finished and not math.isfinite(result.refined_median_energy):
                 raise UnboundedEnergyError(
@@ -123,6 +165,11 @@ class Trainer:
                 rng=rng,
             )
             self._select(judge(self.selected()))
+        if self.finished:
+            # Fresh draws, more of them: the selected generator was the best of many on its own.
+            final = judge(self.selected(), int(_FINAL * self.config.evaluate_samples))
+            state.verdict = verdict_of(final).model_dump()
+        state.seconds += time.perf_counter() - began
         state.judging_evaluations = self.target.evaluations
         return result
 
@@ -145,6 +192,7 @@ class Trainer:
 
     def _select(self, result: Evaluation) -> None:
         self.state.best_drift = result.drift
+        self.state.verdict = verdict_of(result).model_dump()
         if result.discrepancy is not None:
             self.state.best_discrepancy = result.discrepancy
 

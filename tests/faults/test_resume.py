@@ -86,7 +86,7 @@ def test_interrupted_at_every_iteration(
     assert train(system, tmp_path / "whole", settings).status == "completed"
     numbers = (signal.SIGINT, signal.SIGTERM)
     with monkeypatch.context() as patch:
-        at_each(lambda trainer: os.kill(os.getpid(), numbers[trainer.state.iteration % 2]), patch)
+        at_each(lambda trainer: os.kill(os.getpid(), numbers[trainer.state.steps % 2]), patch)
         interruptions = 0
         for _ in range(cycles):
             result = train(system, tmp_path / "parts", settings)
@@ -167,7 +167,7 @@ def test_damaged_checkpoint_does_not_displace_the_good_one(
             at_each(
                 lambda trainer: (
                     os.kill(os.getpid(), signal.SIGTERM)
-                    if trainer.state.iteration == iteration
+                    if trainer.state.steps == iteration
                     else None
                 ),
                 patch,

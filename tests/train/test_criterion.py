@@ -120,6 +120,7 @@ def test_the_energy_tvd_is_that_of_the_laws_and_one_where_energies_are_lost():
 def test_what_selection_goes_by():
     numbers = {"drift": 3.0, "drift_error": 0.1, "energy_tvd": 0.4, "mean_energy": -7.0}
     rest = {"median_energy": 0.0, "refined_median_energy": 0.0, "acceptance": 0.5}
+    rest |= {"spread": 1.0, "broken": 0, "samples": 10}
     alone = Evaluation(discrepancy=None, discrepancy_error=None, **numbers, **rest)
     beside = Evaluation(discrepancy=0.2, discrepancy_error=0.01, **numbers, **rest)
     assert alone.value("auto") == alone.value("drift") == (3.0, 0.1)

@@ -64,6 +64,12 @@ def _config(mode="replay", *extra):
     return load_config("fast", "dw4", overrides=(*MODES[mode], *extra))
 
 
+def _counts(run_dir):
+    """Iteration and warm-up step of every line of the log."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [(found["iteration"], found.get("warmup", 0)) for found in map(json.loads, lines)]
+
+
 def _trainer(config, target):
     objective = config.objective.build(
         Problem(
@@ -103,7 +109,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     for stop in (1, 5, 7, 11, 16):
 
         def interrupting(self, stop=stop):
-            if self.state.iteration == stop:
+            if self.state.steps == stop:
                 os.kill(os.getpid(), signal.SIGTERM)
             return step(self)
 
@@ -119,8 +125,9 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     assert all(torch.equal(first[key], second[key]) for key in first)
     logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts")]
     assert logs[0] == logs[1]
-    iterations = [json.loads(line)["iteration"] for line in logs[0].splitlines()]
-    assert iterations == sorted(set(iterations))
+    counts = _counts(tmp_path / "whole")
+    assert counts == sorted(set(counts))
+    assert counts[-1] == (config.iterations, 0)
 
     # Negative control: another seed gives other weights.
     other = train(system, tmp_path / "other", _config(mode, "seed=1"))
@@ -134,7 +141,7 @@ def test_lines_logged_after_the_last_checkpoint_are_not_repeated(tmp_path, syste
     step = Trainer.step
 
     def dying(self):
-        if self.state.iteration == 11:
+        if self.state.steps == 11:
             raise KeyboardInterrupt
         return step(self)
 
@@ -143,9 +150,8 @@ def test_lines_logged_after_the_last_checkpoint_are_not_repeated(tmp_path, syste
         train(system, tmp_path / "run", config)
     monkeypatch.setattr(Trainer, "step", step)
     train(system, tmp_path / "run", config)
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    iterations = [json.loads(line)["iteration"] for line in lines]
-    assert iterations == list(range(1, 19))
+    counts = _counts(tmp_path / "run")
+    assert counts == [(0, k) for k in range(1, 7)] + [(k, 0) for k in range(1, 13)]
 
 
 def test_damaged_checkpoint_is_named_and_the_one_before_takes_over(tmp_path, system, caplog):
