@@ -6,6 +6,7 @@ volume element included. The method sees the target alone; whoever hands out pos
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -26,6 +27,13 @@ class Chart(Protocol):
     def internal(self) -> InternalCoordinates | None:
         """What a card records of the chart; None where coordinates are the positions themselves."""
 
+    @property
+    def log_constant(self) -> float:
+        """What the target leaves out of :meth:`log_volume`; log weights of draws lack it as well."""
+
+    def log_volume(self, x: Tensor) -> Tensor:
+        """Log of the chart's measure over that of its coordinates ``(b,)``, constants included."""
+
     def positions(self, x: Tensor) -> Tensor:
         """Positions ``(b, n, d)`` of coordinates ``x``, in an orientation of the chart's own."""
 
@@ -37,15 +45,20 @@ class Chart(Protocol):
 
 
 class CartesianChart:
-    """The system's own positions."""
+    """The system's own positions; the measure is Lebesgue's in the system's length unit, on a mean-free
+    space in orthonormal coordinates of it, particles labelled."""
 
     internal = None
+    log_constant = 0.0
 
     def __init__(self, system: System):
         self.target: Target = system
 
     def positions(self, x: Tensor) -> Tensor:
         return x
+
+    def log_volume(self, x: Tensor) -> Tensor:
+        return x.new_zeros(len(x))
 
     def oriented(self, positions: Tensor, *, generator: torch.Generator | None) -> Tensor:
         return positions
@@ -55,16 +68,27 @@ class CartesianChart:
 
 
 class InternalChart:
-    """Bond lengths, angles and torsions of a molecule, ``(b, 3n - 6, 1)``."""
+    r"""Bond lengths, angles and torsions of a molecule, ``(b, 3n - 6, 1)``.
+
+    The measure is :math:`\prod r^2 \sin\theta\, dr\, d\theta\, d\phi`, lengths in nm and angles in rad, of
+    the given isomer, without the rotation of the whole.
+    """
 
     def __init__(self, system: System, internal: InternalCoordinates):
         self.internal = internal
+        # Every placement but those of the first three atoms brings dx = r^2 sin dr dtheta dphi; the
+        # first three r^2 dr, and r^2 sin dr dtheta: one length cubed for each of n - 1 bonds.
+        lengths = 3 * (len(internal.placements) - 1)
+        self.log_constant = internal.log_constant + lengths * math.log(system.length_nm)
         self.target: Target = InternalTarget(system, internal)
         self._space = system.space
 
     def positions(self, x: Tensor) -> Tensor:
         """Positions in float64: a torsion far from the root of the tree has a long lever."""
         return self._space.project(self.internal.to_cartesian(x[..., 0].double()).position)
+
+    def log_volume(self, x: Tensor) -> Tensor:
+        return self.internal.to_cartesian(x[..., 0].double()).log_volume + self.log_constant
 
     def oriented(self, positions: Tensor, *, generator: torch.Generator | None) -> Tensor:
         return positions @ random_rotations(len(positions), generator=generator, like=positions)

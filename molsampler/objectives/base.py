@@ -103,9 +103,16 @@ class Objective(ABC):
         """What precedes :meth:`start`, None for objectives that :meth:`init` alone begins."""
         return None
 
-    @abstractmethod
     def init(self, *, report: Report) -> State:
-        """A fresh state, after the whole preparation if there is one."""
+        """A fresh state, after the whole preparation; objectives without one say here what theirs is."""
+        made = self.preparation
+        if made is None:
+            raise NotImplementedError
+        state = made.init()
+        while (at := made.progress(state)) is not None:
+            report(at.phase, at.done / at.total if at.total else 0.0)
+            state = made.step(state)
+        return self.start(state)
 
     def start(self, prepared: State) -> State:
         """A fresh state from the last one of the preparation, for objectives that have one."""

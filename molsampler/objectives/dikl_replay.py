@@ -30,7 +30,7 @@ from ..nn.bodies import AnyBody, EGNNBody
 from ..nn.denoiser import Denoiser, score_of
 from ..nn.generators import Generator
 from ..target import CountingTarget
-from .base import Metrics, ObjectiveConfig, Problem, Report, State
+from .base import Metrics, ObjectiveConfig, Problem, State
 from .dikl_loss import Weighting, diffuse, dikl_loss, weight
 from .preparation import PopulationPreparation
 from .schedules import AnySchedule, LogUniformConfig
@@ -113,14 +113,6 @@ class DiKLReplay(NetworkObjective):
     @property
     def preparation(self) -> PopulationPreparation:
         return self._preparation
-
-    def init(self, *, report: Report) -> State:
-        made = self.preparation
-        state = made.init()
-        while (at := made.progress(state)) is not None:
-            report(at.phase, at.done / at.total if at.total else 0.0)
-            state = made.step(state)
-        return self.start(state)
 
     def start(self, prepared: State) -> State:
         config, problem = self.config, self.problem

@@ -6,10 +6,11 @@ For a generator whose density q is known three losses can be mixed, by weights:
     :math:`-E_p[\log q(x)]` on a population of chains of the target p, made from the energy alone. It covers
     what the population covers.
 ``reverse``
-    :math:`E_q[\log q(x) + u(x)]` on fresh draws, by its path gradient: at :math:`x = g_\theta(z)` the
-    derivative of :math:`\log q + u` with respect to x alone, carried back to :math:`\theta`. The part left
-    out has mean zero, and what remains vanishes row by row where q = p (Roeder et al., arXiv 1703.09194).
-    Rows of the greatest loss are left out, and derivatives are cut to a multiple of their median norm.
+    :math:`E_q[\log q(x) + u(x)]` on fresh draws. Rows of the greatest loss are left out, and derivatives are
+    cut to a multiple of their median norm: a draw in collision would decide otherwise. ``estimator: path``
+    takes its path gradient, at :math:`x = g_\theta(z)` the derivative of :math:`\log q + u` with respect to x
+    alone, carried back to :math:`\theta`; what is left out has mean zero, and what remains vanishes row by
+    row where q = p, and is noisier far from there (Roeder et al., arXiv 1703.09194).
 ``weighted``
     :math:`-\sum_i \bar w_i \log q(x_i)` on the same draws, weights :math:`w = e^{-u}/q` held fixed, the
     largest ``cut`` of them cut (Noé et al., Science 365, eaaw1147 (2019); Midgley et al., arXiv 2208.01893).
@@ -34,11 +35,12 @@ from torch import Tensor
 from ..errors import InputError, NonFiniteError
 from ..estimate import effective_count
 from ..mcmc import mala
-from ..mcmc.population import Population, PopulationConfig, equilibrate, refresh
+from ..mcmc.population import Population, PopulationConfig, refresh
 from ..nn.generators import Generator
 from ..nn.generators.density import DensityGenerator, log_weight
 from ..target import COORDINATE_LIMIT, CountingTarget
-from .base import Metrics, ObjectiveConfig, Problem, Report, State
+from .base import Metrics, ObjectiveConfig, Problem, State
+from .preparation import PopulationPreparation
 from .workspace import NetworkObjective, Workspace, average
 
 log = logging.getLogger(__name__)
@@ -57,28 +59,31 @@ class ChainsConfig(PopulationConfig):
 class ExactConfig(ObjectiveConfig):
     """Settings of :class:`Exact`.
 
-    ``forward`` is the weight of the likelihood before the share ``draw_from`` of the iterations and
-    ``forward_later`` after it; ``reverse`` and ``weighted`` are zero before. ``batch_size`` chains and
-    ``draws`` fresh draws make a step. The learning rate rises over the first hundred iterations, stays to
-    ``decay_start`` and falls by a cosine to ``final_lr`` of itself.
+    ``forward`` is the weight of the likelihood before the share ``reverse_from`` of the iterations and
+    ``forward_later`` after it; ``reverse`` and ``weighted`` are zero before. Draws are proposed to the
+    population from the share ``draw_from`` on. ``batch_size`` chains and ``draws`` fresh draws make a step.
+    The learning rate rises over the first hundred iterations, stays to ``decay_start`` and falls by a cosine
+    to ``final_lr`` of itself.
     """
 
     kind: Literal["exact"] = "exact"
     population: ChainsConfig = ChainsConfig()
     draws: int = Field(256, ge=1)
-    draw_from: float = Field(0.2, ge=0, le=1)
+    draw_from: float = Field(0.05, ge=0, le=1)
+    reverse_from: float = Field(0.35, ge=0, le=1)
     forward: float = Field(1.0, ge=0)
-    forward_later: float = Field(0.25, ge=0)
+    forward_later: float = Field(0.5, ge=0)
     reverse: float = Field(1.0, ge=0)
     weighted: float = Field(0.0, ge=0)
-    trim: float = Field(0.02, ge=0, lt=1)
-    clip: float = Field(5.0, gt=0)
+    estimator: Literal["path", "total"] = "total"
+    trim: float = Field(0.1, ge=0, lt=1)
+    clip: float = Field(3.0, gt=0)
     cut: float = Field(0.01, ge=0, lt=1)
     propose: bool = True
     lr: float = Field(1e-3, gt=0)
     decay_start: float = Field(0.4, ge=0, lt=1)
     final_lr: float = Field(0.01, ge=0, le=1)
-    max_grad_norm: float = Field(10.0, gt=0)
+    max_grad_norm: float = Field(3.0, gt=0)
     ema: float = Field(0.998, ge=0, lt=1)
 
     @property
@@ -97,31 +102,32 @@ class Exact(NetworkObjective):
         self.config = config
         self.space = problem.target.space
         self.target = CountingTarget(problem.target)
-        self.like = torch.empty(0, device=problem.device)
+        self._preparation = PopulationPreparation(config.population, problem)
 
-    def init(self, *, report: Report) -> State:
-        rng = self.random()
-        counting = CountingTarget(self.problem.target)
-        population = equilibrate(
-            self.config.population,
-            counting,
-            generator=rng,
-            like=self.like,
-            report=report,
-            molecule=self.problem.molecule,
-        )
+    @property
+    def preparation(self) -> PopulationPreparation:
+        return self._preparation
+
+    def start(self, prepared: State) -> State:
+        population = self.preparation.population(prepared)
         work = self.build({})
-        work.rng = rng
+        work.rng = self.preparation.random(prepared)
         for name in ("generator", "ema"):
             cast(Generator, work.modules[name]).start_from(population.state.position)
         population.put(work.tensors, work.numbers)
         work.numbers.update(
             iteration=0,
-            energy_evaluations=counting.evaluations,
+            energy_evaluations=int(prepared["energy_evaluations"]),
             proposed=0,
             accepted=0,
         )
         return self.flat(work)
+
+    def evaluations_per_step(self, *, warmup: bool) -> int:
+        config = self.config
+        plan = config.population
+        drawing = 1 - min(config.reverse_from, config.draw_from if config.propose else 1.0)
+        return min(plan.refresh, plan.size) * plan.refresh_steps + round(drawing * config.draws)
 
     def build(self, state: State) -> Workspace:
         config, problem = self.config, self.problem
@@ -148,14 +154,15 @@ class Exact(NetworkObjective):
         self.target.evaluations = int(work.numbers["energy_evaluations"])
         iteration = int(work.numbers["iteration"])
         population = Population.taken(work.tensors, work.numbers)
-        drawing = iteration >= config.draw_from * self.problem.iterations
+        done = iteration / self.problem.iterations
+        late = done >= config.reverse_from
         metrics: Metrics = {}
         sound = True
         try:
             loss = torch.zeros((), device=self.problem.device)
-            if drawing:
-                loss, population, metrics = self._draws(work, population)
-            forward = config.forward_later if drawing else config.forward
+            if late or (config.propose and done >= config.draw_from):
+                loss, population, metrics = self._draws(work, population, learn=late)
+            forward = config.forward_later if late else config.forward
             if forward:
                 index = torch.randint(
                     len(population.state.energy),
@@ -166,11 +173,16 @@ class Exact(NetworkObjective):
                 likelihood = self._run.log_prob(population.state.position[index]).mean()
                 loss = loss - forward * likelihood
                 metrics["log_likelihood"] = float(likelihood.detach())
-            norm, sound = work.apply(
-                "generator", loss, rate=self._rate(iteration), max_grad_norm=config.max_grad_norm
-            )
-            metrics["generator_grad"] = norm
-            if sound:
+            taken = loss.requires_grad
+            if taken:
+                norm, sound = work.apply(
+                    "generator",
+                    loss,
+                    rate=self._rate(iteration),
+                    max_grad_norm=config.max_grad_norm,
+                )
+                metrics["generator_grad"] = norm
+            if taken and sound:
                 decay = min(config.ema, (1 + iteration) / (10 + iteration))
                 average(work.modules["ema"], work.modules["generator"], decay)
         except NonFiniteError as error:
@@ -198,13 +210,19 @@ class Exact(NetworkObjective):
         work = self.adopted(state)
         return Population.taken(work.tensors, work.numbers)
 
-    def _draws(self, work: Workspace, population: Population) -> tuple[Tensor, Population, Metrics]:
+    def _draws(
+        self, work: Workspace, population: Population, *, learn: bool
+    ) -> tuple[Tensor, Population, Metrics]:
         """Losses on fresh draws, the population after it was offered them, and what to log."""
         config = self.config
-        x = self._run.configurations(config.draws, generator=work.rng)
-        at = x.detach().clamp(-COORDINATE_LIMIT, COORDINATE_LIMIT).nan_to_num().requires_grad_()
-        log_prob = self._run.log_prob(at)
-        (slope,) = torch.autograd.grad(log_prob.sum(), at)
+        reverse = learn and config.reverse > 0
+        with torch.set_grad_enabled(reverse):
+            x, own = self._run.sample(config.draws, generator=work.rng)
+            at = x.detach().clamp(-COORDINATE_LIMIT, COORDINATE_LIMIT).nan_to_num()
+            log_prob, slope = own.detach(), torch.zeros_like(at)
+            if reverse and config.estimator == "path":
+                log_prob = self._run.log_prob(at.requires_grad_())
+                (slope,) = torch.autograd.grad(log_prob.sum(), at)
         at, log_prob = at.detach(), log_prob.detach()
         energy, score = self.target.energy_and_score(at)
         weight = log_weight(energy, log_prob)
@@ -215,11 +233,14 @@ class Exact(NetworkObjective):
             raise NonFiniteError(f"none of {config.draws} draws has a finite energy and score")
         kept = usable & (weight >= weight.quantile(config.trim)) if config.trim else usable
         loss = torch.zeros((), device=x.device)
-        if config.reverse:
-            away = _clipped((slope - score)[kept].detach(), config.clip)
-            # Its value means nothing; its gradient is the path gradient.
-            loss = loss + config.reverse * (away * x[kept]).flatten(1).sum(-1).mean()
-        if config.weighted:
+        if reverse:
+            away = _clipped((slope - score)[kept], config.clip)
+            # Its value means nothing; its gradient is that of the loss.
+            each = (away * x[kept]).flatten(1).sum(-1)
+            if config.estimator == "total":
+                each = each + own[kept]
+            loss = loss + config.reverse * each.mean()
+        if learn and config.weighted:
             highest = weight[usable].quantile(1 - config.cut)
             share = weight.clamp(max=highest).masked_fill(~usable, -torch.inf).softmax(0)
             again = self._run.log_prob(at[usable])
@@ -234,7 +255,7 @@ class Exact(NetworkObjective):
             )
             work.numbers["proposed"] += len(weight)
             work.numbers["accepted"] += accepted
-            metrics["acceptance"] = accepted / len(weight)
+            metrics["proposal_acceptance"] = accepted / len(weight)
         return loss, population, metrics
 
     def _propose(

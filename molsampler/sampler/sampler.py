@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from .. import memory
-from ..errors import FileFormatError, InputError, ResourceError
+from ..errors import FileFormatError, InputError, ResourceError, ShapeError
 from ..molecule.chart import chart_of
 from ..nn.generators import Generator
 from ..samples import Samples
-from ..target import System
+from ..target import System, check_positions
 from ..verbs import VERBS
 from .card import CARD, Card, read_card
 from .store import build, check_folder, locate, read_weights
@@ -185,6 +185,32 @@ class Sampler:
         return Samples(
             positions, energies, torch.cat(weights) if weights else None, stream.metadata()
         )
+
+    def log_prob(self, x: Any) -> Tensor:
+        """Log density ``(b,)`` float64 under the sampler at positions ``(b, n, d)``, of the measure to which
+        its weights refer (:mod:`molsampler.molecule.chart`): ``-system.energy(x) - log_prob(x)`` is the log
+        weight of x. Of a molecule in internal coordinates x may stand and be turned anyhow.
+
+        Raises
+        ------
+        InputError
+            The generator does not know its density.
+        ShapeError, NonFiniteError
+            See :func:`molsampler.target.check_positions`.
+        """
+        x = check_positions(x, self.system.shape)
+        if x.dim() != 3:
+            raise ShapeError(
+                f"x must have shape (b, {x.shape[-2]}, {x.shape[-1]}), got {tuple(x.shape)}"
+            )
+        generator, chart = self.generator(torch.device("cpu")), self.chart
+        parts = []
+        with torch.no_grad():
+            for part in x.detach().to("cpu", torch.float64).split(BATCH):
+                q = chart.coordinates(self.system.space.project(part))
+                log_prob = generator.log_prob(q.float()).double()
+                parts.append(log_prob - chart.log_volume(q))
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
     def stream(
         self,

@@ -191,6 +191,7 @@ class SampleStream:
         return {
             **spent,
             "system": self.sampler.card.system,
+            "coordinates": "cartesian" if self.sampler.card.coordinates is None else "internal",
             "artifact_hash": self.sampler.hash,
             "weights_sha256": self.sampler.card.weights_sha256,
             "seed": self.seed,
@@ -287,6 +288,8 @@ class SampleStream:
                 f"the generator of {sampler.path} gave unusable coordinates in "
                 f"{int(bad.sum())} of {self.block} samples (seed {self.seed})"
             )
+        if weights is not None:
+            weights = weights + sampler.chart.log_constant
         molecule = sampler.card.molecule
         if molecule is None or not molecule.chiral_centres or not network.mirror_symmetric:
             return x.float(), evaluations, weights, (0, 0, 0)

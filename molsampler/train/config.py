@@ -19,7 +19,7 @@ from ..objectives.dikl_replay import DiKLReplayConfig
 from ..storage.plain_yaml import parse_yaml, read_yaml
 from ..storage.validation import validated
 
-PRESETS = ("fast", "paper")
+PRESETS = ("fast", "exact", "paper")
 _FOLDER = Path(__file__).parent / "presets"
 _SEAL = "# SHA-256 of the lines below: "
 

@@ -163,6 +163,8 @@ class Evaluation:
     log_z: float | None
     """Log of the mean weight."""
     log_z_error: float | None
+    max_weight: float | None
+    """Largest share that one draw has in the sum of weights."""
 
     def value(self, criterion: str) -> tuple[float, float]:
         """What selection goes by, the less the better, and its standard error."""
@@ -262,7 +264,7 @@ def _drawn(
 def _of_weights(weights: Tensor | None) -> dict[str, float | None]:
     """What log weights ``(n,)`` say of a generator."""
     if weights is None:
-        return {"ess": None, "ess_error": None, "log_z": None, "log_z_error": None}
+        return dict.fromkeys(("ess", "ess_error", "log_z", "log_z_error", "max_weight"))
     share = effective_count(weights) / len(weights)
     parts = torch.tensor([effective_count(part) / len(part) for part in weights.chunk(_PARTS)])
     log_z = log_mean(weights)
@@ -271,6 +273,7 @@ def _of_weights(weights: Tensor | None) -> dict[str, float | None]:
         "ess_error": float(parts.std()) / math.sqrt(_PARTS),
         "log_z": log_z.value,
         "log_z_error": log_z.se,
+        "max_weight": float((weights.max() - torch.logsumexp(weights, 0)).exp()),
     }
 
 

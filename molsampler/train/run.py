@@ -356,10 +356,17 @@ class _Run:
         trainer = self.trainer
         state = trainer.state
         if judged is not None:
-            far = {"discrepancy": judged.discrepancy, "discrepancy_error": judged.discrepancy_error}
+            known = {
+                "discrepancy": judged.discrepancy,
+                "discrepancy_error": judged.discrepancy_error,
+                "ess": judged.ess,
+                "ess_error": judged.ess_error,
+                "log_z": self._log_z(judged.log_z),
+                "log_z_error": judged.log_z_error,
+            }
             values = {
                 **values,
-                **{key: value for key, value in far.items() if value is not None},
+                **{key: value for key, value in known.items() if value is not None},
                 "drift": judged.drift,
                 "drift_error": judged.drift_error,
                 "energy_tvd": judged.energy_tvd,
@@ -412,6 +419,7 @@ class _Run:
                 ),
             ),
             quality=[
+                *self._weights(),
                 *self._discrepancy(),
                 {
                     "metric": "refinement drift (energy-W2, kT)",
@@ -425,6 +433,28 @@ class _Run:
             verdict=self._verdict(),
             overwrite=True,
         )
+
+    def _log_z(self, log_z: float | None) -> float | None:
+        """log Z of the measure that the chart states; none where all weights are zero."""
+        if log_z is None or not math.isfinite(log_z):
+            return None
+        return log_z + self.chart.log_constant
+
+    def _weights(self) -> list[dict[str, Any]]:
+        """What the weights of the selected generator's draws say, where it knows its density."""
+        weights = self.trainer.state.weights
+        if not weights:
+            return []
+        known = {**weights, "log_z": self._log_z(weights["log_z"])}
+        if known["log_z"] is None:
+            known["log_z_error"] = None
+        return [
+            {
+                "metric": "effective share of weights",
+                **known,
+                "iteration": self.trainer.best_iteration,
+            }
+        ]
 
     def _verdict(self) -> Verdict | None:
         """That on the generator selected so far."""

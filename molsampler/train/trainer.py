@@ -168,7 +168,7 @@ class Trainer:
         if self.finished:
             # Fresh draws, more of them: the selected generator was the best of many on its own.
             final = judge(self.selected(), int(_FINAL * self.config.evaluate_samples))
-            state.verdict = verdict_of(final).model_dump()
+            self._judge(final)
         state.seconds += time.perf_counter() - began
         state.judging_evaluations = self.target.evaluations
         return result
@@ -192,9 +192,20 @@ class Trainer:
 
     def _select(self, result: Evaluation) -> None:
         self.state.best_drift = result.drift
-        self.state.verdict = verdict_of(result).model_dump()
+        self._judge(result)
         if result.discrepancy is not None:
             self.state.best_discrepancy = result.discrepancy
+
+    def _judge(self, result: Evaluation) -> None:
+        self.state.verdict = verdict_of(result).model_dump()
+        if result.ess is not None:
+            self.state.weights = {
+                "value": result.ess,
+                "n": result.samples,
+                "largest weight": result.max_weight,
+                "log_z": result.log_z,
+                "log_z_error": result.log_z_error,
+            }
 
 
 def weights_of(generator: Generator) -> dict[str, torch.Tensor]:

@@ -52,7 +52,9 @@ def problem(target: Target, iterations: int = 100, **generator: Any) -> Problem:
 
 
 def made(target: Target, settings: dict[str, Any], **keywords: Any) -> Exact:
-    config = ObjectiveConfig.parse({"kind": "exact", "population": POPULATION, **settings})
+    config = ObjectiveConfig.parse(
+        {"kind": "exact", "estimator": "path", "population": POPULATION, **settings}
+    )
     objective = config.build(problem(target, **keywords))
     assert isinstance(objective, Exact)
     return objective
@@ -68,7 +70,7 @@ def gradient_of(objective: Exact, state: State, rounds: int) -> tuple[Tensor, Te
     module = work.modules["generator"]
     rows = []
     for _ in range(rounds):
-        loss, _, _ = objective._draws(work, objective.population(state))
+        loss, _, _ = objective._draws(work, objective.population(state), learn=True)
         gradients = torch.autograd.grad(loss, list(module.parameters()), allow_unused=True)
         rows.append(
             torch.cat(
@@ -91,6 +93,7 @@ def test_the_path_gradient_is_that_of_the_reverse_kl() -> None:
         "forward": 0.0,
         "forward_later": 0.0,
         "draw_from": 0.0,
+        "reverse_from": 0.0,
     }
     target = Gaussian(SPACE, 1.5)
     objective = made(target, settings)
@@ -129,7 +132,13 @@ def test_the_path_gradient_is_that_of_the_reverse_kl() -> None:
 
 
 def test_the_path_gradient_vanishes_draw_by_draw_where_the_generator_is_right() -> None:
-    settings = {"draw_from": 0.0, "forward_later": 0.0, "clip": 1e9, "trim": 0.0}
+    settings = {
+        "draw_from": 0.0,
+        "reverse_from": 0.0,
+        "forward_later": 0.0,
+        "clip": 1e9,
+        "trim": 0.0,
+    }
     objective = made(Gaussian(SPACE, 1.0), settings, axes="own")
     state = begun(objective)
     generator = objective.adopted(state).modules["generator"]
@@ -169,14 +178,20 @@ def right_share(state: State) -> float:
 @pytest.mark.parametrize("share", [0.5, 0.0], ids=["half weight", "emptied"])
 def test_proposals_mend_the_weights_of_modes(share) -> None:
     """The generator still reaches both modes; the population, and then the generator, follow the energy."""
-    settings = {"batch_size": 256, "draws": 256, "draw_from": 0.0, "forward_later": 1.0}
+    settings = {
+        "batch_size": 256,
+        "draws": 256,
+        "draw_from": 0.0,
+        "reverse_from": 0.0,
+        "forward_later": 1.0,
+    }
     objective = made(TwoModes(), settings, iterations=60)
     state = emptied(begun(objective), share)
     assert right_share(state) < 0.3
     accepted = []
     for _ in range(60):
         state, metrics = objective.step(state)
-        accepted.append(metrics["acceptance"])
+        accepted.append(metrics["proposal_acceptance"])
     # 512 chains: the standard error of a share of one half is .022.
     assert abs(right_share(state) - 0.5) < 0.12
     assert sum(accepted[-20:]) / 20 > 0.4
@@ -192,7 +207,7 @@ def test_proposals_mend_the_weights_of_modes(share) -> None:
 
 def test_without_proposals_the_weights_stay_as_wrong_as_they_were() -> None:
     """Negative control of the test above."""
-    settings = {"batch_size": 256, "draws": 256, "propose": False, "reverse": 0.0}
+    settings = {"batch_size": 256, "draws": 256, "propose": False, "reverse_from": 1.0}
     objective = made(TwoModes(), settings, iterations=60)
     state = emptied(begun(objective), 0.5)
     before = right_share(state)
@@ -208,6 +223,7 @@ def test_proposals_leave_the_target_as_it_is() -> None:
         "population": {**POPULATION, "size": 4000},
         "draws": 4000,
         "draw_from": 0.0,
+        "reverse_from": 0.0,
         "forward_later": 0.0,
         "reverse": 0.0,
     }
@@ -223,8 +239,8 @@ def test_proposals_leave_the_target_as_it_is() -> None:
     population = Population(mala.init(x, target), 0.1)
     moved = 0.0
     for _ in range(8):
-        _, population, metrics = objective._draws(work, population)
-        moved += metrics["acceptance"]
+        _, population, metrics = objective._draws(work, population, learn=True)
+        moved += metrics["proposal_acceptance"]
     assert 1.0 < moved < 7.0
     y = population.state.position[:, 0].double()
     error = 1 / math.sqrt(4000)

@@ -46,11 +46,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {
             "batch_size": 8,
             "draws": 8,
-            "draw_from": draw_from,
+            "draw_from": 0.0,
+            "reverse_from": reverse_from,
             "weighted": 0.5,
             "population": {"size": 32, "anneal_moves": 1, "equilibration": 4, "refresh": 4},
         }
-        for draw_from in (0.0, 0.05)
+        for reverse_from in (0.0, 0.05)
     ],
 }
 CASES = [
