@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,9 @@ from molsampler.space import MeanFree
 from molsampler.target import System
 from molsampler.units import TWIN_MASS, TWIN_TEMPERATURE, kT
 
+from ..arguments import checked_description, checked_length, checked_name, integer
 from ..spec import SystemSpec
+from ..topology import ARGON, openmm_particles, particles
 from .expression import Expression
 from .sums import chunks, pair_sums
 
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     import openmm
 
 _MAX_PARTICLES = 10_000
-
-#: Names become parts of file names.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 
 
 class PairPotential(System):
@@ -78,28 +76,17 @@ class PairPotential(System):
         length_nm: float = 1.0,
         description: str = "",
     ) -> None:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise InputError(
-                "name must be up to 64 letters, digits, '_', '.', '+' and '-', starting with a letter "
-                f"or digit, got {name!r}"
-            )
-        if not isinstance(description, str):
-            raise InputError(f"description must be text, got {type(description).__name__}")
-        n = _integer("n (particles)", n, 2, _MAX_PARTICLES)
-        d = _integer("d (dimensions)", d, 1, 3)
-        number = isinstance(length_nm, int | float) and not isinstance(length_nm, bool)
-        if not number or not 1e-6 <= length_nm <= 1e6:
-            raise InputError(
-                f"length_nm must be a number of nanometres in 1e-6..1e6, got {length_nm!r}"
-            )
+        self.name = checked_name(name)
+        checked_description(description)
+        n = integer("n (particles)", n, 2, _MAX_PARTICLES)
+        d = integer("d (dimensions)", d, 1, 3)
+        self.length_nm = checked_length(length_nm)
         parameters = {} if parameters is None else parameters
         if not isinstance(parameters, Mapping):
             raise InputError(
                 f"parameters must map names to numbers, got {type(parameters).__name__}"
             )
-        self.name = name
         self.space = MeanFree(n, d)
-        self.length_nm = float(length_nm)
         self.expression = expression
         self.parameters = dict(parameters)
         self.description = description or f"{n} particles in {d}-D with a user-defined potential"
@@ -142,14 +129,7 @@ class PairPotential(System):
         MissingDependencyError
             MDTraj is not installed.
         """
-        import mdtraj
-
-        topology = mdtraj.Topology()
-        chain = topology.add_chain()
-        for index in range(self.shape[0]):
-            residue = topology.add_residue("AR", chain, resSeq=index + 1)
-            topology.add_atom("AR", mdtraj.element.argon, residue, serial=index + 1)
-        return topology
+        return particles([ARGON] * self.shape[0])
 
     def openmm_twin(self) -> tuple[openmm.System, openmm.app.Topology]:
         """The same system in OpenMM: an all-pairs ``CustomBondForce`` with the same expression.
@@ -161,22 +141,17 @@ class PairPotential(System):
         the centre of mass, on which the energy does not depend.
         """
         import openmm
-        from openmm import app
 
         n, _ = self.shape
         text = self.function.openmm_text(length=self.length_nm, energy=kT(TWIN_TEMPERATURE))
         force = openmm.CustomBondForce(text)
         system = openmm.System()
-        topology = app.Topology()
-        chain = topology.addChain()
-        argon = app.Element.getBySymbol("Ar")
         for i in range(n):
             system.addParticle(TWIN_MASS)
-            topology.addAtom("AR", argon, topology.addResidue("AR", chain))
             for j in range(i):
                 force.addBond(j, i, [])
         system.addForce(force)
-        return system, topology
+        return system, openmm_particles([ARGON] * n)
 
     def _energy(self, x: Tensor) -> Tensor:
         energy = x.new_empty(len(x))
@@ -205,12 +180,6 @@ class PairPotential(System):
             energy[part] = pairs.energy()
             score[part].flatten(1).copy_(pairs.score())
         return energy, score
-
-
-def _integer(name: str, value: Any, least: int, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise InputError(f"{name} must be an integer in {least}..{most}, got {value!r}")
-    return value
 
 
 class PairPotentialSpec(SystemSpec):
