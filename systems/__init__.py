@@ -19,6 +19,7 @@ from .resolve import resolve, resolve_recorded
 from .spec import SystemSpec
 
 if TYPE_CHECKING:
+    from .function import FunctionSystem
     from .many_well import ManyWell
     from .mixture import GaussianMixture
     from .openmm.alanine_dipeptide import AlanineDipeptide
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AlanineDipeptide",
     "DoubleWell",
+    "FunctionSystem",
     "GaussianMixture",
     "LennardJones",
     "ManyWell",
@@ -47,6 +49,7 @@ __all__ = [
 _LAZY = {
     "AlanineDipeptide": ".openmm",
     "DoubleWell": ".pair.double_well",
+    "FunctionSystem": ".function",
     "GaussianMixture": ".mixture",
     "LennardJones": ".pair.lennard_jones",
     "ManyWell": ".many_well",

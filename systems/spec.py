@@ -35,6 +35,11 @@ class SystemSpec(BaseModel):
     name: str
     description: str = ""
 
+    def runs(self) -> str:
+        """What code of its user's own building the system runs, empty for none. Naming a system that
+        runs some is refused without ``trust_code``."""
+        return ""
+
     def build(self, folder: Path | None) -> System:
         """The system. ``folder`` is that of the file, None for what other files record of a system.
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Json, System, parse_duration
+from .options import Json, System, TrustCode, parse_duration
 from .terminal import duration, print_json, progress
 
 #: Metrics that progress lines show.
@@ -44,6 +44,7 @@ def train(
         ),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:1.")] = "cpu",
+    trust_code: TrustCode = False,
     json: Json = False,
 ) -> None:
     """Train a sampler; the same command resumes a run that was stopped.
@@ -56,7 +57,7 @@ def train(
     from ..train import Progress, load_config
     from ..train import train as run
 
-    target = get_system(system)
+    target = get_system(system, trust_code=trust_code)
     settings = load_config(
         preset.value,
         target.name,
@@ -68,6 +69,7 @@ def train(
     command = ["molsampler", "train", system, "RUN_DIR", "--preset", preset.value]
     command += ["--config", str(config)] if config is not None else []
     command += [part for item in overrides or () for part in ("--set", item)]
+    command += ["--trust-code"] if trust_code else []
     with progress(f"training {target.name}", None) as update:
 
         def show(state: Progress) -> None:
