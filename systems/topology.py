@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import mdtraj
@@ -16,6 +16,8 @@ ARGON = "AR"
 def particles(labels: Sequence[str]) -> mdtraj.Topology:
     """MDTraj topology: one chain, each particle its own residue, named by its label.
 
+    Where all labels are symbols of elements the atoms are of these, else of argon.
+
     Raises
     ------
     MissingDependencyError
@@ -25,9 +27,11 @@ def particles(labels: Sequence[str]) -> mdtraj.Topology:
 
     topology = mdtraj.Topology()
     chain = topology.add_chain()
-    for index, label in enumerate(labels, 1):
-        residue = topology.add_residue(label, chain, resSeq=index)
-        topology.add_atom(label, mdtraj.element.argon, residue, serial=index)
+    lookup = mdtraj.element.get_by_symbol
+    symbols = _symbols(labels, lookup)
+    for index, (label, symbol) in enumerate(zip(labels, symbols, strict=True), 1):
+        residue = topology.add_residue(label.upper()[:3], chain, resSeq=index)
+        topology.add_atom(label.upper()[:4], lookup(symbol), residue, serial=index)
     return topology
 
 
@@ -37,7 +41,18 @@ def openmm_particles(labels: Sequence[str]) -> openmm.app.Topology:
 
     topology = app.Topology()
     chain = topology.addChain()
-    argon = app.Element.getBySymbol("Ar")
-    for label in labels:
-        topology.addAtom(label, argon, topology.addResidue(label, chain))
+    lookup = app.Element.getBySymbol
+    for label, symbol in zip(labels, _symbols(labels, lookup), strict=True):
+        residue = topology.addResidue(label.upper()[:3], chain)
+        topology.addAtom(label.upper()[:4], lookup(symbol), residue)
     return topology
+
+
+def _symbols(labels: Sequence[str], lookup: Callable[[str], Any]) -> list[str]:
+    """The labels where all are symbols that ``lookup`` finds, else argon throughout."""
+    try:
+        if all(label.istitle() and lookup(label) for label in labels):
+            return list(labels)
+    except KeyError:
+        pass
+    return ["Ar"] * len(labels)
