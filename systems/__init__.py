@@ -19,6 +19,7 @@ from .resolve import resolve, resolve_recorded
 from .spec import SystemSpec
 
 if TYPE_CHECKING:
+    from .ase import ASESystem
     from .function import FunctionSystem
     from .many_well import ManyWell
     from .mixture import GaussianMixture
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .pair.potential import PairPotential
 
 __all__ = [
+    "ASESystem",
     "AlanineDipeptide",
     "DoubleWell",
     "FunctionSystem",
@@ -47,6 +49,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "ASESystem": ".ase",
     "AlanineDipeptide": ".openmm",
     "DoubleWell": ".pair.double_well",
     "FunctionSystem": ".function",

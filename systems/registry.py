@@ -19,6 +19,7 @@ from .spec import SystemSpec
 SYSTEM_KINDS: Registry[type[SystemSpec]] = Registry("system kind")
 SYSTEM_KINDS.register("pair_potential", "molsampler.systems.pair.potential:PairPotentialSpec")
 SYSTEM_KINDS.register("openmm", "molsampler.systems.openmm.files:OpenMMSpec")
+SYSTEM_KINDS.register("ase", "molsampler.systems.ase:ASESpec")
 SYSTEM_KINDS.register("function", "molsampler.systems.function:FunctionSpec")
 
 #: Families whose member is chosen by the particle count in its name: lj7, dw8, ...
