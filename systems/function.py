@@ -158,7 +158,7 @@ class FunctionSystem(System):
             return x.new_zeros(0)
         with torch.no_grad():
             # A copy, which the function may change in place.
-            return self._values(x.clone()).to(x)
+            return self._values(x.clone(memory_format=torch.contiguous_format)).to(x)
 
     def _energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not len(x):
