@@ -121,28 +121,6 @@ def test_the_default_preset_runs_and_its_artifact_samples(name: str, tmp_path: P
     assert comparison.metric("tvd_energy").value >= 0
 
 
-@pytest.mark.parametrize("name", ["ions", "alloy"])
-def test_generators_of_several_types_know_them(name: str, tmp_path: Path) -> None:
-    """The network commutes with permutations within a type and with no others."""
-    system = MAKE[name]()
-    torch.manual_seed(0)
-    config = load_config("fast", system.name, overrides=SMALL, invariant=True)
-    net = config.generator.build(system.space, molecule=system.molecule)
-    latent = net.draw_latent(16, generator=torch.Generator().manual_seed(0))
-    n = system.shape[0]
-
-    def gap(first: int, last: int) -> float:
-        order = torch.arange(n)
-        order[[first, last]] = order[[last, first]]
-        moved = type(latent)(*(each[:, order] for each in latent))
-        with torch.no_grad():
-            return float((net.body(moved.position, moved.features) - net.body(
-                latent.position, latent.features)[:, order]).abs().max())  # fmt: skip
-
-    assert gap(0, 1) < 1e-5
-    assert gap(0, n - 1) > 1e-3
-
-
 def test_a_function_has_a_monte_carlo_reference_only() -> None:
     from molsampler.reference.run import sample_reference
 
