@@ -20,6 +20,7 @@ How the ground cost is minimised depends on the system:
 * Up to five particles in the plane, or three in space: all permutations are enumerated. In complex
   notation the nuclear norm of the 2 x 2 matrix is
   :math:`\max(|\sum \bar x_i y_i|, |\sum x_i y_i|)`, so the cost is exact.
+* Particles of several types: permutations that mix types are left out of either way.
 * Labelled particles: one Kabsch problem per pair, exact.
 * Otherwise permutation (Hungarian) and rotation (Kabsch) are optimised in turn from several starts.
   A start is a rotation or rotoreflection that lays a frame of two particles of ``y`` on the frame
@@ -33,6 +34,7 @@ How the ground cost is minimised depends on the system:
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -144,7 +146,7 @@ def wasserstein2(x: Tensor, y: Tensor) -> float:
     return float(np.sqrt(max(optimal_cost(cost.numpy())[0], 0.0)))
 
 
-def _planar_costs(x: Tensor, y: Tensor) -> Array:
+def _planar_costs(x: Tensor, y: Tensor, types: Sequence[int]) -> Array:
     """Exact ground costs (N, M) by enumeration, for centred planar x (N, n, 2) and y (M, n, 2)."""
     n = x.shape[1]
     # float32 carries six digits of an inner product, ample for a distance that is then averaged.
@@ -153,7 +155,13 @@ def _planar_costs(x: Tensor, y: Tensor) -> Array:
     both = torch.stack((u, u.conj())).reshape(-1, n)
     rows = max(1, _BLOCK // max(1, len(v)))
     best = torch.zeros(len(both), len(v))
-    permutations = torch.tensor(list(itertools.permutations(range(n))))
+    permutations = torch.tensor(
+        [
+            each
+            for each in itertools.permutations(range(n))
+            if all(types[i] == types[j] for i, j in enumerate(each))
+        ]
+    )
     for start in range(0, len(both), rows):
         block = both[start : start + rows]
         out = best[start : start + rows]
@@ -234,7 +242,7 @@ def _frame(first: Tensor, second: Tensor) -> Tensor:
     return torch.stack((e1, e2, torch.linalg.cross(e1, e2)), -2)
 
 
-def _starts(x: Tensor, y: Tensor, frames: int) -> Tensor:
+def _starts(x: Tensor, y: Tensor, types: Tensor, frames: int) -> Tensor:
     """Orthogonal matrices R (b, k, 3, 3) such that y R lays two particles of y on two of x."""
     n = x.shape[1]
     a, b = zip(*itertools.permutations(range(n), 2), strict=True)
@@ -251,6 +259,9 @@ def _starts(x: Tensor, y: Tensor, frames: int) -> Tensor:
             + (radius[:, second] - w.norm(dim=-1)[:, None]).square()
             + (separation[:, first, second] - (u - w).norm(dim=-1)[:, None]).square()
         )
+        ends = types[outermost]
+        other = (types[first] != ends[:, :1]) | (types[second] != ends[:, 1:])
+        mismatch = mismatch.masked_fill(other, torch.inf)
         kept = mismatch.topk(frames, dim=1, largest=False).indices
         first, second = first[kept], second[kept]
         own = _frame(y[rows[:, None], first], y[rows[:, None], second])
@@ -262,13 +273,14 @@ def _starts(x: Tensor, y: Tensor, frames: int) -> Tensor:
 
 
 def _match_costs(
-    x: Tensor, y: Tensor, *, starts: int, frames: int, iterations: int
+    x: Tensor, y: Tensor, *, types: Tensor, starts: int, frames: int, iterations: int
 ) -> tuple[Tensor, Tensor]:
     """Upper bounds (b,) of the ground costs of b given pairs, and the rotations that attain them."""
     from scipy.optimize import linear_sum_assignment
 
     with torch.no_grad():
-        candidates = _starts(x, y, frames).float()
+        other = types[:, None] != types
+        candidates = _starts(x, y, types, frames).float()
         xs, ys = x.float(), y.float()
         # Each particle goes at least as far as to its nearest partner, whichever side is asked.
         rotated = torch.einsum("bnd,bkde->bkne", ys, candidates)
@@ -276,6 +288,7 @@ def _match_costs(
         squared = (
             xs.square().sum(-1)[:, None, :, None] + ys.square().sum(-1)[:, None, None, :]
         ) - 2 * inner
+        squared = squared.masked_fill(other, torch.inf)
         bound = torch.maximum(squared.amin(-1).sum(-1), squared.amin(-2).sum(-1))
         order = bound.topk(min(starts, bound.shape[1]), dim=1, largest=False).indices
         k = order.shape[1]
@@ -285,8 +298,9 @@ def _match_costs(
         overlap = torch.full((len(xk),), -torch.inf, dtype=torch.float64)
         active = torch.arange(len(xk))
         for _ in range(iterations):
-            profit = (xk[active] @ (yk[active] @ rotation[active]).mT).numpy()
-            matched = np.stack([linear_sum_assignment(m, maximize=True)[1] for m in profit])
+            profit = xk[active] @ (yk[active] @ rotation[active]).mT
+            profits = profit.masked_fill(other, -torch.inf).numpy()
+            matched = np.stack([linear_sum_assignment(m, maximize=True)[1] for m in profits])
             index = torch.from_numpy(matched)[:, :, None].expand(-1, -1, 3)
             u, s, vt = torch.linalg.svd(yk[active].gather(1, index).mT @ xk[active])
             rotation[active] = u @ vt
@@ -320,8 +334,17 @@ def _features(x: Tensor, y: Tensor) -> Array:
 class _SparseCosts:
     """Ground costs evaluated on demand; NaN where a pair has not been asked for."""
 
-    def __init__(self, x: Tensor, y: Tensor, *, starts: int, frames: int, iterations: int):
-        self.x, self.y = x, y
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        types: Sequence[int],
+        starts: int,
+        frames: int,
+        iterations: int,
+    ):
+        self.x, self.y, self.types = x, y, torch.tensor(types)
         self.settings = {"starts": starts, "frames": frames, "iterations": iterations}
         self.known = np.full((len(x), len(y)), np.nan)
         n = x.shape[1]
@@ -332,7 +355,8 @@ class _SparseCosts:
         rows, columns = np.nonzero(wanted & np.isnan(self.known))
         for s in range(0, len(rows), self.block):
             i, j = rows[s : s + self.block], columns[s : s + self.block]
-            self.known[i, j] = _match_costs(self.x[i], self.y[j], **self.settings)[0].numpy()
+            found = _match_costs(self.x[i], self.y[j], types=self.types, **self.settings)
+            self.known[i, j] = found[0].numpy()
         return len(rows)
 
 
@@ -347,10 +371,18 @@ def _nearest(estimate: Array, k: int) -> NDArray[np.bool_]:
 
 
 def _matched_cost(
-    x: Tensor, y: Tensor, *, starts: int, frames: int, iterations: int, neighbours: int, rounds: int
+    x: Tensor,
+    y: Tensor,
+    *,
+    types: Sequence[int],
+    starts: int,
+    frames: int,
+    iterations: int,
+    neighbours: int,
+    rounds: int,
 ) -> tuple[float, float]:
     """Upper bound of the optimal mean ground cost, and the share of pairs that was evaluated."""
-    costs = _SparseCosts(x, y, starts=starts, frames=frames, iterations=iterations)
+    costs = _SparseCosts(x, y, types=types, starts=starts, frames=frames, iterations=iterations)
     features = _features(x, y)
 
     def estimate() -> tuple[Array, float]:
@@ -383,6 +415,7 @@ def geometric_wasserstein2(
     y: Tensor,
     *,
     exchangeable: bool = True,
+    types: Sequence[int] | None = None,
     starts: int = 4,
     frames: int = 20,
     neighbours: int = 32,
@@ -392,7 +425,8 @@ def geometric_wasserstein2(
 
     .. math:: c(x, y) = \min_{P, R \in O(d)} \lVert x - P y R \rVert^2
 
-    with both configurations centred; ``P`` stays the identity unless ``exchangeable``. See the
+    with both configurations centred; ``P`` stays the identity unless ``exchangeable``, and among equal
+    ``types``. See the
     module's text for the algorithm. Up to five particles in the plane, up to three in space, and labelled
     particles are solved exactly. Otherwise the value is an upper bound: on 13-particle
     Lennard-Jones clusters the defaults exceed the value from six times as many starts on all pairs
@@ -402,6 +436,7 @@ def geometric_wasserstein2(
     ----------
     x, y : shapes ``(N, n, d)`` and ``(M, n, d)`` with ``d <= 3``, system length unit
     exchangeable : whether particles may be relabelled
+    types : one of each particle: those of equal type may be, others not
     starts : rotations iterated per pair, the best of ``2 * frames`` ranked ones
     frames : two-particle frames considered per pair
     neighbours : pairs evaluated per row and column before the first plan
@@ -425,17 +460,27 @@ def geometric_wasserstein2(
             raise InputError(f"{name} must be a positive integer, got {value!r}")
     if d > 3:
         raise InputError(f"geo-W2 is defined here for up to 3 dimensions, got d = {d}")
+    kinds = (0,) * n if types is None else tuple(types)
+    if len(kinds) != n:
+        raise InputError(f"types must hold {n} numbers, one for each particle, got {len(kinds)}")
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     flat_a, flat_b = _flattened(a), _flattened(b)
     if exchangeable and n <= ENUMERATED_PARTICLES and flat_a is not None and flat_b is not None:
-        best, share, exact = optimal_cost(_planar_costs(flat_a, flat_b))[0], 1.0, True
-    elif not exchangeable or n == 1:
+        best, share, exact = optimal_cost(_planar_costs(flat_a, flat_b, kinds))[0], 1.0, True
+    elif not exchangeable or len(set(kinds)) == n:
         best, share, exact = optimal_cost(_rigid_costs(a, b))[0], 1.0, True
     else:
         # A planar set in three dimensions has the same optimum: its overlap matrix gains zeros only.
         a, b = (torch.nn.functional.pad(s, (0, 3 - d)) for s in (a, b))
         best, share = _matched_cost(
-            a, b, starts=starts, frames=frames, iterations=8, neighbours=neighbours, rounds=rounds
+            a,
+            b,
+            types=kinds,
+            starts=starts,
+            frames=frames,
+            iterations=8,
+            neighbours=neighbours,
+            rounds=rounds,
         )
         exact = False
     return GeometricTransport(float(np.sqrt(max(best, 0.0))), exact, share)
@@ -471,7 +516,7 @@ class GeometricWasserstein2(Distance):
     name = "geo-W2"
     definition = (
         "2-Wasserstein distance whose ground cost is minimised over rotations, reflections and, "
-        "for exchangeable particles, permutations. Where it is not exact it is the cost of an actual "
+        "for particles that are alike, permutations. Where it is not exact it is the cost of an actual "
         "matching, an upper bound, in value and floor alike."
     )
     unit = "length"
@@ -486,12 +531,14 @@ class GeometricWasserstein2(Distance):
     def size(self, draws: Draws) -> int:
         """Configurations per draw that keep it within seconds, where the settings name no number."""
         n, d = draws.system.shape
-        quick = not draws.system.exchangeable or enumerable(n, d)
+        types = draws.system.alike
+        quick = types is None or len(set(types)) == n or enumerable(n, d)
         limit = 1000 if quick else 300 if n <= 20 else 100
         return min(draws.n, draws.settings.geometric_n or limit)
 
     def value(self, samples: Draw, reference: Draw) -> Value:
+        types = samples.system.alike
         found = geometric_wasserstein2(
-            samples.positions, reference.positions, exchangeable=samples.system.exchangeable
+            samples.positions, reference.positions, exchangeable=types is not None, types=types
         )
         return Value(found.value, note="exact" if found.exact else "upper bound, as is its floor")

@@ -18,6 +18,7 @@ from .target import COORDINATE_LIMIT, System
 from .verbs import VERBS
 
 if TYPE_CHECKING:
+    import ase
     import mdtraj
 
 log = logging.getLogger("molsampler.samples")
@@ -260,6 +261,23 @@ class Samples:
                 "an MDTraj trajectory has no weights: keep log_weights, or resample() first"
             )
         return cast("mdtraj.Trajectory", VERBS["to_mdtraj"](self.positions, resolved))
+
+    def to_ase(self, *, system: System | str | None = None) -> list[ase.Atoms]:
+        """ASE atoms, one object a sample: angstroms, and the energy in eV as a single-point result.
+
+        The energy is ``u kT`` at the system's temperature, or at the 300 K of OpenMM twins for systems that
+        have none; ``info`` holds ``reduced_energy`` and, where there are weights, ``log_weight``.
+        ``system`` is as in :meth:`to_mdtraj`.
+
+        Raises
+        ------
+        InputError
+            The system has no particles in space, hence no atoms.
+        MissingDependencyError
+            ASE is not installed.
+        """
+        resolved = self.system() if system is None else VERBS["resolve"](system)
+        return cast("list[ase.Atoms]", VERBS["to_ase"](self, resolved))
 
     def save(
         self, path: Path | str, *, overwrite: bool = False, system: System | str | None = None

@@ -166,6 +166,16 @@ class System:
         """Particles and dimensions, ``(n, d)``."""
         return self.space.shape
 
+    @property
+    def alike(self) -> tuple[int, ...] | None:
+        """Equal numbers for particles that may be exchanged for each other; None where that is not known.
+
+        Bonds tell particles of one type apart, so a molecule with bonds gives None.
+        """
+        if self.exchangeable:
+            return (0,) * self.shape[0]
+        return None if self.molecule is None or self.molecule.bonds else self.molecule.types
+
     def energy(self, x: Any) -> Tensor:
         """Reduced energy u(x) = U(x)/kT, dimensionless, shape ``(*b,)``, of positions ``(*b, n, d)``.
 

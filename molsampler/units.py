@@ -10,6 +10,9 @@ from __future__ import annotations
 #: Molar gas constant in kJ/(mol K), exact in the 2019 SI.
 GAS_CONSTANT = 8.31446261815324e-3
 
+#: One electronvolt in kJ/mol, exact in the 2019 SI.
+ELECTRONVOLT = 96.48533212331002
+
 #: Temperature in kelvin at which OpenMM twins of reduced systems are built.
 TWIN_TEMPERATURE = 300.0
 

@@ -19,6 +19,8 @@ from .resolve import resolve, resolve_recorded
 from .spec import SystemSpec
 
 if TYPE_CHECKING:
+    from .ase import ASESystem
+    from .function import FunctionSystem
     from .many_well import ManyWell
     from .mixture import GaussianMixture
     from .openmm.alanine_dipeptide import AlanineDipeptide
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
     from .pair.potential import PairPotential
 
 __all__ = [
+    "ASESystem",
     "AlanineDipeptide",
     "DoubleWell",
+    "FunctionSystem",
     "GaussianMixture",
     "LennardJones",
     "ManyWell",
@@ -47,8 +51,10 @@ __all__ = [
 ]
 
 _LAZY = {
+    "ASESystem": ".ase",
     "AlanineDipeptide": ".openmm",
     "DoubleWell": ".pair.double_well",
+    "FunctionSystem": ".function",
     "GaussianMixture": ".mixture",
     "LennardJones": ".pair.lennard_jones",
     "ManyWell": ".many_well",

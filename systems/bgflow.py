@@ -24,6 +24,8 @@ from molsampler.errors import InputError, MissingDependencyError, ShapeError
 from molsampler.space import Euclidean, MeanFree, Space
 from molsampler.target import System, Target
 
+from .symmetry import probe, probe_positions
+
 if TYPE_CHECKING:
     import bgflow
     import mdtraj
@@ -32,9 +34,6 @@ if TYPE_CHECKING:
 
 #: Relative change of the energy that still counts as none when invariance is probed in float64.
 _SAME = 1e-8
-
-#: Length scales of the probed configurations: in collision, in contact, far apart.
-_PROBES = (0.1, 1.0, 10.0)
 
 
 class BgflowSystem(System):
@@ -100,31 +99,16 @@ class BgflowSystem(System):
         self._event = event or (n * d,)
         self._topology = topology
         self.space = Euclidean(n, d)
-        moved, turned = self._probe() if space is None or invariant is None else (False, False)
+        moved, turned = False, False
+        if space is None or invariant is None:
+            places = probe_positions(self.space)
+            moved, turned = probe(self._energy, places, tolerance=_SAME)
         if space is not None or moved:
             self.space = MeanFree(n, d) if space is None else space
         self.invariant = (moved and turned) if invariant is None else invariant
 
     def topology(self) -> mdtraj.Topology:
         return super().topology() if self._topology is None else self._topology
-
-    def _probe(self) -> tuple[bool, bool]:
-        """Whether translations, and whether rotations and reflections, leave the energy unchanged."""
-        rng = torch.Generator().manual_seed(0)
-        like = torch.zeros((), dtype=torch.float64)
-        d = self.shape[1]
-        x = torch.cat([scale * self.space.randn(4, generator=rng, like=like) for scale in _PROBES])
-        shift = torch.randn(d, generator=rng, dtype=x.dtype)
-        turn, _ = torch.linalg.qr(torch.randn(d, d, generator=rng, dtype=x.dtype))
-        mirror = torch.ones(d, dtype=x.dtype)
-        mirror[0] = -1.0
-        u = self._energy(x)
-
-        def same(moved: Tensor) -> bool:
-            change = (self._energy(moved) - u).abs()
-            return bool((change <= _SAME * (1.0 + u.abs())).all())
-
-        return same(x + shift), same(x @ turn) and same(x * mirror)
 
     def _state(self, x: Tensor) -> Tensor:
         # A copy: bgflow's force() switches requires_grad of its argument on and off.

@@ -20,11 +20,13 @@ from .spec import SystemSpec
 SYSTEM_KINDS: Registry[type[SystemSpec]] = Registry("system kind")
 SYSTEM_KINDS.register("pair_potential", "molsampler.systems.pair.potential:PairPotentialSpec")
 SYSTEM_KINDS.register("openmm", "molsampler.systems.openmm.files:OpenMMSpec")
+SYSTEM_KINDS.register("function", "molsampler.systems.function:FunctionSpec")
 SYSTEM_KINDS.register("amber", "molsampler.systems.openmm.amber:AmberSpec")
 SYSTEM_KINDS.register("gromacs", "molsampler.systems.openmm.gromacs:GromacsSpec")
 SYSTEM_KINDS.register("charmm", "molsampler.systems.openmm.charmm:CharmmSpec")
 SYSTEM_KINDS.register("openmm_xml", "molsampler.systems.openmm.serialised:SerialisedSpec")
 SYSTEM_KINDS.register("smiles", "molsampler.systems.openmm.smiles:SmilesSpec")
+SYSTEM_KINDS.register("ase", "molsampler.systems.ase:ASESpec")
 
 #: Families whose member is chosen by the particle count in its name: lj7, dw8, ...
 FAMILIES: Registry[Callable[..., System]] = Registry("family of systems")
@@ -73,7 +75,7 @@ def list_systems() -> tuple[str, ...]:
     return (*_MEMBERS, *SYSTEMS.names())
 
 
-def get_system(name: str | PathLike[str]) -> System:
+def get_system(name: str | PathLike[str], *, trust_code: bool = False) -> System:
     """Return a registered system, a member of a family, or the system that a YAML file defines.
 
     ``name`` is one of :func:`list_systems`; ``lj<N>`` or ``dw<N>`` for N particles; or a path that
@@ -81,6 +83,7 @@ def get_system(name: str | PathLike[str]) -> System:
     the keys of that kind, see :class:`molsampler.systems.pair.potential.PairPotentialSpec` and, for
     molecules, ``kind: openmm`` (:class:`molsampler.systems.openmm.files.OpenMMSpec`) and the kinds
     beside it. A key without a value counts as absent.
+    ``trust_code`` allows a file to run Python code that it names.
 
     Raises
     ------
@@ -89,13 +92,14 @@ def get_system(name: str | PathLike[str]) -> System:
     FileFormatError
         The file is missing or is not plain YAML with a mapping at its top.
     InputError
-        A key is missing; a value in the file, or the particle count in a family name, is unusable.
+        A key is missing; a value in the file, or the particle count in a family name, is unusable; the
+        file would run code, and ``trust_code`` is not set.
     """
     if not isinstance(name, str | PathLike):
         raise InputError(f"name must be a system's name or a path, got {name!r}")
     text = str(fspath(name))
     if text.lower().endswith((".yaml", ".yml")):
-        return _from_file(Path(text))
+        return _from_file(Path(text), trust_code=trust_code)
     if text in SYSTEMS:
         system = SYSTEMS[text]()
         # Files record the system's own name, and are read by it.
@@ -117,16 +121,24 @@ def get_system(name: str | PathLike[str]) -> System:
     )
 
 
-def _from_file(path: Path) -> System:
+def _from_file(path: Path, *, trust_code: bool) -> System:
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise FileFormatError(
             f"{path} must hold a mapping such as 'kind: openmm', got {type(content).__name__}"
         )
-    return build_system({"name": path.stem, **content}, source=path, folder=path.parent)
+    return build_system(
+        {"name": path.stem, **content}, source=path, folder=path.parent, trust_code=trust_code
+    )
 
 
-def build_system(content: Mapping[str, Any], *, source: object, folder: Path | None) -> System:
+def build_system(
+    content: Mapping[str, Any],
+    *,
+    source: object,
+    folder: Path | None,
+    trust_code: bool = False,
+) -> System:
     """The system that a mapping of keys describes; ``source`` says in messages where it is from.
 
     Raises
@@ -146,8 +158,14 @@ def build_system(content: Mapping[str, Any], *, source: object, folder: Path | N
                 if said := pointer(str(key), others):
                     raise UnknownNameError(f"unknown key {key!r}: {said}")
         parsed = validated(spec, values)
+        code = parsed.runs()
+        if code and not trust_code:
+            raise InputError(
+                f"a system of kind {kind!r} runs Python code, here {code!r}; read that file, then allow "
+                "it by --trust-code (trust_code=True)"
+            )
         system = parsed.build(folder)
         parsed.define_basins(system)
         return system
     except InputError as error:
-        raise type(error)(f"{source}: {error}") from None
+        raise type(error)(f"{source}: {error}") from error.__cause__

@@ -13,9 +13,9 @@ from molsampler.target import System
 from .registry import DEFAULT_KIND, PLAIN_NAME, SYSTEM_KINDS, build_system, get_system
 
 
-def resolve(system: System | str | PathLike[str]) -> System:
+def resolve(system: System | str | PathLike[str], *, trust_code: bool = False) -> System:
     """The system that a user means: itself, or what :func:`get_system` makes of a name or path."""
-    return system if isinstance(system, System) else get_system(system)
+    return system if isinstance(system, System) else get_system(system, trust_code=trust_code)
 
 
 def resolve_recorded(
@@ -42,11 +42,13 @@ def resolve_recorded(
         name = reference.get("name") if isinstance(reference, Mapping) else reference
         if name is not None and name != system.name:
             raise InputError(f"{source} is of {name!r}, system= says {system.name!r}")
-        if isinstance(reference, Mapping) and _plain(reference) != _plain(system.record()):
-            raise InputError(
-                f"{source} is of another definition or temperature of {name!r} than system= "
-                f"({system.name!r}) gives"
-            )
+        if isinstance(reference, Mapping):
+            recorded, own = _plain(reference), _plain(system.record())
+            if recorded != own:
+                raise InputError(
+                    f"{source} is of another definition or temperature of {name!r} than system= "
+                    f"({system.name!r}) gives{_difference(recorded, own)}"
+                )
         return system
     if reference is None:
         raise InputError(f"{source} does not say which system it is of; pass system=")
@@ -75,3 +77,14 @@ def resolve_recorded(
 def _plain(record: Any) -> Any:
     """A record as it comes back from a file, with lists for tuples."""
     return json.loads(json.dumps(record))
+
+
+def _difference(recorded: dict[str, Any], own: Any) -> str:
+    """The keys in which two records differ, with the values of the first."""
+    if not isinstance(own, Mapping):
+        return ""
+    keys = [key for key in {**recorded, **own} if recorded.get(key) != own.get(key)]
+    first, *others = keys
+    then, now = (f"{json.dumps(each.get(first)):.40}" for each in (recorded, own))
+    rest = f"; also {', '.join(others)}" if others else ""
+    return f": {first} is {then} there and {now} here{rest}"

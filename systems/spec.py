@@ -51,6 +51,11 @@ class SystemSpec(BaseModel):
     )
     basins: BasinsSpec | None = None
 
+    def runs(self) -> str:
+        """What code of its user's own building the system runs, empty for none. Naming a system that
+        runs some is refused without ``trust_code``."""
+        return ""
+
     def build(self, folder: Path | None) -> System:
         """The system. ``folder`` is that of the file, None for what other files record of a system.
 

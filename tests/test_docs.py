@@ -50,3 +50,16 @@ def test_the_examples_of_the_page_on_molecules_run(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "CCCC with the energy MMFF94, 300 K (14, 3)"
+
+
+def test_the_examples_of_the_page_on_own_systems_run(tmp_path: Path) -> None:
+    from molsampler.systems import get_system
+
+    text = (PAGE.parent / "own-systems.md").read_text()
+    (ions,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "ions.yaml").write_text(ions)
+    assert get_system(tmp_path / "ions.yaml").alike == (0,) * 4 + (1,) * 4
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert float(names["u"][0]) == 9.0  # type: ignore[index]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Overwrite
+from .options import Overwrite, TrustCode, given_system
 from .terminal import note, print_json, print_table, progress
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def compare(
         bool, typer.Option(help="Add plain Monte Carlo at the same cost to the table.")
     ] = True,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draws.")] = 0,
+    trust_code: TrustCode = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Compare samples with a reference: every metric with its standard error and its floor.
@@ -56,13 +57,12 @@ def compare(
     from ..export import load
     from ..export.simulation import load_simulation
     from ..storage.files import check_output
-    from ..systems import resolve
 
     to_stdout = metrics is not None and str(metrics) == "-"
     for path in (output, None if to_stdout else metrics):
         if path is not None:
             check_output(path, overwrite=overwrite)
-    target = resolve(system) if system is not None else None
+    target = given_system(system, trust_code=trust_code)
     if target is None and (topology is not None or weights is not None):
         target = load(samples).system()
     note(f"reading {samples.name}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import OfSystem, Overwrite
+from .options import OfSystem, Overwrite, TrustCode, given_system
 
 
 def export(
@@ -17,10 +17,12 @@ def export(
         typer.Argument(metavar="OUT", help="The suffix (.npz .h5 .dcd .xtc .pdb) is the format."),
     ],
     system: OfSystem = None,
+    trust_code: TrustCode = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Convert samples to another format."""
     from ..export import convert
 
-    convert(source, target, overwrite=overwrite, system=system)
+    known = given_system(system, trust_code=trust_code)
+    convert(source, target, overwrite=overwrite, system=known)
     print(f"wrote {target}")

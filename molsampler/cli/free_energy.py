@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Device, OfSystem, Overwrite, Seed
+from .options import Device, OfSystem, Overwrite, Seed, TrustCode, given_system
 from .terminal import note, print_json, print_table, progress
 
 if TYPE_CHECKING:
     from molsampler.analysis import FreeEnergy
 
     from ..samples import Samples
+    from ..target import System
 
 #: Exit code of a result that is not usable.
 UNUSABLE = 3
@@ -28,6 +29,7 @@ def free_energy(
         ),
     ],
     system: OfSystem = None,
+    trust_code: TrustCode = False,
     along: Annotated[
         str | None,
         typer.Option(
@@ -83,9 +85,10 @@ def free_energy(
             "a plot needs a collective variable: give --along", param_hint="-o"
         )
     cut = None if edges is None else _numbers(edges)
-    samples = _samples(source, system, number=number, seed=seed, device=device)
+    target = given_system(system, trust_code=trust_code)
+    samples = _samples(source, target, number=number, seed=seed, device=device)
     found = free_energy(
-        samples, system, along=along, edges=cut, unit=unit, temperature=temperature, seed=seed
+        samples, target, along=along, edges=cut, unit=unit, temperature=temperature, seed=seed
     )
     if output is not None and found.along is not None:
         write_profile(found.along, output, overwrite=overwrite)
@@ -111,7 +114,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _samples(
-    source: str, system: str | None, *, number: int, seed: int, device: str | None
+    source: str, system: System | None, *, number: int, seed: int, device: str | None
 ) -> Samples:
     """The samples of a file, or fresh ones of a sampler."""
     if Path(source).is_file():
@@ -122,9 +125,7 @@ def _samples(
 
     sampler = Sampler.load(source, system=system)
     with progress(f"sampling {sampler.system.name}", number):
-        samples = sampler.sample(number, seed=seed, device=device)
-    coordinates = "cartesian" if sampler.card.coordinates is None else "internal"
-    return samples.with_metadata(coordinates=coordinates)
+        return sampler.sample(number, seed=seed, device=device)
 
 
 def print_free_energy(found: FreeEnergy) -> None:

@@ -6,12 +6,15 @@ import hashlib
 import json as json_module
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Json, OfSystem
+from .options import Json, OfSystem, TrustCode, given_system
 from .terminal import plain, print_json, printable
+
+if TYPE_CHECKING:
+    from ..target import System
 
 
 def info(
@@ -23,18 +26,20 @@ def info(
         ),
     ],
     system: OfSystem = None,
+    trust_code: TrustCode = False,
     json: Json = False,
 ) -> None:
     """Say what something is, what it was made from, and whether its hashes hold."""
     from ..export import describe
 
     path = Path(source)
+    known = given_system(system, trust_code=trust_code)
     if (path / "config.resolved.yaml").is_file():
-        result = _run(path, system)
+        result = _run(path, known)
     elif path.is_file():
         result = {"kind": "samples", **describe(path)}
     else:
-        result = _artifact(source, system)
+        result = _artifact(source, known)
     if json:
         print_json(result)
     else:
@@ -44,7 +49,7 @@ def info(
         raise typer.Exit(1)
 
 
-def _artifact(source: str, system: str | None) -> dict[str, Any]:
+def _artifact(source: str, system: System | None) -> dict[str, Any]:
     from ..sampler.sampler import Sampler
 
     # Loading checks the hash of the weights and raises where it does not hold.
@@ -56,7 +61,7 @@ def _artifact(source: str, system: str | None) -> dict[str, Any]:
     }
 
 
-def _run(folder: Path, system: str | None) -> dict[str, Any]:
+def _run(folder: Path, system: System | None) -> dict[str, Any]:
     from ..errors import MolsamplerError
     from ..train import checkpoint
     from ..train.config import from_yaml

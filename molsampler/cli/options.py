@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ..target import System as PhysicalSystem
 
 System = Annotated[
     str,
@@ -20,6 +23,10 @@ OfSystem = Annotated[
     typer.Option(
         "--system", help="The system, where the input does not define it: a name or a .yaml file."
     ),
+]
+TrustCode = Annotated[
+    bool,
+    typer.Option("--trust-code", help="Run the Python code that a system file of yours names."),
 ]
 Count = Annotated[int, typer.Option("-n", "--number", min=1, help="Number of samples.")]
 Output = Annotated[
@@ -48,6 +55,13 @@ def parse_duration(text: str) -> float:
     if not parts or "".join(number + unit for number, unit in parts) != written or seconds <= 0:
         raise typer.BadParameter(f"{text!r} is not a duration such as 90s, 30m, 2h or 1h30m")
     return seconds
+
+
+def given_system(system: str | None, *, trust_code: bool) -> PhysicalSystem | None:
+    """The system that ``--system`` names, None where it was not given."""
+    from molsampler.systems import resolve
+
+    return None if system is None else resolve(system, trust_code=trust_code)
 
 
 def check_samples_output(path: Path, *, overwrite: bool) -> None:

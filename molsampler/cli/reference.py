@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .options import Count, Json, Output, Overwrite, Seed, System, check_samples_output
+from .options import Count, Json, Output, Overwrite, Seed, System, TrustCode, check_samples_output
 from .summary import energy_line, energy_summary
 from .terminal import print_json, progress
 
@@ -70,6 +70,7 @@ def reference(
         bool,
         typer.Option("--probe/--no-probe", help="Look first whether exp(-u) has a norm."),
     ] = True,
+    trust_code: TrustCode = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -82,7 +83,7 @@ def reference(
 
     from ..export import save
 
-    target = get_system(system)
+    target = get_system(system, trust_code=trust_code)
     samples = run(
         target,
         number,

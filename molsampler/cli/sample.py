@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Count, Device, Json, OfSystem, Output, Overwrite, Seed, check_samples_output
+from .options import (
+    Count,
+    Device,
+    Json,
+    OfSystem,
+    Output,
+    Overwrite,
+    Seed,
+    TrustCode,
+    check_samples_output,
+    given_system,
+)
 from .summary import energy_line
 from .terminal import print_json, progress
 
@@ -26,6 +37,7 @@ def sample(
     number: Count,
     output: Output,
     system: OfSystem = None,
+    trust_code: TrustCode = False,
     seed: Seed = 0,
     refine: Annotated[
         int, typer.Option("--refine", min=0, help="MALA steps on the exact target afterwards.")
@@ -43,7 +55,7 @@ def sample(
     from ..export.energy_statistics import EnergyStatistics
     from ..sampler.sampler import Sampler
 
-    sampler = Sampler.load(source, system=system)
+    sampler = Sampler.load(source, system=given_system(system, trust_code=trust_code))
     stream = sampler.stream(number, seed=seed, refine=refine, device=device, batch_size=batch_size)
     statistics = EnergyStatistics()
     with progress(f"sampling {sampler.system.name}", number) as update:

@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import clock
-from .options import Json, System, parse_duration
+from .options import Json, System, TrustCode, parse_duration
 from .terminal import Show, duration, note, phases, print_json
 
 if TYPE_CHECKING:
     from ..train import Progress, TrainResult
 
 #: Metrics that progress lines show.
-SHOWN = ("discrepancy", "drift", "median_energy", "teacher_loss", "score_loss")
+SHOWN = ("ess", "discrepancy", "drift", "median_energy", "teacher_loss", "score_loss")
 
 
 class Preset(StrEnum):
     """Named settings."""
 
     fast = "fast"
+    exact = "exact"
     paper = "paper"
 
 
@@ -49,6 +50,7 @@ def train(
         ),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:1.")] = "cpu",
+    trust_code: TrustCode = False,
     json: Json = False,
 ) -> None:
     """Train a sampler; the same command resumes a run that was stopped.
@@ -68,6 +70,7 @@ def train(
             overrides=overrides or (),
             max_time=max_time,
             device=device,
+            trust_code=trust_code,
         )
     if json:
         verdict = result.verdict and result.verdict.model_dump()
@@ -90,6 +93,7 @@ def _train(
     overrides: Sequence[str],
     max_time: float | None,
     device: str,
+    trust_code: bool,
 ) -> TrainResult:
     from molsampler.systems import get_system
 
@@ -97,7 +101,7 @@ def _train(
     from ..train import load_config
     from ..train import train as run
 
-    target = get_system(system)
+    target = get_system(system, trust_code=trust_code)
     lacking = why_no_internal_coordinates(target)
     if lacking and target.molecule is not None and target.molecule.bonds:
         note(f"{target.name} {lacking}: trained in Cartesian coordinates")
@@ -112,6 +116,7 @@ def _train(
     command = ["molsampler", "train", system, "RUN_DIR", "--preset", preset]
     command += ["--config", str(config)] if config is not None else []
     command += [part for item in overrides for part in ("--set", item)]
+    command += ["--trust-code"] if trust_code else []
 
     def told(state: Progress) -> None:
         show(described(state), done=state.done, total=state.total)

@@ -59,6 +59,18 @@ def _numbered(keys: Sequence[Hashable]) -> list[int]:
     return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
+def pair_types(types: Sequence[int]) -> dict[tuple[int, int], list[int]]:
+    """For each two types, the positions of their pairs in the row-major order of pairs ``i < j``."""
+    found: dict[tuple[int, int], list[int]] = {}
+    n, position = len(types), 0
+    for i in range(n):
+        for j in range(i + 1, n):
+            low, high = sorted((types[i], types[j]))
+            found.setdefault((low, high), []).append(position)
+            position += 1
+    return found
+
+
 def rotatable_bonds(n: int, bonds: Bonds) -> list[tuple[tuple[int, int, int, int], list[int]]]:
     """One torsion ``(i, j, k, l)`` for each bond ``j-k`` that can turn, and the atoms that turn with k.
 

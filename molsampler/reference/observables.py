@@ -1,7 +1,8 @@
 """What is watched of a system to judge the convergence of a reference run.
 
 The energy and, for invariant systems, the radius of gyration and order statistics of the pair
-distances; for others, the coordinates. Molecules are watched by their torsions as well.
+distances, of each two types of particles apart; for others, the coordinates. Molecules are watched by
+their torsions as well.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..collective_variables import dihedral
-from ..molecule.graph import neighbours, rotatable_bonds
+from ..molecule.graph import neighbours, pair_types, rotatable_bonds
 from ..target import System
 from .dynamics import bonds_of
 
@@ -37,14 +38,22 @@ def observables(system: System, x: Tensor) -> dict[str, Tensor]:
     watched["radius of gyration"] = centred.square().sum(-1).mean(-1).sqrt()
     i, j = torch.triu_indices(n, n, 1)
     distance = (x[:, i] - x[:, j]).norm(dim=-1)
-    ordered = distance.sort(-1).values
-    ranks = sorted({round(q * (ordered.shape[1] - 1)) for q in (0.0, 0.25, 0.5, 0.75, 1.0)})
-    for rank in ranks:
-        watched[f"pair distance of rank {rank + 1}"] = ordered[:, rank]
-    if not system.exchangeable and not torsions:
+    watched |= _ranked(distance, "")
+    alike = system.alike
+    if alike is not None and len(set(alike)) > 1:
+        for (first, second), pairs in pair_types(alike).items():
+            watched |= _ranked(distance[:, pairs], f" of types {first} and {second}")
+    if alike is None and not torsions:
         for k in range(min(distance.shape[1], MOST_COORDINATES)):
             watched[f"distance {int(i[k])}-{int(j[k])}"] = distance[:, k]
     return watched
+
+
+def _ranked(distance: Tensor, which: str) -> dict[str, Tensor]:
+    """Order statistics of distances ``(b, pairs)``: extremes, quartiles and the median."""
+    ordered = distance.sort(-1).values
+    ranks = sorted({round(q * (ordered.shape[1] - 1)) for q in (0.0, 0.25, 0.5, 0.75, 1.0)})
+    return {f"pair distance{which} of rank {rank + 1}": ordered[:, rank] for rank in ranks}
 
 
 def _watched_torsions(system: System) -> list[tuple[int, int, int, int]]:

@@ -19,8 +19,8 @@ DISCREPANCY_GOAL = 0.15
 #: has .07 to .16 (alanine dipeptide .75 kT of 5.4); runs that were given up, .35 and more (``dw4-c``).
 DRIFT_GOAL = 0.3
 
-#: Least effective share of weights: ten draws for one that counts. Flows that had missed a tail, or were fitted to
-#: too few chains, had .01 to .05 (docs/research-log.md).
+#: Least effective share of weights: ten draws for one that counts. Flows that had missed a tail, or were
+#: fitted to too few chains, had .01 to .05 (docs/research-log.md).
 ESS_GOAL = 0.1
 
 #: Largest share of one draw in the sum of weights: beyond it errors of averages are not to be believed.
@@ -87,8 +87,8 @@ def by_weights(evaluation: Evaluation) -> Verdict:
         f"weight is {largest:.2g} of their sum (goal {WEIGHT_GOAL:g})"
     )
     good_for = (
-        "; averages under the weights are exact to their errors, of what the draws reach: weights do not see a "
-        "mode that no draw is in"
+        "; averages under the weights are exact to their errors, of what the draws reach: weights do not see "
+        "a mode that no draw is in"
     )
     return Verdict(
         usable=usable,

@@ -49,6 +49,8 @@ _START_DRAWS = 100
 
 #: Forces that act on velocities and leave the energy alone.
 _NOT_POTENTIAL = ("CMMotionRemover", "AndersenThermostat")
+#: Forces with parameters of each particle, which tell particles apart.
+_OF_PARTICLES = ("NonbondedForce", "GBSAOBCForce", "CustomNonbondedForce", "CustomGBForce")
 _TORSIONS = ("PeriodicTorsionForce", "RBTorsionForce", "CMAPTorsionForce", "CustomTorsionForce")
 
 
@@ -94,9 +96,10 @@ class OpenMMSystem(System):
     translation_invariant, rotation_invariant, reflection_invariant : as found or declared;
         configurations live in the mean-free space only where translation leaves the energy alone
     molecule : None for particles of one kind without bonds. Types are equal for atoms of one element,
-        mass and nonbonded parameters that their bonds do not tell apart, such as the hydrogens of a methyl
-        group; bonds are the topology's, or the harmonic ones where it has none; chiral centres have the
-        handedness of ``positions``, and are left out where reflection changes the energy
+        mass and parameters of nonbonded and external forces that their bonds do not tell apart, such as the
+        hydrogens of a methyl group; bonds are the topology's, or the harmonic ones where it has none;
+        chiral centres have the handedness of ``positions``, and are left out where reflection changes the
+        energy
     positions : the given configuration ``(n, 3)`` float64 in nm, or None
     platform : the platform in use
 
@@ -534,13 +537,19 @@ def _bonds(topology: openmm.app.Topology, system: openmm.System) -> tuple[tuple[
 
 
 def _labels(topology: openmm.app.Topology, system: openmm.System) -> list[tuple[Any, ...]]:
-    """Element, mass and nonbonded parameters of each particle."""
-    nonbonded = [force for force in system.getForces() if type(force).__name__ == "NonbondedForce"]
-    return [
-        (
-            None if atom.element is None else atom.element.symbol,
-            system.getParticleMass(i)._value,
-            *(value._value for force in nonbonded for value in force.getParticleParameters(i)),
-        )
+    """Element, mass and the parameters that forces give to each particle."""
+    labels: list[list[Any]] = [
+        [None if atom.element is None else atom.element.symbol, system.getParticleMass(i)._value]
         for i, atom in enumerate(topology.atoms())
     ]
+    for force in system.getForces():
+        kind = type(force).__name__
+        if kind == "CustomExternalForce":
+            for k in range(force.getNumParticles()):
+                particle, parameters = force.getParticleParameters(k)
+                labels[particle].append((kind, *parameters))
+        elif kind in _OF_PARTICLES:
+            for i, label in enumerate(labels):
+                values = force.getParticleParameters(i)
+                label.append((kind, *(getattr(value, "_value", value) for value in values)))
+    return [tuple(label) for label in labels]

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
@@ -246,6 +246,7 @@ class Expression:
     ----------
     source : the text
     names : the parameters it uses, in order of appearance
+    operations, root : the steps of the parsed form, and which of them is the result
 
     Raises
     ------
@@ -262,9 +263,9 @@ class Expression:
             )
         self.source = source
         self._tokens = _tokenize(source)
-        self._operations: list[Operation] = []
+        self.operations: list[Operation] = []
         parts = self._split()
-        parser = _Parser(source, self._operations)
+        parser = _Parser(source, self.operations)
         for _, name, _ in parts[1:]:
             if name is not None:
                 self._check_definition(name, parser.pending)
@@ -273,10 +274,10 @@ class Expression:
             result = parser.parse(tokens, end)
             if name is not None:
                 parser.definitions[name.text] = result
-        self._root = result
+        self.root = result
         found = sorted(
             (op.position, op.name)
-            for op in self._operations
+            for op in self.operations
             if op.kind == "name" and op.name != VARIABLE
         )
         self.names = tuple(dict.fromkeys(name for _, name in found))
@@ -330,7 +331,7 @@ class Expression:
         values = self._check_parameters(parameters, provided or {})
         graph = Graph()
         nodes: list[int] = []
-        for operation in self._operations:
+        for operation in self.operations:
             arguments = [nodes[i] for i in operation.arguments]
             try:
                 nodes.append(graph.apply(operation, arguments, values))
@@ -348,7 +349,7 @@ class Expression:
                     f"expression grows beyond {MAX_TERMS} terms; write it more briefly"
                 ) from None
         try:
-            return RadialFunction._compile(self, values, graph, nodes[self._root])
+            return RadialFunction._compile(self, values, graph, nodes[self.root])
         except TooLargeError:
             raise ExpressionError(
                 f"the derivative grows beyond {MAX_TERMS} terms; write the expression more briefly"
@@ -369,17 +370,21 @@ class Expression:
             if name == VARIABLE or name in FUNCTIONS or name in provided:
                 raise ExpressionError(f"parameter name {name!r} is taken; choose another")
             if isinstance(value, bool) or not isinstance(value, int | float):
-                hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if isinstance(value, str) else ""
                 raise ExpressionError(
-                    f"parameter {name!r} must be a number, got {str(value)[:40]!r}{hint}"
+                    f"parameter {name!r} must be a number, got {str(value)[:40]!r}{_hint(name, value)}"
                 )
             if not abs(value) <= LARGEST:
                 raise ExpressionError(f"parameter {name!r} must be finite, got {str(value)[:40]}")
         known = (*parameters, *provided)
-        for operation in sorted(self._operations, key=lambda op: op.position):
+        for operation in sorted(self.operations, key=lambda op: op.position):
             name = operation.name
             if operation.kind == "name" and name != VARIABLE and name not in known:
                 near = nearest(name[:40], [*known, VARIABLE, *FUNCTIONS])
+                if not near and name[-1] in "12" and len(name) > 1:
+                    near = (
+                        f"; if it belongs to one particle of the pair, give particle_parameters: "
+                        f"{{{name[:-1][:40]}: [a number for each particle]}}"
+                    )
                 listed = ", ".join(repr(p) for p in parameters) or "none"
                 _fail(
                     self.source,
@@ -395,19 +400,27 @@ class Expression:
         used = {**provided, **parameters}
         return {name: float(used[name]) for name in self.names}
 
-    def openmm_text(self, values: Mapping[str, float], *, length: float, energy: float) -> str:
+    def openmm_text(
+        self,
+        values: Mapping[str, float],
+        *,
+        length: float,
+        energy: float,
+        lengths: Sequence[str] = (VARIABLE,),
+    ) -> str:
         """The expression for an OpenMM custom force, with parameters replaced by their values.
 
-        ``r`` becomes ``r / length`` and the result is multiplied by ``energy``. No names remain but
-        ``r`` and the expression's own definitions, so nothing can collide in an OpenMM context.
+        ``r``, or each of ``lengths``, becomes ``r / length`` and the result is multiplied by ``energy``. No
+        names remain but those, parameters without a value here, and the expression's own definitions, so
+        nothing can collide in an OpenMM context.
         """
         parts: list[str] = []
         for tokens, name, _ in self._split():
             words: list[str] = []
             for k, token in enumerate(tokens):
                 called = k + 1 < len(tokens) and tokens[k + 1].text == "("
-                if token.text == VARIABLE:
-                    words.append(f"(r/{length!r})")
+                if token.text in lengths:
+                    words.append(f"({token.text}/{length!r})")
                 elif token.kind == "name" and token.text in values and not called:
                     words.append(f"({values[token.text]!r})")
                 else:
@@ -415,6 +428,19 @@ class Expression:
             text = "".join(words)
             parts.append(f"{energy!r}*({text})" if name is None else f"{name.text}={text}")
         return "; ".join(parts)
+
+
+def _hint(name: str, value: Any) -> str:
+    """What somebody meant who gave another value than a number."""
+    if isinstance(value, str):
+        return " (YAML reads 1e-3 as text: write 1.0e-3)"
+    if isinstance(value, list | tuple | Mapping):
+        stem = name[:-1] if name[-1] in "12" and len(name) > 1 else name
+        return (
+            f". Values of each particle are particle_parameters: {{{stem}: [...]}}, which the expression "
+            f"reads as {stem}1 and {stem}2; values of pairs of species are pair_parameters"
+        )
+    return ""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +10,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from molsampler.errors import InputError
-from molsampler.space import MeanFree
+from molsampler.errors import ExpressionError, InputError
+from molsampler.molecule.molecule import Molecule
+from molsampler.space import Euclidean, MeanFree
 from molsampler.target import System
 from molsampler.units import TWIN_MASS, TWIN_TEMPERATURE, kT
 
+from ..arguments import checked_description, checked_length, checked_name, integer
 from ..spec import SystemSpec
+from ..topology import ARGON, openmm_particles, particles
 from .expression import Expression
-from .sums import chunks, pair_sums
+from .external import COORDINATES, ExternalField
+from .kinds import PairKinds
+from .particles import Particles
+from .sums import PairSums, VariedPairs, chunks, pair_sums
 
 if TYPE_CHECKING:
     import mdtraj
@@ -26,8 +31,8 @@ if TYPE_CHECKING:
 
 _MAX_PARTICLES = 10_000
 
-#: Names become parts of file names.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
+#: Particles that differ need a table of all pairs.
+_MAX_DIFFERENT = 1_000
 
 
 class PairPotential(System):
@@ -52,13 +57,27 @@ class PairPotential(System):
         ``n`` stands for the number of particles
     n, d : particles and dimensions (1 to 3)
     parameters : value of every name in the expression other than ``r`` and ``n``
+    particle_parameters : for each name a list of the values of all particles, or a mapping of species to
+        values. The expression reads the values of ``q`` for the two particles of a pair as ``q1`` and
+        ``q2``, and must not change when they are swapped
+    species : a name for every particle
+    pair_parameters : for each name in the expression the values of pairs of species, such as
+        ``{"A-A": 1, "A-B": 0.5, "B-B": 1}``
+    external : a field g(x, y, z) that acts on each particle, in units of kT. It reads ``parameters``, and
+        ``q`` itself of its particle. Configurations then live in all of space
     length_nm : nanometres per unit of length in trajectories and in the OpenMM twin
     description : one line for listings
+
+    Attributes
+    ----------
+    particles : what tells the particles apart
+    molecule : their types, without bonds; None where nothing tells them apart
+    function : the function of all pairs where they are of one kind, else that of the first kind
 
     Raises
     ------
     ExpressionError
-        The expression is malformed or does not match the parameters.
+        An expression is malformed, does not match the parameters, or is not symmetric.
     InputError
         Another argument is unusable.
     """
@@ -75,35 +94,80 @@ class PairPotential(System):
         n: int,
         d: int,
         parameters: Mapping[str, float] | None = None,
+        particle_parameters: Mapping[str, Any] | None = None,
+        species: Sequence[str] | None = None,
+        pair_parameters: Mapping[str, Any] | None = None,
+        external: str | None = None,
         length_nm: float = 1.0,
         description: str = "",
     ) -> None:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise InputError(
-                "name must be up to 64 letters, digits, '_', '.', '+' and '-', starting with a letter "
-                f"or digit, got {name!r}"
-            )
-        if not isinstance(description, str):
-            raise InputError(f"description must be text, got {type(description).__name__}")
-        n = _integer("n (particles)", n, 2, _MAX_PARTICLES)
-        d = _integer("d (dimensions)", d, 1, 3)
-        number = isinstance(length_nm, int | float) and not isinstance(length_nm, bool)
-        if not number or not 1e-6 <= length_nm <= 1e6:
-            raise InputError(
-                f"length_nm must be a number of nanometres in 1e-6..1e6, got {length_nm!r}"
-            )
+        self.name = checked_name(name)
+        checked_description(description)
+        n = integer("n (particles)", n, 2, _MAX_PARTICLES)
+        d = integer("d (dimensions)", d, 1, 3)
+        self.length_nm = checked_length(length_nm)
         parameters = {} if parameters is None else parameters
         if not isinstance(parameters, Mapping):
             raise InputError(
                 f"parameters must map names to numbers, got {type(parameters).__name__}"
             )
-        self.name = name
-        self.space = MeanFree(n, d)
-        self.length_nm = float(length_nm)
         self.expression = expression
+        self.external = external
         self.parameters = dict(parameters)
         self.description = description or f"{n} particles in {d}-D with a user-defined potential"
-        self.function = Expression(expression).bind(self.parameters, provided={"n": n})
+        self.particles = Particles.of(
+            n,
+            particle_parameters=particle_parameters,
+            species=species,
+            pair_parameters=pair_parameters,
+            taken=("n", *self.parameters, *(COORDINATES if external is not None else ())),
+        )
+        types = self.particles.types
+        if types is not None:
+            if n > _MAX_DIFFERENT:
+                raise InputError(
+                    f"n (particles) must be at most {_MAX_DIFFERENT:,} where they differ, got {n:,}"
+                )
+            self.exchangeable = False
+            self.molecule = Molecule.of(types)
+        self.space = MeanFree(n, d) if external is None else Euclidean(n, d)
+        self.invariant = external is None
+        self._compile()
+
+    def _compile(self) -> None:
+        """Make of the expressions what evaluates them."""
+        n, d = self.shape
+        expression, particles, parameters = (
+            Expression(self.expression),
+            self.particles,
+            self.parameters,
+        )
+        self.field = None
+        if self.external is not None:
+            clash = [name for name in parameters if name in COORDINATES]
+            if clash:
+                raise ExpressionError(f"parameter name {clash[0]!r} is taken; choose another")
+            self.field = ExternalField(
+                self.external, n=n, d=d, parameters=parameters, values=particles.values
+            )
+            # What only the field reads is unknown to the pairs.
+            elsewhere = self.field.expression.names
+            parameters = {
+                name: value
+                for name, value in parameters.items()
+                if name in expression.names or name not in elsewhere
+            }
+        _check_use(particles, expression, self.field)
+        self.kinds = None
+        if particles.types is None:
+            self.function = expression.bind(
+                parameters, provided={"n": n, **particles.of_pair(0, 1)}
+            )
+        else:
+            self.kinds = PairKinds.of(expression, parameters, n, particles)
+            self.function = self.kinds.functions[0]
+            if len(self.kinds.functions) == 1:
+                self.kinds = None
 
     @property
     def units(self) -> str:
@@ -112,12 +176,12 @@ class PairPotential(System):
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled functions cannot be pickled; they are rebuilt from the expression.
-        return {key: value for key, value in self.__dict__.items() if key != "function"}
+        made = ("function", "kinds", "field")
+        return {key: value for key, value in self.__dict__.items() if key not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        provided = {"n": self.shape[0]}
-        self.function = Expression(self.expression).bind(self.parameters, provided=provided)
+        self._compile()
 
     def record(self) -> str | dict[str, Any]:
         """The keys of :class:`PairPotentialSpec`; the name of a registered family's member."""
@@ -132,27 +196,29 @@ class PairPotential(System):
             "dimensions": dimensions,
             "parameters": dict(self.parameters),
             "length_nm": self.length_nm,
+            **self.particles.record(),
+            **({} if self.external is None else {"external": self.external}),
         }
 
     def topology(self) -> mdtraj.Topology:
-        """MDTraj topology: one chain of argon atoms, each its own residue ``AR``.
+        """MDTraj topology: one chain, each particle its own residue, named by its species.
+
+        Species that are all symbols of elements are drawn as these, others, and particles without a
+        species (``AR``), as argon.
 
         Raises
         ------
         MissingDependencyError
             MDTraj is not installed.
         """
-        import mdtraj
+        return particles(self._labels())
 
-        topology = mdtraj.Topology()
-        chain = topology.add_chain()
-        for index in range(self.shape[0]):
-            residue = topology.add_residue("AR", chain, resSeq=index + 1)
-            topology.add_atom("AR", mdtraj.element.argon, residue, serial=index + 1)
-        return topology
+    def _labels(self) -> Sequence[str]:
+        return self.particles.species or [ARGON] * self.shape[0]
 
     def openmm_twin(self) -> tuple[openmm.System, openmm.app.Topology]:
-        """The same system in OpenMM: an all-pairs ``CustomBondForce`` with the same expression.
+        """The same system in OpenMM: an all-pairs ``CustomBondForce`` with the same expression, whose
+        values of particles and species are parameters of the bonds, and a ``CustomExternalForce``.
 
         Lengths are ``length_nm`` nanometres per unit, energies ``u * kT`` in kJ/mol at
         ``molsampler.units.TWIN_TEMPERATURE``, masses ``TWIN_MASS`` dalton. Systems in fewer than
@@ -161,56 +227,96 @@ class PairPotential(System):
         the centre of mass, on which the energy does not depend.
         """
         import openmm
-        from openmm import app
 
         n, _ = self.shape
-        text = self.function.openmm_text(length=self.length_nm, energy=kT(TWIN_TEMPERATURE))
-        force = openmm.CustomBondForce(text)
+        units = {"length": self.length_nm, "energy": kT(TWIN_TEMPERATURE)}
+        own = [name for name in self.particles.pair_names if name in self.function.values]
+        same = {name: value for name, value in self.function.values.items() if name not in own}
+        force = openmm.CustomBondForce(
+            self.function.expression.openmm_text(
+                same, length=self.length_nm, energy=kT(TWIN_TEMPERATURE)
+            )
+        )
+        for name in own:
+            force.addPerBondParameter(name)
         system = openmm.System()
-        topology = app.Topology()
-        chain = topology.addChain()
-        argon = app.Element.getBySymbol("Ar")
         for i in range(n):
             system.addParticle(TWIN_MASS)
-            topology.addAtom("AR", argon, topology.addResidue("AR", chain))
             for j in range(i):
-                force.addBond(j, i, [])
+                values = self.particles.of_pair(j, i) if own else {}
+                force.addBond(j, i, [values[name] for name in own])
         system.addForce(force)
-        return system, topology
+        if self.field is not None:
+            system.addForce(self.field.openmm_force(**units))
+        return system, openmm_particles(self._labels())
 
     def _energy(self, x: Tensor) -> Tensor:
         energy = x.new_empty(len(x))
-        for part in chunks(x):
-            pairs = pair_sums(x[part], self.function.value_only)
+        for part in self._chunks(x):
+            pairs = self._pairs(x[part], full=False)
             touching = None
-            if self.function.cusp_at_zero:
+            if self._cusps():
                 # u(0) is finite but has no slope; the energy must agree with energy_and_score.
                 touching = pairs.touching()
             pairs.evaluate()
             energy[part] = pairs.energy()
             if touching is not None:
                 energy[part].masked_fill_(touching, torch.inf)
-        return energy
+        return energy if self.field is None else energy + self.field.energy(x)
 
     def _energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        parts = chunks(x)
+        parts = self._chunks(x)
         if len(parts) == 1:
-            pairs = pair_sums(x, self.function.full)
+            pairs = self._pairs(x, full=True)
             pairs.evaluate()
-            return pairs.energy(), pairs.score().reshape(x.shape)
-        energy, score = x.new_empty(len(x)), x.new_empty(x.shape)
-        for part in parts:
-            pairs = pair_sums(x[part], self.function.full)
-            pairs.evaluate()
-            energy[part] = pairs.energy()
-            score[part].flatten(1).copy_(pairs.score())
+            energy, score = pairs.energy(), pairs.score().reshape(x.shape)
+        else:
+            energy, score = x.new_empty(len(x)), x.new_empty(x.shape)
+            for part in parts:
+                pairs = self._pairs(x[part], full=True)
+                pairs.evaluate()
+                energy[part] = pairs.energy()
+                score[part].flatten(1).copy_(pairs.score())
+        if self.field is not None:
+            more, push = self.field.energy_and_score(x)
+            energy, score = energy + more, score + push
         return energy, score
 
+    def _chunks(self, x: Tensor) -> list[slice]:
+        return chunks(x, kinds=1 if self.kinds is None else len(self.kinds.functions))
 
-def _integer(name: str, value: Any, least: int, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise InputError(f"{name} must be an integer in {least}..{most}, got {value!r}")
-    return value
+    def _pairs(self, x: Tensor, *, full: bool) -> PairSums:
+        """The sums over pairs of a chunk, of energies and, with ``full``, their slopes."""
+        if self.kinds is None:
+            return pair_sums(x, self.function.full if full else self.function.value_only)
+        functions = self.kinds.functions
+        plans = [each.full if full else each.value_only for each in functions]
+        return VariedPairs(x, self.kinds.pairs, plans, cusps=[f.cusp_at_zero for f in functions])
+
+    def _cusps(self) -> bool:
+        functions = (self.function,) if self.kinds is None else self.kinds.functions
+        return any(each.cusp_at_zero for each in functions)
+
+
+def _check_use(particles: Particles, expression: Expression, field: ExternalField | None) -> None:
+    """Refuse values that nothing reads, and those of one particle where there are two."""
+    outside = () if field is None else field.expression.names
+    for name in particles.values:
+        if name in expression.names:
+            raise ExpressionError(
+                f"{name!r} is a value of each particle, of which a pair has two: write {name}1 and "
+                f"{name}2 in {expression.source[:80]!r}"
+            )
+        if not {f"{name}1", f"{name}2"} & set(expression.names) and name not in outside:
+            raise ExpressionError(
+                f"particle_parameters {name!r} does not appear in {expression.source[:80]!r}, where it "
+                f"is {name}1 and {name}2"
+            )
+    for name in particles.pairs:
+        if name not in expression.names:
+            raise ExpressionError(
+                f"pair_parameters {name!r} does not appear in {expression.source[:80]!r}"
+            )
 
 
 class PairPotentialSpec(SystemSpec):
@@ -224,7 +330,16 @@ class PairPotentialSpec(SystemSpec):
         length_nm: 0.34
 
     They are the arguments of :class:`PairPotential`, whose ``n`` and ``d`` are ``particles`` and
-    ``dimensions``.
+    ``dimensions``. Particles that differ, and a field that holds them::
+
+        expression: q1*q2/r + epsilon*(s/r)^9
+        particles: 4
+        dimensions: 3
+        parameters: {s: 1, k: 0.5}
+        species: [Na, Na, Cl, Cl]
+        particle_parameters: {q: {Na: 2, Cl: -2}}
+        pair_parameters: {epsilon: {Na-Na: 1, Na-Cl: 2, Cl-Cl: 1}}
+        external: 0.5*k*(x^2 + y^2 + z^2)
     """
 
     expression: str
@@ -232,6 +347,17 @@ class PairPotentialSpec(SystemSpec):
     dimensions: int
     #: The expression says what it makes of a value that is no number.
     parameters: dict[str, Any] = Field(default={}, description="a mapping of names to numbers")
+    particle_parameters: dict[str, Any] = Field(
+        default={}, description="a mapping of names to lists, one number for each particle"
+    )
+    #: The system says what it makes of a name that is no text, such as YAML's truth values.
+    species: list[Any] | None = Field(
+        default=None, description="a list of names, one for each particle"
+    )
+    pair_parameters: dict[str, Any] = Field(
+        default={}, description="a mapping of names to values of pairs of species"
+    )
+    external: str | None = Field(default=None, description="an expression in x, y and z")
     length_nm: float = Field(default=1.0, description="a number of nanometres")
 
     def build(self, folder: Path | None) -> PairPotential:
@@ -241,6 +367,10 @@ class PairPotentialSpec(SystemSpec):
             n=self.particles,
             d=self.dimensions,
             parameters=self.parameters,
+            particle_parameters=self.particle_parameters,
+            species=self.species,
+            pair_parameters=self.pair_parameters,
+            external=self.external,
             length_nm=self.length_nm,
             description=self.description,
         )

@@ -2,9 +2,10 @@
 
 Two ways to go from particles to pairs and back. For few particles both are products with the constant
 incidence matrix: a dozen operations in all, so small batches are not lost in overhead, but work that grows
-with the cube of the number of particles. For many, cyclic shifts: more operations, of quadratic work.
+with the cube of the number of particles. For many, cyclic shifts: more operations, of quadratic work. Pairs
+that differ are sorted by the function that acts between them, and gathered.
 
-In both the batch comes last, padded so that every row takes the vectorised path of each kernel: on one
+In all of them the batch comes last, padded so that every row takes the vectorised path of each kernel: on one
 thread the result of a row then does not depend, even in the last bit, on the batch around it.
 """
 
@@ -13,6 +14,8 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,22 +29,28 @@ _FEW = 10
 _CPU_CHUNK = 80_000
 _DEVICE_CHUNK = 8_000_000
 
+#: Kinds of pairs for which slices begin to grow, and the factor by which they do at most.
+_MANY = 16
+
 #: The batch is padded to a multiple of this.
 _LANES = 64
 
 
-def pair_sums(x: Tensor, plan: Plan) -> PairSums:
+def pair_sums(x: Tensor, plan: Plan) -> AlikePairs:
     """The sums for configurations ``(b, n, d)``, of a function and its slope that ``plan`` evaluates."""
     few = x.shape[1] <= _FEW
     return IncidencePairs(x, plan) if few else ShiftedPairs(x, plan)
 
 
-def chunks(x: Tensor) -> list[slice]:
-    """Slices of the batch small enough for the cache, nearly equal, in whole lanes."""
+def chunks(x: Tensor, *, kinds: int = 1) -> list[slice]:
+    """Slices of the batch small enough for the cache, nearly equal, in whole lanes.
+
+    Pairs are worked on one kind after the other, so where kinds are many a slice may hold more.
+    """
     rows, n, _ = x.shape
     budget = _DEVICE_CHUNK
     if x.device.type == "cpu":
-        budget = _CPU_CHUNK * torch.get_num_threads()
+        budget = _CPU_CHUNK * torch.get_num_threads() * min(max(kinds // _MANY, 1), _MANY)
     count = math.ceil(rows * n * (n // 2) / budget)
     size = math.ceil(rows / max(count, 1) / _LANES) * _LANES
     return [slice(k, min(k + size, rows)) for k in range(0, rows, max(size, 1))]
@@ -50,16 +59,9 @@ def chunks(x: Tensor) -> list[slice]:
 class PairSums(ABC):
     """Pair sums for a chunk of configurations; call :meth:`evaluate` before asking for results."""
 
-    def __init__(self, rows: int, plan: Plan, squared: Tensor) -> None:
-        """``squared`` holds the squared distances, pairs first and the padded batch last."""
-        self._rows = rows
-        self._plan = plan
-        self._slots = [squared] + [torch.empty_like(squared) for _ in range(plan.slots - 1)]
-
+    @abstractmethod
     def touching(self) -> Tensor:
-        """Whether two particles coincide, shape ``(b,)``; to be asked before :meth:`evaluate`."""
-        squared = self._slots[0]
-        return squared.flatten(0, -2).amin(0)[: self._rows] == 0
+        """Whether two particles coincide that may not, ``(b,)``; to be asked before :meth:`evaluate`."""
 
     @abstractmethod
     def evaluate(self) -> None:
@@ -74,6 +76,20 @@ class PairSums(ABC):
         """Minus the gradient, shape ``(b, n d)``; overwrites the slope."""
 
 
+class AlikePairs(PairSums):
+    """Pair sums of one function for all pairs."""
+
+    def __init__(self, rows: int, plan: Plan, squared: Tensor) -> None:
+        """``squared`` holds the squared distances, pairs first and the padded batch last."""
+        self._rows = rows
+        self._plan = plan
+        self._slots = [squared] + [torch.empty_like(squared) for _ in range(plan.slots - 1)]
+
+    def touching(self) -> Tensor:
+        squared = self._slots[0]
+        return squared.flatten(0, -2).amin(0)[: self._rows] == 0
+
+
 def _padded(rows: int) -> int:
     return -(-rows // _LANES) * _LANES
 
@@ -84,6 +100,95 @@ def _load(coordinates: Tensor, x: Tensor) -> None:
     coordinates[:, :rows] = x.flatten(1).t()
     if rows < coordinates.shape[1]:
         coordinates[:, rows:] = coordinates[:, rows - 1 : rows]
+
+
+@dataclass(frozen=True, eq=False)
+class SortedPairs:
+    """All pairs of particles, those of one function next to each other.
+
+    Attributes
+    ----------
+    first, second : indices of the particles of every pair
+    counts : numbers of pairs of each function, in their order
+    """
+
+    first: Tensor
+    second: Tensor
+    counts: tuple[int, ...]
+
+
+class VariedPairs(PairSums):
+    """Pair sums of functions that differ: each pair has the plan of its kind.
+
+    Particles are gathered into pairs by index, and forces scattered back, since pairs sorted by kind follow
+    no pattern. A pass over the pairs of a kind costs what it costs when all are of one.
+
+    Parameters
+    ----------
+    cusps : for each kind whether particles at one place have an energy there and no slope
+    """
+
+    def __init__(
+        self, x: Tensor, pairs: SortedPairs, plans: Sequence[Plan], *, cusps: Sequence[bool] = ()
+    ) -> None:
+        rows, n, d = x.shape
+        batch = _padded(rows)
+        self._rows, self._plans, self._cusps = rows, plans, cusps
+        self._first, self._second = pairs.first.to(x.device), pairs.second.to(x.device)
+        coordinates = x.new_empty(n, d * batch)
+        _load(coordinates.view(n * d, batch), x)
+        self._difference = coordinates[self._first].sub_(coordinates[self._second])
+        self._difference = self._difference.view(-1, d, batch)
+        self._shape = (n, d, batch)
+        head, *others = self._difference.unbind(1)
+        squared = head * head
+        for other in others:
+            squared.addcmul_(other, other)
+        self._squared = torch.split(squared, list(pairs.counts))
+        self._slots: list[list[Tensor]] = []
+        self._energy = x.new_zeros(batch)
+
+    def touching(self) -> Tensor:
+        found = torch.zeros(self._rows, dtype=torch.bool, device=self._energy.device)
+        for squared, cusp in zip(self._squared, self._cusps, strict=True):
+            if cusp:
+                found |= squared.amin(0)[: self._rows] == 0
+        return found
+
+    def evaluate(self) -> None:
+        for squared, plan in zip(self._squared, self._plans, strict=True):
+            form = plan.value
+            if form.quadratic:
+                self._energy.add_(squared.sum(0), alpha=form.quadratic)
+            self._energy += form.constant * len(squared)
+            slots = [squared] + [torch.empty_like(squared) for _ in range(plan.slots - 1)]
+            plan.run(slots)
+            if form.slot is not None:
+                self._energy.add_(slots[form.slot].sum(0), alpha=form.scale)
+            self._slots.append(slots)
+
+    def energy(self) -> Tensor:
+        return self._energy[: self._rows]
+
+    def score(self) -> Tensor:
+        n, d, batch = self._shape
+        start = 0
+        for slots, plan in zip(self._slots, self._plans, strict=True):
+            form, count = plan.slope, len(slots[0])
+            difference = self._difference[start : start + count]
+            start += count
+            if form.slot is None:
+                difference.mul_(-form.constant)
+                continue
+            push = slots[form.slot].mul_(-form.scale)
+            if form.constant:
+                push -= form.constant
+            difference.mul_(push[:, None])
+        force = self._difference.view(-1, d * batch)
+        score = force.new_zeros(n, d * batch)
+        score.index_add_(0, self._first, force)
+        score.index_add_(0, self._second, force, alpha=-1)
+        return score.view(n * d, batch)[:, : self._rows].t()
 
 
 @functools.lru_cache(maxsize=64)
@@ -97,7 +202,7 @@ def _incidence(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor
         return matrix, matrix.t().contiguous()
 
 
-class IncidencePairs(PairSums):
+class IncidencePairs(AlikePairs):
     """Pair sums by products with the incidence matrix.
 
     Its entries are 0 and ±1, so a difference of two positions is rounded once, as in a subtraction.
@@ -148,7 +253,7 @@ class IncidencePairs(PairSums):
         return score.view(-1, batch)[:, : self._rows].t()
 
 
-class ShiftedPairs(PairSums):
+class ShiftedPairs(AlikePairs):
     """Pair sums by cyclic shifts k = 1..n//2, pair (k, i) being particles i and i + k mod n.
 
     Differences are then one subtraction of a strided view, and the force on each particle is two

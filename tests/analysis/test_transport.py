@@ -19,11 +19,17 @@ def draw(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def exhaustive(x: Tensor, y: Tensor, *, permute: bool = True) -> float:
+def exhaustive(
+    x: Tensor, y: Tensor, *, permute: bool = True, types: tuple[int, ...] | None = None
+) -> float:
     """Geo-W2 by trying every permutation with the best rotation or reflection of each."""
     x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
     n = x.shape[1]
-    orders = itertools.permutations(range(n)) if permute else [tuple(range(n))]
+    orders = list(itertools.permutations(range(n))) if permute else [tuple(range(n))]
+    if types is not None:
+        orders = [
+            order for order in orders if all(types[i] == types[j] for i, j in enumerate(order))
+        ]
     overlap = torch.stack(
         [
             torch.linalg.svdvals(torch.einsum("ipa,jpb->ijab", x, y[:, list(order)])).sum(-1)
@@ -87,6 +93,23 @@ def test_labelled_particles_are_superposed_but_not_relabelled() -> None:
         x, random_pose(x, seed=1, permute=False), exchangeable=False
     ).value == pytest.approx(0.0, abs=1e-5)
     assert geometric_wasserstein2(x, random_pose(x, seed=1), exchangeable=False).value > 0.3
+
+
+@pytest.mark.parametrize(
+    ("types", "d"), [((0, 0, 1, 1), 2), ((0, 1, 2), 3), ((0, 0, 1, 1), 3), ((0, 1, 1, 0, 1), 3)]
+)
+def test_particles_of_equal_type_are_relabelled_and_no_others(types, d: int) -> None:
+    n = len(types)
+    x, y = draw(12, n, d, seed=13), 1.3 * draw(12, n, d, seed=14)
+    best, found = exhaustive(x, y, types=types), geometric_wasserstein2(x, y, types=types)
+    assert best - 1e-4 <= found.value < best * (1.0 + (1e-4 if found.exact else 0.02))
+    assert geometric_wasserstein2(x, y).value < best - 1e-3
+    alike, mixed = list(range(n)), [*range(1, n), 0]
+    ends = [k for k in range(n) if types[k] == types[0]]
+    alike[ends[0]], alike[ends[-1]] = ends[-1], ends[0]
+    assert geometric_wasserstein2(x, x[:, alike], types=types).value < 2e-3
+    # The negative control exchanges what is not alike.
+    assert geometric_wasserstein2(x, x[:, mixed], types=types).value > 0.2
 
 
 def test_geometric_distance_is_at_most_the_raw_one_and_deterministic() -> None:

@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...errors import InputError
 from ...molecule.molecule import Molecule
 from ...space import Space
 from .base import BODIES, Body, BodyNetwork
@@ -112,6 +113,11 @@ class SatorrasBody(Body):
 
     def build(self, space: Space, features: int, molecule: Molecule | None) -> BodyNetwork:
         require_pairs(space)
+        if molecule is not None and len(set(molecule.types)) > 1:
+            raise InputError(
+                "a body of kind 'satorras' takes all particles for identical, and those of this system are "
+                "not; use one of kind 'egnn'"
+            )
         return SatorrasEGNN(
             space.shape[0], features, width=self.width, layers=self.layers, reach=self.reach
         )
