@@ -157,13 +157,13 @@ class Evaluation:
     """Rows that are not finite, or whose energy lies outside the range of the population's (without one, of
     the refined energies) by more than its width."""
     samples: int
-    ess: float | None
+    ess: float | None = None
     """Effective share of the draws' weights, None where they carry none."""
-    ess_error: float | None
-    log_z: float | None
+    ess_error: float | None = None
+    log_z: float | None = None
     """Log of the mean weight."""
-    log_z_error: float | None
-    max_weight: float | None
+    log_z_error: float | None = None
+    max_weight: float | None = None
     """Largest share that one draw has in the sum of weights."""
 
     def value(self, criterion: str) -> tuple[float, float]:

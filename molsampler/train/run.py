@@ -116,13 +116,19 @@ def train(
     teller = Teller(on_progress, began=began)
     teller.tell("starting")
     place = check_device("cpu" if device is None else device)
+    deadline = None if max_time is None else began + max_time
     if config.probe and not checkpoint.checkpoints(Path(run_dir) / "checkpoints"):
-        require_well_posed(target, regardless="--set probe=false trains regardless")
+        teller.tell("probing the energy")
+        with Stop(deadline) as stop:
+            try:
+                with stop.abandonable():
+                    require_well_posed(target, regardless="--set probe=false trains regardless")
+            except StopRequestedError:
+                return _before_anything(Path(run_dir), config, stop)
     chart = chart_of(
         target, internal_coordinates(target) if config.coordinates == "internal" else None
     )
     _require_memory(config, chart.target)
-    deadline = None if max_time is None else began + max_time
     with (
         RunFolder(run_dir) as folder,
         _no_artifact_of_an_unbounded_energy(folder),
@@ -140,6 +146,23 @@ def train(
             compile=config.compile,
         )
         return _Run(folder, config, target, chart, problem, command, stop, teller).run()
+
+
+def _before_anything(run_dir: Path, config: TrainConfig, stop: Stop) -> TrainResult:
+    """The result of a run that was stopped before anything was written."""
+    return TrainResult(
+        "interrupted" if stop.received else "out of time",
+        run_dir,
+        None,
+        0,
+        config.iterations,
+        0,
+        0.0,
+        math.inf,
+        0,
+        stop.signal,
+        "starting",
+    )
 
 
 @dataclass

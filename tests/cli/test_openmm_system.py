@@ -31,7 +31,8 @@ def test_a_system_file_goes_through_every_command(run, tmp_path: Path) -> None:
 
     settings = [part for key, value in butane.TINY.items() for part in ("--set", f"{key}={value}")]
     outcome = run("train", yaml, tmp_path / "run", *settings)
-    assert outcome.code == 0, outcome.err
+    # Two iterations make a sampler, and not a usable one.
+    assert outcome.code == 3, outcome.err
     artifact = tmp_path / "run" / "artifact"
     card = json.loads((artifact / "card.json").read_text())
     assert card["temperature"] == 300.0

@@ -64,7 +64,8 @@ def test_a_molecule_is_trained_sampled_and_compared_with_ones_own_run(
             "platform: Reference\n"
         )
     outcome = run("train", yaml, tmp_path / "run", *settings())
-    assert outcome.code == 0, outcome.err
+    # Two iterations make a sampler, and not a usable one.
+    assert outcome.code == 3, outcome.err
     assert "Cartesian" not in outcome.err
     artifact = tmp_path / "run" / "artifact"
     card = json.loads((artifact / "card.json").read_text())
@@ -116,7 +117,8 @@ def test_a_molecule_without_a_chart_is_trained_in_cartesian_coordinates(
     yaml = tmp_path / "hcn.yaml"
     yaml.write_text("kind: smiles\nsmiles: C#N\ntemperature: 300\nplatform: Reference\n")
     outcome = run("train", yaml, tmp_path / "run", *settings(network="egnn"))
-    assert outcome.code == 0, outcome.err
+    # Two iterations make a sampler, and not a usable one.
+    assert outcome.code == 3, outcome.err
     assert "hcn has a straight angle at its atoms" in outcome.err
     assert "trained in Cartesian coordinates" in outcome.err
     card = json.loads((tmp_path / "run" / "artifact" / "card.json").read_text())

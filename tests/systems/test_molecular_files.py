@@ -206,7 +206,7 @@ def test_names_that_are_almost_right_are_answered_with_choices(folder: Path) -> 
         get_system(path)
     path.write_text(text.format("amber99sbildn.xml") + "implicit_solvent: obc3\n")
     with pytest.raises(
-        InputError, match=r"one of hct, obc1, obc2, gbn, gbn2 or a file, got 'obc3'"
+        InputError, match=r"one of hct, obc1, obc2, gbn, gbn2 or a force-field file, got 'obc3'"
     ):
         get_system(path)
 

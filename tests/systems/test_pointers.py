@@ -18,7 +18,7 @@ pytest.importorskip("openmm")
     [
         (
             "constraints: HBonds",
-            "a constrained length is held by the integrator, not by the energy",
+            "a constrained length is held by an integrator and not by the energy",
         ),
         ("hydrogen_mass: 4", "configurations do not depend on masses"),
         ("box: [3, 3, 3]", "repeats in every image"),

@@ -194,7 +194,7 @@ ILL_POSED: dict[str, tuple[Callable[[Path], System | Path], str]] = {
     "constraints": (lambda folder: constrained(), "1 constraints.*constraints=None"),
     "constraints, in a file": (
         lambda folder: molecule(folder, more="constraints: HBonds\n"),
-        "unknown key 'constraints': a constrained length is held by the integrator",
+        "constraints must be left out: a constrained length is held by an integrator",
     ),
 }
 

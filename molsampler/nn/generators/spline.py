@@ -20,8 +20,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -86,10 +89,7 @@ class Spline(DensityGenerator):
             )
         self.images = _images(config, space)
         self.mirror_symmetric = config.mirror
-        circular = torch.zeros(space.dof, dtype=torch.bool)
-        circular[list(space.circular)] = True
-        size = space.dof - config.rotations
-        self.flow = Flow(config, size, circular[:size])
+        self.flow = Flow(config, space.dof - config.rotations, space.circular)
         self.basis = None if space.dof == n * d else _helmert(n)
 
     # The space and flat coordinates
@@ -205,17 +205,24 @@ def _images(config: SplineConfig, space: Space) -> Images:
     flips = [[1.0] * d, [-1.0] + [1.0] * (d - 1)] if config.mirror else [[1.0] * d]
     pairs = list(itertools.product(orders, flips))
     return Images(
-        torch.tensor([order for order, _ in pairs]), torch.tensor([flip for _, flip in pairs])
+        _known([order for order, _ in pairs]),
+        _known(np.array([flip for _, flip in pairs], dtype=np.float32)),
     )
 
 
 def _helmert(n: int) -> Tensor:
     """Orthonormal rows ``(n - 1, n)``, each orthogonal to the mean."""
-    rows = torch.zeros(n - 1, n, dtype=torch.float64)
+    rows = np.zeros((n - 1, n))
     for k in range(1, n):
         rows[k - 1, :k] = 1.0 / math.sqrt(k * (k + 1))
         rows[k - 1, k] = -k / math.sqrt(k * (k + 1))
-    return rows
+    return _known(rows)
+
+
+def _known(values: npt.ArrayLike) -> Tensor:
+    """A tensor that holds its values even where torch builds on the meta device."""
+    array = np.asarray(values)
+    return torch.from_numpy(array if array.size else np.zeros(array.shape, dtype=np.int64))
 
 
 def _turn(vectors: Tensor, axis: Tensor, *, back: bool) -> Tensor:
@@ -228,15 +235,15 @@ def _turn(vectors: Tensor, axis: Tensor, *, back: bool) -> Tensor:
 class Flow(nn.Module):
     """The flow on flat coordinates ``(b, k)``, of which some are the normal quantiles of angles."""
 
-    def __init__(self, config: SplineConfig, size: int, circular: Tensor):
+    def __init__(self, config: SplineConfig, size: int, circular: tuple[int, ...]):
         super().__init__()
         self.config, self.size = config, size
-        self.lines: list[int] = (~circular).nonzero()[:, 0].tolist()
-        self.circles: list[int] = circular.nonzero()[:, 0].tolist()
+        self.circles = sorted(circular)
+        self.lines = [k for k in range(size) if k not in circular]
         # Inside, coordinates on a line come first.
-        order = torch.tensor(self.lines + self.circles)
-        self.register_buffer("order", order, persistent=False)
-        self.register_buffer("back", order.argsort(), persistent=False)
+        order = self.lines + self.circles
+        self.register_buffer("order", _known(order), persistent=False)
+        self.register_buffer("back", _known(_inverse(order)), persistent=False)
         self.order: Tensor
         self.back: Tensor
         lines = len(self.lines)
@@ -375,44 +382,49 @@ class Flow(nn.Module):
         return log_volume
 
 
-def _halves(size: int, layers: int) -> list[Tensor]:
-    """Masks ``(size,)`` of what each coupling moves: pairs of a random half and the rest."""
-    random = torch.Generator().manual_seed(size)
-    masks = []
+def _inverse(order: list[int]) -> list[int]:
+    """Where each index stands in a permutation."""
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+def _halves(size: int, layers: int) -> list[list[int]]:
+    """What each coupling moves: pairs of a random half of ``range(size)`` and the rest."""
+    shuffle = random.Random(size)
+    halves = []
     for layer in range(0, layers, 2):
-        half = torch.arange(size) % 2 == 0
+        order = list(range(size))
         if layer:
-            half = half[torch.randperm(size, generator=random)]
+            shuffle.shuffle(order)
+        half = sorted(order[::2])
         # Of a single coordinate there is no other half.
-        masks += [half, ~half if size > 1 else half]
-    return masks[:layers]
+        halves += [half, sorted(order[1::2]) or half]
+    return halves[:layers]
 
 
 class Coupling(nn.Module):
     """One half of the coordinates moved by splines that the other half sets."""
 
-    def __init__(self, config: SplineConfig, part: Tensor, lines: int, size: int):
+    def __init__(self, config: SplineConfig, moved: list[int], lines: int, size: int):
         super().__init__()
-        line = torch.arange(size) < lines
-        moved_line, moved_circle = (part & line).nonzero()[:, 0], (part & ~line).nonzero()[:, 0]
-        read_line, read_circle = (~part & line).nonzero()[:, 0], (~part & ~line).nonzero()[:, 0]
+        read = [k for k in range(size) if k not in moved]
+        moved_line, moved_circle = ([k for k in moved if (k < lines) == on] for on in (True, False))
+        read_line, read_circle = ([k for k in read if (k < lines) == on] for on in (True, False))
         self.reach, self.bins = config.reach, config.bins
         for name, index in (
             ("moved_line", moved_line),
             ("moved_circle", moved_circle),
             ("read_line", read_line),
             ("read_circle", read_circle),
-            ("back", torch.cat([moved_line, moved_circle, read_line, read_circle]).argsort()),
+            ("back", _inverse(moved_line + moved_circle + read_line + read_circle)),
         ):
-            self.register_buffer(name, index, persistent=False)
+            self.register_buffer(name, _known(index), persistent=False)
         self.moved_line: Tensor
         self.moved_circle: Tensor
         self.read_line: Tensor
         self.read_circle: Tensor
         self.back: Tensor
-        self.register_buffer(
-            "centres", torch.linspace(-3.0, 3.0, max(config.bumps, 1)), persistent=False
-        )
+        centres = _known(np.linspace(-3.0, 3.0, max(config.bumps, 1), dtype=np.float32))
+        self.register_buffer("centres", centres, persistent=False)
         self.centres: Tensor
         self.bumps = config.bumps
         self.sizes = (
