@@ -19,7 +19,7 @@ from .options import (
     check_samples_output,
     given_system,
 )
-from .summary import energy_line
+from .summary import WeightStatistics, energy_line
 from .terminal import print_json, progress
 
 if TYPE_CHECKING:
@@ -57,13 +57,15 @@ def sample(
 
     sampler = Sampler.load(source, system=given_system(system, trust_code=trust_code))
     stream = sampler.stream(number, seed=seed, refine=refine, device=device, batch_size=batch_size)
-    statistics = EnergyStatistics()
+    statistics, weights = EnergyStatistics(), WeightStatistics()
     with progress(f"sampling {sampler.system.name}", number) as update:
 
         def blocks() -> Iterator[Samples]:
             for block in stream.blocks():
                 yield block
                 statistics.add(block.energies)
+                if block.log_weights is not None:
+                    weights.add(block.log_weights)
                 update(statistics.count)
 
         save_blocks(
@@ -76,10 +78,14 @@ def sample(
         )
     energies, metadata = statistics.summary().model_dump(), stream.metadata()
     if json:
-        print_json({"file": output, "n": number, "energies": energies, **metadata})
+        print_json(
+            {"file": output, "n": number, "energies": energies, **weights.summary(), **metadata}
+        )
         return
     print(f"wrote {output}: {number:,} samples of {sampler.system.name}")
     print(energy_line(energies))
+    if said := weights.line():
+        print(said)
     if handed := metadata.get("handedness"):
         print(
             f"handedness: {handed['wrong_before_inversion']:,} of {handed['molecules']:,} had a wrong "

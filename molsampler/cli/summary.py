@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..samples import Samples
 
 
@@ -28,3 +33,56 @@ def energy_line(energies: dict[str, Any]) -> str:
     if energies["nonfinite"]:
         line += f"; {energies['nonfinite']:,} not finite"
     return line
+
+
+class WeightStatistics:
+    """Effective number, largest weight and log Z of weights that come in blocks, which are not kept."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sum = self._squares = self._largest = -math.inf
+
+    def add(self, log_weights: Tensor) -> None:
+        """Count the log weights ``(n,)`` of a block."""
+        import torch
+
+        self.count += len(log_weights)
+        logs = log_weights.double()
+        self._sum = np.logaddexp(self._sum, float(torch.logsumexp(logs, 0)))
+        self._squares = np.logaddexp(self._squares, float(torch.logsumexp(2 * logs, 0)))
+        self._largest = max(self._largest, float(logs.max()))
+
+    def summary(self) -> dict[str, Any]:
+        """``ess``, ``max_weight`` and ``log_z`` with its standard error; nothing without weights.
+
+        ``max_weight`` and ``log_z`` are None where every weight is zero.
+        """
+        n = self.count
+        if not n:
+            return {}
+        if self._sum == -math.inf:
+            return {"ess": 0.0, "max_weight": None, "log_z": None}
+        ess = math.exp(2 * self._sum - self._squares)
+        se = math.sqrt(max(n / ess - 1.0, 0.0) / (n - 1)) if n > 1 else None
+        return {
+            "ess": ess,
+            "max_weight": math.exp(self._largest - self._sum),
+            "log_z": {"value": float(self._sum) - math.log(n), "se": se},
+        }
+
+    def line(self) -> str:
+        """One line on the weights, empty without any."""
+        known = self.summary()
+        if not known:
+            return ""
+        if known["log_z"] is None:
+            return (
+                f"weights: every one of {self.count:,} is zero; nothing can be said of the target"
+            )
+        log_z = known["log_z"]
+        error = "" if log_z["se"] is None else f" ± {log_z['se']:.2g}"
+        return (
+            f"weights: effective number {known['ess']:,.0f} of {self.count:,}, largest "
+            f"{100 * known['max_weight']:.2g} %, log Z {log_z['value']:.4f}{error}; averages need them "
+            "(molsampler free-energy, samples.expectation)"
+        )

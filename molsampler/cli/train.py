@@ -164,7 +164,7 @@ def _print(result: TrainResult) -> None:
     if result.skipped:
         print(f"skipped {result.skipped:,} iterations with a non-finite loss or gradient")
     if result.artifact is not None:
-        print(f"sampler: {result.artifact} (refinement drift {result.drift:.3f} kT)")
+        print(f"sampler: {result.artifact}")
     if result.verdict is not None:
         print(f"verdict: {result.verdict}")
     if result.status != "completed":

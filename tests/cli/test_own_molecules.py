@@ -79,7 +79,7 @@ def test_a_molecule_is_trained_sampled_and_compared_with_ones_own_run(
     assert outcome.code == 0, outcome.err
 
     system = get_system(yaml)
-    trajectory, topology = own_run(system, tmp_path, frames=400, every=20)
+    trajectory, topology = own_run(system, tmp_path, frames=1500, every=20)
     report, metrics = tmp_path / "report.html", tmp_path / "metrics.json"
     outcome = run(
         "compare", samples, trajectory, "--top", topology, "--system", yaml,
@@ -87,13 +87,13 @@ def test_a_molecule_is_trained_sampled_and_compared_with_ones_own_run(
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert outcome.err.splitlines()[0] == "reading samples.npz"
-    assert "comparing 100 samples of mine with 400 of the reference" in outcome.err
+    assert "comparing 100 samples of mine with 1,500 of the reference" in outcome.err
     assert "run.xtc: atoms have the names and order of the system." in outcome.out
-    assert "reference: 400 frames are worth" in outcome.out
+    assert "reference: 1,500 frames are worth" in outcome.out
     assert "not judged" in outcome.out
     found = json.loads(metrics.read_text())
     assert any("statistical inefficiency" in text for text in found["remarks"])
-    assert found["reference"]["n"] < 400
+    assert found["reference"]["n"] < 1500
     assert [m["judged"] for m in found["metrics"] if m["key"] == "w2"] == [False]
     page = report.read_text()
     assert "statistical inefficiency" in page

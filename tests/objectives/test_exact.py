@@ -146,7 +146,6 @@ def test_the_path_gradient_vanishes_draw_by_draw_where_the_generator_is_right() 
         # An identity: couplings are so at first, the affine map and the marginals by hand.
         generator.flow.mean.zero_()
         generator.flow.mixing.copy_(torch.eye(2))
-        generator.flow.unmixing.copy_(torch.eye(2))
         generator.flow.line_marginals.zero_()
     mean, _ = gradient_of(objective, state, 1)
     assert float(mean.abs().max()) < 1e-5
@@ -233,7 +232,6 @@ def test_proposals_leave_the_target_as_it_is() -> None:
     with torch.no_grad():
         # Wider than the target, and aside.
         work.modules["generator"].flow.mixing.mul_(1.7)
-        work.modules["generator"].flow.unmixing.div_(1.7)
         work.modules["generator"].flow.mean.add_(0.5)
     x = torch.randn(4000, 1, 2, generator=torch.Generator().manual_seed(1))
     population = Population(mala.init(x, target), 0.1)

@@ -7,8 +7,8 @@ carried to configurations by
    perceptron reads off the other half (Durkan et al., arXiv 1906.04032), circular ones on the circle
    (Rezende et al., arXiv 2002.02428);
 2. one spline per coordinate that depends on nothing, set at the start to the quantiles of the population;
-3. for coordinates on a line an affine map, set at the start to whiten the population, along its independent
-   components where asked (:mod:`molsampler.nn.independent_components`);
+3. for coordinates on a line an affine map, which starts out by whitening the population, along its
+   independent components where asked (:mod:`molsampler.nn.independent_components`);
 4. the way into the space: orthonormal coordinates of a mean-free one; the normal quantile of an angle.
 
 The density follows from the slopes. With ``permutations`` or ``mirror`` the flow is averaged over all
@@ -247,12 +247,8 @@ class Flow(nn.Module):
         self.order: Tensor
         self.back: Tensor
         lines = len(self.lines)
-        self.register_buffer("mean", torch.zeros(lines))
-        self.register_buffer("mixing", torch.eye(lines))
-        self.register_buffer("unmixing", torch.eye(lines))
-        self.mean: Tensor
-        self.mixing: Tensor
-        self.unmixing: Tensor
+        self.mean = nn.Parameter(torch.zeros(lines))
+        self.mixing = nn.Parameter(torch.eye(lines))
         bins, circles = config.marginal_bins, len(self.circles)
         self.line_marginals = nn.Parameter(
             torch.zeros(lines, splines.parameters(bins, circular=False))
@@ -304,7 +300,7 @@ class Flow(nn.Module):
     def pull(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Noise of flat coordinates, and the log volume of the map."""
         line, circle = self._both(y[:, self.order])
-        line = (line - self.mean) @ self.unmixing.T
+        line = self._unmixed(line)
         circle, log_share = _share(circle)
         z, log_slope = self._marginals(torch.cat([line, circle], 1), inverse=True)
         total = log_share - self._log_mixing() + log_slope
@@ -324,8 +320,7 @@ class Flow(nn.Module):
                 mean, mixing = unmixing(line, rotate=self.config.axes == "independent")
             self.mean.copy_(mean)
             self.mixing.copy_(mixing)
-            self.unmixing.copy_(torch.linalg.inv(self.mixing.double()))
-            line = (line - self.mean) @ self.unmixing.T
+            line = self._unmixed(line)
             self.line_marginals.copy_(self._quantiles(line, circular=False))
         if self.circles:
             self.circle_marginals.copy_(self._quantiles(_share(circle)[0], circular=True))
@@ -374,6 +369,10 @@ class Flow(nn.Module):
             circle, slope = splines.through(circle, round_, inverse=inverse)
             total = total + slope.sum(-1)
         return torch.cat([line, circle], 1), total
+
+    def _unmixed(self, line: Tensor) -> Tensor:
+        back: Tensor = torch.linalg.inv(self.mixing.double()).to(line)
+        return (line - self.mean) @ back.T
 
     def _log_mixing(self) -> Tensor:
         if not self.lines:
