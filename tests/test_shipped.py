@@ -17,6 +17,7 @@ from molsampler.analysis.distances import distance_total_variation
 from molsampler.analysis.energies import total_variation, wasserstein2_1d
 from molsampler.analysis.geometry import molecule_of
 from molsampler.analysis.modes import mode_distance, mode_weights
+from molsampler.estimate import log_mean
 from molsampler.molecule.chirality import signed_volumes
 from molsampler.reference import load_reference
 from molsampler.sampler.store import list_pretrained
@@ -41,6 +42,39 @@ LIMITS = {
 }
 
 
+class Exact(NamedTuple):
+    """Least effective share, and log Z with the error of the route that it is from."""
+
+    share: float
+    log_z: float
+    error: float
+
+
+#: Analytic, but for dw4: annealed importance sampling by ``benchmarks/exact.py`` (docs/research-log.md).
+EXACT = {
+    "mog40-exact": Exact(0.8, 0.0, 0.0),
+    "mw32-exact": Exact(0.4, 164.696, 0.0),
+    "dw4-exact": Exact(0.5, 29.666, 0.005),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_samplers_know_log_z_and_the_averages(name):
+    limits, sampler = EXACT[name], Sampler.load(name)
+    samples = sampler.sample(2 * N, seed=5, device="cpu")
+    assert samples.ess > limits.share * len(samples)
+    log_z = samples.log_z
+    assert abs(log_z.value - limits.log_z) < 5 * (log_z.se**2 + limits.error**2) ** 0.5 < 0.15
+    energy = samples.expectation(lambda x: sampler.system.energy(x.double()))
+    truth = sampler.system.energy(reference(sampler.system).double())
+    spread = float(truth.std()) / N**0.5
+    assert abs(float(energy.value - truth.mean())) < 5 * (float(energy.se) ** 2 + spread**2) ** 0.5
+    # Negative control: half of the draws that are there count for nothing.
+    side = samples.positions[:, 0, 0] > samples.positions[:, 0, 0].median()
+    half = log_mean(samples.log_weights.masked_fill(side, -torch.inf))
+    assert abs(half.value - limits.log_z) > 5 * half.se
+
+
 def reference(system) -> Tensor:
     if hasattr(system, "sample"):
         return system.sample(N, generator=torch.Generator().manual_seed(17))
@@ -63,7 +97,7 @@ def failures(x: Tensor, system, name: str) -> list[str]:
 
 
 def test_every_shipped_sampler_has_limits():
-    assert set(list_pretrained()) == {*LIMITS, "alanine-dipeptide"}
+    assert set(list_pretrained()) == {*LIMITS, "alanine-dipeptide", *EXACT}
 
 
 @pytest.mark.parametrize("seed", [101, 202])
