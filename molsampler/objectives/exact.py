@@ -231,7 +231,7 @@ class Exact(NetworkObjective):
         usable = torch.isfinite(weight)
         if not bool(usable.any()):
             raise NonFiniteError(f"none of {config.draws} draws has a finite energy and score")
-        kept = usable & (weight >= weight.quantile(config.trim)) if config.trim else usable
+        kept = usable & (weight >= weight[usable].quantile(config.trim))
         loss = torch.zeros((), device=x.device)
         if reverse:
             away = _clipped((slope - score)[kept], config.clip)
@@ -267,10 +267,11 @@ class Exact(NetworkObjective):
         start = int(work.numbers["proposed"]) % size
         index = (torch.arange(count, device=weight.device) + start) % size
         with torch.no_grad():
-            old = log_weight(state.energy[index], self._run.log_prob(state.position[index]))
+            log_prob = self._run.log_prob(state.position[index])
+        old = log_weight(state.energy[index], log_prob)
         chance = torch.rand(count, generator=work.rng, device=weight.device, dtype=weight.dtype)
         # A chain where the generator has no density at all has infinite weight and stays.
-        old = old.masked_fill(torch.isneginf(old), torch.inf)
+        old = old.masked_fill(~torch.isfinite(log_prob), torch.inf)
         accepted = chance.log() < weight[:count] - old
         chosen = index[accepted]
         moved = mala.State(

@@ -38,6 +38,18 @@ class TwoModes:
         return energy, -(share[..., None] * gap).sum(-2, keepdim=True)
 
 
+class Half(TwoModes):
+    """A Gaussian about the origin, of which one half has no energy once it is told so."""
+
+    halved = False
+
+    def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        energy, score = 0.5 * x.square().sum(dim=(-2, -1)), -x
+        if not self.halved:
+            return energy, score
+        return energy.masked_fill(x[:, 0, 0] < 0, torch.inf), score
+
+
 def problem(target: Target, iterations: int = 100, **generator: Any) -> Problem:
     config = GeneratorConfig.parse({"kind": "spline", "layers": 4, "width": 32, **generator})
     return Problem(
@@ -248,6 +260,27 @@ def test_proposals_leave_the_target_as_it_is() -> None:
     with torch.no_grad():
         drawn = work.modules["generator"].configurations(4000, generator=work.rng)[:, 0]
     assert float((drawn.var(0) - 1).abs().min()) > 1
+
+
+def test_a_chain_without_energy_takes_the_first_draw_and_draws_without_energy_are_none() -> None:
+    settings = {"draw_from": 0.0, "reverse_from": 0.0, "draws": 64, "estimator": "total"}
+    target = Half()
+    objective = made(target, settings)
+    state = begun(objective)
+    target.halved = True
+    work = objective.adopted(state)
+    population = objective.population(state)
+    lost = population.state.energy.clone()
+    lost[:64] = torch.inf
+    broken = population._replace(state=population.state._replace(energy=lost))
+    loss, moved, metrics = objective._draws(work, broken, learn=True)
+    assert math.isfinite(float(loss.detach()))
+    # Of the draws, those at x > 0 alone have an energy; every chain that was offered one took it.
+    offered = moved.state.energy[:64]
+    taken = torch.isfinite(offered)
+    assert 8 < int(taken.sum()) < 56
+    assert metrics["proposal_acceptance"] == int(taken.sum()) / 64
+    assert float(moved.state.position[:64][taken][:, 0, 0].min()) > 0
 
 
 def test_generators_without_a_density_are_refused() -> None:
