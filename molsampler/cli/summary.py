@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -35,6 +33,12 @@ def energy_line(energies: dict[str, Any]) -> str:
     return line
 
 
+def _log_sum(first: float, second: float) -> float:
+    """log(exp(first) + exp(second))."""
+    high, low = max(first, second), min(first, second)
+    return high if low == -math.inf else high + math.log1p(math.exp(low - high))
+
+
 class WeightStatistics:
     """Effective number, largest weight and log Z of weights that come in blocks, which are not kept."""
 
@@ -48,8 +52,8 @@ class WeightStatistics:
 
         self.count += len(log_weights)
         logs = log_weights.double()
-        self._sum = np.logaddexp(self._sum, float(torch.logsumexp(logs, 0)))
-        self._squares = np.logaddexp(self._squares, float(torch.logsumexp(2 * logs, 0)))
+        self._sum = _log_sum(self._sum, float(torch.logsumexp(logs, 0)))
+        self._squares = _log_sum(self._squares, float(torch.logsumexp(2 * logs, 0)))
         self._largest = max(self._largest, float(logs.max()))
 
     def summary(self) -> dict[str, Any]:
@@ -67,7 +71,7 @@ class WeightStatistics:
         return {
             "ess": ess,
             "max_weight": math.exp(self._largest - self._sum),
-            "log_z": {"value": float(self._sum) - math.log(n), "se": se},
+            "log_z": {"value": self._sum - math.log(n), "se": se},
         }
 
     def line(self) -> str:
