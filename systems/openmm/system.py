@@ -30,6 +30,7 @@ from molsampler.space import Euclidean, MeanFree
 from molsampler.target import System, check_positions
 from molsampler.units import kT
 
+from ..arguments import checked_name, integer
 from . import probe
 from .context import Array, ContextEvaluator, EvaluationError
 from .geometry import require_sane
@@ -139,9 +140,9 @@ class OpenMMSystem(System):
         if not isinstance(system, openmm.System):
             raise InputError(f"system must be an openmm.System, got {type(system).__name__}")
         n = system.getNumParticles()
-        self.name = check_name(name)
+        self.name = checked_name(name)
         self.temperature = kelvin(temperature)
-        self.workers = _whole("workers", workers, 0, 1024)
+        self.workers = integer("workers", workers, 0, 1024)
         if not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
             raise InputError(f"timeout must be a positive number of seconds, got {timeout!r}")
         self.timeout = float(timeout)
@@ -416,16 +417,6 @@ def _touching(positions: Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
 # Arguments
 
 
-def check_name(name: Any) -> str:
-    """``name`` if it can be part of a file name, else an :class:`InputError`."""
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}", name):
-        raise InputError(
-            "name must be up to 64 letters, digits, '_', '.', '+' and '-', starting with a letter "
-            f"or digit, got {name!r}"
-        )
-    return name
-
-
 def kelvin(temperature: Any) -> float:
     """A temperature in kelvin, from a number or an ``openmm.unit.Quantity``."""
     from openmm import unit
@@ -440,12 +431,6 @@ def kelvin(temperature: Any) -> float:
     if not number or not 0 < value < 1e9:
         raise InputError(f"temperature must be a positive number of kelvin, got {temperature!r}")
     return float(value)
-
-
-def _whole(name: str, value: Any, least: int, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise InputError(f"{name} must be an integer in {least}..{most}, got {value!r}")
-    return value
 
 
 def _nanometres(positions: Any, n: int) -> Array:
