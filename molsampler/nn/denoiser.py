@@ -35,17 +35,24 @@ class Denoiser(nn.Module):
     space : the target's space; outputs are projected onto it
     data_scale : root-mean-square coordinate of the clean data, :math:`\\sigma_d`
     molecule : what tells the particles apart, None for identical ones
+    context : number of features that a row is told of beside its noise, such as its temperature
     """
 
     frequencies: Tensor
     data_scale: Tensor
 
     def __init__(
-        self, config: Body, space: Space, *, data_scale: float, molecule: Molecule | None = None
+        self,
+        config: Body,
+        space: Space,
+        *,
+        data_scale: float,
+        molecule: Molecule | None = None,
+        context: int = 0,
     ):
         super().__init__()
         self.space = space
-        self.body = config.build(space, 1 + 2 * _FREQUENCIES, molecule)
+        self.body = config.build(space, 1 + 2 * _FREQUENCIES + context, molecule)
         self.unit_inputs = config.unit_inputs
         self.register_buffer("data_scale", torch.tensor(float(data_scale)))
         # log s spans about five units; frequencies from one period in six to one in a third.
@@ -59,11 +66,13 @@ class Denoiser(nn.Module):
         """c_out of relative noise ``s``, the scale of the denoiser's uncertainty."""
         return s * self.data_scale * torch.rsqrt(s.square() + self.data_scale.square())
 
-    def forward(self, y: Tensor, s: Tensor) -> Tensor:
-        """Estimate of E[x_0 | y], shape ``(b, n, d)``, at relative noise ``s`` ``(b,)``."""
+    def forward(self, y: Tensor, s: Tensor, context: Tensor | None = None) -> Tensor:
+        """Estimate of E[x_0 | y], shape ``(b, n, d)``, at relative noise ``s`` ``(b,)`` and the context
+        ``(b, c)``, None for a denoiser without one."""
         log_s = torch.log(s / self.data_scale)[:, None]
         phase = log_s * self.frequencies
-        features = torch.cat([0.5 * log_s, phase.sin(), phase.cos()], dim=-1)
+        told = [] if context is None else [context]
+        features = torch.cat([0.5 * log_s, phase.sin(), phase.cos(), *told], dim=-1)
         features = features[:, None].expand(-1, y.shape[1], -1)
         column = s[:, None, None]
         total = column**2 + self.data_scale**2
@@ -73,7 +82,11 @@ class Denoiser(nn.Module):
         return denoised
 
 
-def score_of(denoiser: Callable[[Tensor, Tensor], Tensor], x_t: Tensor, scales: Scales) -> Tensor:
-    """Score of the diffused density at ``x_t`` ``(b, n, d)`` by a (possibly compiled) denoiser."""
+def score_of(
+    denoiser: Callable[..., Tensor], x_t: Tensor, scales: Scales, context: Tensor | None = None
+) -> Tensor:
+    """Score of the diffused density at ``x_t`` ``(b, n, d)`` by a (possibly compiled) denoiser, told of the
+    context ``(b, c)`` where there is one."""
+    told = () if context is None else (context,)
     alpha, sigma = scales.alpha[:, None, None], scales.sigma[:, None, None]
-    return (alpha * denoiser(x_t / alpha, scales.sigma / scales.alpha) - x_t) / sigma**2
+    return (alpha * denoiser(x_t / alpha, scales.sigma / scales.alpha, *told) - x_t) / sigma**2

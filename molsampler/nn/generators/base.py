@@ -22,6 +22,7 @@ from ...molecule.molecule import Molecule
 from ...registry import Registry
 from ...space import Space
 from ...target import Target
+from ...temperatures import TemperatureRange
 
 
 class Draw(NamedTuple):
@@ -50,6 +51,19 @@ class GeneratorConfig(Kind):
         """The same generator with lengths in the system's unit instead of data scales of ``length``."""
         return self
 
+    def conditioned(self, temperatures: TemperatureRange) -> Self:
+        """The same generator with the temperature as an input, of a range.
+
+        Raises
+        ------
+        InputError
+            The kind takes none.
+        """
+        raise InputError(
+            f"a generator of kind {self.kind!r} takes no temperature; train it at one temperature, or a "
+            "generator of kind 'implicit' over the range"
+        )
+
     def build(
         self, space: Space, *, molecule: Molecule | None = None, sampling: Sampling | None = None
     ) -> Generator:
@@ -76,9 +90,13 @@ class Generator(nn.Module):
     config, sampling : what it is, and how it is sampled; never changed after construction
     space : where its configurations live
     mirror_symmetric : whether a configuration and its mirror image are equally likely
+    temperatures : the range of which a temperature is its context, None without one
+    temperature : the one of :meth:`at`, None where draws are told theirs
     """
 
     mirror_symmetric: bool = False
+    temperatures: TemperatureRange | None = None
+    temperature: float | None = None
 
     def __init__(self, config: GeneratorConfig, sampling: Sampling, space: Space):
         super().__init__()
@@ -99,8 +117,9 @@ class Generator(nn.Module):
     ) -> Draw:
         """``n`` configurations, on the device and in the dtype of the weights.
 
-        ``context`` ``(n, c)`` is what the samples depend on, such as an inverse temperature; kinds that
-        take none refuse it.
+        ``context`` ``(n, c)`` is what the samples depend on: temperatures of the range, as
+        :meth:`~molsampler.temperatures.TemperatureRange.context` has them, row by row those of ``target``.
+        Generators that take none refuse it.
 
         Raises
         ------
@@ -139,8 +158,50 @@ class Generator(nn.Module):
         twin.__dict__["sampling"] = sampling
         return twin
 
+    def at(self, temperature: float) -> Self:
+        """A twin that shares the weights and draws at one temperature of the range, without a context.
+
+        Raises
+        ------
+        InputError
+            The generator takes no temperature, or this one is outside the range.
+        """
+        known = self.temperatures
+        if known is None:
+            raise InputError(
+                f"a generator of one temperature cannot be asked for another, got {temperature!r}"
+            )
+        if temperature not in known:
+            raise InputError(f"temperature must be from {known}, got {temperature:g}")
+        twin = copy.copy(self)
+        twin.__dict__["temperature"] = float(temperature)
+        return twin
+
+    def context_of(self, n: int, context: Tensor | None, *, like: Tensor) -> Tensor | None:
+        """The context ``(n, 1)`` of ``n`` draws: the one given, or that of :meth:`at`; None for generators
+        of one temperature.
+
+        Raises
+        ------
+        InputError
+            It is missing, of another shape, or given to a generator that takes none.
+        """
+        known = self.temperatures
+        if known is None:
+            self.refuse_context(context)
+            return None
+        if context is None and self.temperature is not None:
+            temperature = torch.full((n,), self.temperature, dtype=like.dtype, device=like.device)
+            return known.context(temperature)
+        if context is None or tuple(context.shape) != (n, 1):
+            got = "none" if context is None else f"one of shape {tuple(context.shape)}"
+            raise InputError(
+                f"a generator of the temperatures {known} needs a context of shape ({n}, 1), got {got}"
+            )
+        return context
+
     def refuse_context(self, context: Tensor | None) -> None:
-        """For kinds that take no context."""
+        """For generators that take no context."""
         if context is not None:
             raise InputError(
                 f"a generator of kind {self.config.kind!r} takes no context, got one of shape "

@@ -37,6 +37,10 @@ For a molecule in Cartesian coordinates the latent positions are those of a Gaus
 (:meth:`molsampler.molecule.molecule.Molecule.chain_root`): bonded atoms start near each other, so the
 network has to set lengths and angles, not to fetch atoms from anywhere. The law stays symmetric under
 rotation, reflection and the exchange of equivalent atoms.
+
+With ``temperatures`` the network reads the temperature of every row as one more feature of each particle,
+and the step sizes are in proportion to it: :math:`\epsilon \nabla^2 u_T` is then the same at all of
+them.
 """
 
 from __future__ import annotations
@@ -56,6 +60,7 @@ from ...mcmc.mala import drift
 from ...molecule.molecule import Molecule
 from ...space import Space
 from ...target import COORDINATE_LIMIT, Target
+from ...temperatures import TemperatureRange
 from ..bodies import AnyBody, EGNNBody
 from .base import Draw, Generator, GeneratorConfig, Sampling
 
@@ -98,6 +103,10 @@ class ImplicitConfig(GeneratorConfig):
     langevin_scheme: LangevinScheme = "euler"
     langevin_fixed: bool = False
     langevin_hessian: bool = True
+    temperatures: TemperatureRange | None = None
+
+    def conditioned(self, temperatures: TemperatureRange) -> Self:
+        return self.model_copy(update={"temperatures": temperatures})
 
     def scaled(self, length: float) -> Self:
         last = self.langevin_last_step
@@ -185,6 +194,7 @@ class Implicit(Generator):
     ):
         super().__init__(config, sampling, space)
         self.mirror_symmetric = config.body.mirror_symmetric
+        self.temperatures = config.temperatures
         root = None
         if config.body.mirror_symmetric and molecule is not None and molecule.bonds:
             # The mean of all particles, which the chain leaves out, is passed on for spaces that have one.
@@ -193,7 +203,7 @@ class Implicit(Generator):
         self.register_buffer("root", root, persistent=False)
         features = config.noise_features + config.sign_features + config.particle_signs
         # A body without any features still needs one input to embed.
-        self.features = max(features, 1)
+        self.features = max(features, 1) + (config.temperatures is not None)
         self.body = config.body.build(space, self.features, molecule)
         self.unit = config.latent_scale if config.body.unit_inputs else 1.0
         last = config.langevin_last_step or config.langevin_step
@@ -237,8 +247,8 @@ class Implicit(Generator):
         context: Tensor | None = None,
         generator: torch.Generator | None,
     ) -> Draw:
-        self.refuse_context(context)
-        x = self(self.draw_latent(n, generator=generator), target)
+        context = self.context_of(n, context, like=self.log_step)
+        x = self(self.draw_latent(n, generator=generator), target, context)
         return Draw(x, None, n * self.layers)
 
     def draw_latent(self, n: int, *, generator: torch.Generator | None) -> Latent:
@@ -264,20 +274,35 @@ class Implicit(Generator):
         kicks = self.space.randn(n, self.layers + extra, generator=generator, like=like)
         return Latent(position, torch.cat(parts, dim=-1), kicks)
 
-    def forward(self, latent: Latent, target: Target) -> Tensor:
+    def forward(self, latent: Latent, target: Target, context: Tensor | None = None) -> Tensor:
         """Configurations ``(b, n, d)`` from latents; Langevin layers ask ``target`` for its score."""
+        features = latent.features
+        if context is not None:
+            told = context[:, None].expand(-1, features.shape[1], -1)
+            features = torch.cat([features, told], dim=-1)
         z = self.config.latent_scale * self.sampling.latent_factor * latent.position
         body = self.body if self._run is None else self._run
-        x = self.space.project(z + self.unit * body(z / self.unit, latent.features))
+        x = self.space.project(z + self.unit * body(z / self.unit, features))
         kicks = latent.kicks
         if self.scheme == "leimkuhler-matthews":
             kicks = 0.5 * (kicks[:, :-1] + kicks[:, 1:])
+        hotter = self._hotter(context)
         for layer, step in enumerate(self.steps()):
+            if hotter is not None:
+                step = step * hotter
             x = self._langevin(x, kicks[:, layer], step, target)
         return x
 
+    def _hotter(self, context: Tensor | None) -> Tensor | None:
+        """Temperatures over the middle of the range ``(b, 1, 1)``, by which step sizes are multiplied."""
+        if context is None or self.temperatures is None:
+            return None
+        relative = self.temperatures.temperature(context) / self.temperatures.middle
+        return relative[:, None, None]
+
     def steps(self) -> Tensor:
-        """Step sizes of the layers, ``(layers,)``, in squared lengths."""
+        """Step sizes of the layers, ``(layers,)``, in squared lengths; with a temperature, those at the
+        middle of its range."""
         log_step: Tensor = self.log_step
         if self.layers != len(log_step):
             log_step = functional.interpolate(
