@@ -56,6 +56,22 @@ class CountingTarget:
         self.evaluations += energy.numel()
         return energy, score
 
+    def counting(self, target: Target) -> Target:
+        """Another target, whose evaluations this one counts."""
+        return _CountedBy(self, target)
+
+
+class _CountedBy:
+    """A target that adds its evaluations to those of another one."""
+
+    def __init__(self, counter: CountingTarget, target: Target):
+        self.counter, self.target, self.space = counter, target, target.space
+
+    def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        energy, score = self.target.energy_and_score(x)
+        self.counter.evaluations += energy.numel()
+        return energy, score
+
 
 def check_positions(x: Any, shape: tuple[int, int], *, name: str = "x") -> Tensor:
     """Return ``x`` as a floating tensor of shape ``(*b, n, d)`` or raise an error that says what is wrong.

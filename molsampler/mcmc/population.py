@@ -2,6 +2,8 @@ r"""A population of Markov chains at equilibrium, made from the energy alone.
 
 Chains are annealed from a Gaussian by SMC, equilibrated by MALA, and moved on while training goes. A pair
 (clean state, its noised copy) is then an exact draw of :math:`(x_0, x_t)`.
+
+Over a range of temperatures every row has one, and neighbours exchange (:mod:`molsampler.mcmc.ladder`).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from ..space import Space
 from ..target import Target
 from . import adapt, ais, mala, smc
 from .divergence import UNREST, FallWatch, require_finite
+from .ladder import Ladder, at_temperature, exchange
 
 #: Transitions of the equilibration between looks at the median energy.
 _WATCH_EVERY = 50
@@ -59,25 +62,43 @@ class GaussianChain(Gaussian):
 
 class PopulationConfig(Frozen):
     """``size`` chains start from a Gaussian of ``start_scale`` (in the system's length unit), are annealed
-    by SMC with ``anneal_moves`` MALA steps per level and equilibrated by ``equilibration`` more."""
+    by SMC with ``anneal_moves`` MALA steps per level and equilibrated by ``equilibration`` more. Over a range
+    of temperatures the rows have ``nodes`` of them, and neighbours exchange at every ``exchange_every`` th
+    move."""
 
     size: int = Field(8192, ge=2)
     start_scale: float = Field(1.0, gt=0)
     anneal_moves: int = Field(5, ge=1)
     equilibration: int = Field(1000, ge=0)
+    nodes: int = Field(9, ge=3)
+    exchange_every: int = Field(5, ge=1)
 
 
 class Population(NamedTuple):
-    """Chains at equilibrium, and the MALA step size at which they were equilibrated."""
+    """Chains at equilibrium, and the MALA step size at which they were equilibrated.
+
+    Over a range of temperatures ``temperature`` ``(n,)`` has those of the rows, whose energies and scores are
+    those at it, and the step size is that at the middle of the range.
+    """
 
     state: mala.State
     step_size: float
+    temperature: Tensor | None = None
+
+    def at(self, temperature: float, target: Target) -> Population:
+        """What a population over temperatures says of one of them, whose density ``target`` is."""
+        rows = cast(Tensor, self.temperature)
+        nodes = len(rows.unique())
+        state = at_temperature(self.state, rows, target, temperature, nodes=nodes)
+        return Population(state, self.step_size)
 
     def put(self, tensors: dict[str, Tensor], numbers: dict[str, float | int]) -> None:
         """Enter the chains into a flat mapping of tensors and one of numbers."""
         for key, value in self.state._asdict().items():
             tensors[f"population/{key}"] = value
         numbers["population_step"] = self.step_size
+        if self.temperature is not None:
+            tensors["population/temperature"] = self.temperature
 
     @classmethod
     def taken(cls, tensors: Mapping[str, Tensor], numbers: Mapping[str, float | int]) -> Population:
@@ -90,7 +111,11 @@ class Population(NamedTuple):
         """
         try:
             fields = {key: tensors[f"population/{key}"] for key in mala.State._fields}
-            return cls(mala.State(**fields), float(numbers["population_step"]))
+            return cls(
+                mala.State(**fields),
+                float(numbers["population_step"]),
+                tensors.get("population/temperature"),
+            )
         except KeyError as error:
             raise FileFormatError(f"the checkpoint does not hold {error}") from None
 
@@ -179,9 +204,18 @@ class Equilibration:
     """
 
     def __init__(
-        self, config: PopulationConfig, target: Target, *, molecule: Molecule | None = None
+        self,
+        config: PopulationConfig,
+        target: Target,
+        *,
+        molecule: Molecule | None = None,
+        ladder: Ladder | None = None,
     ):
-        self.config, self.target = config, target
+        self.config, self.target, self.ladder = config, target, ladder
+        self.groups, self.size = 1, config.size
+        if ladder is not None:
+            self.groups = ladder.nodes
+            self.size = max(config.size // ladder.nodes, 2) * ladder.nodes
         self.base = Gaussian(target.space, config.start_scale)
         if molecule is not None and molecule.bonds:
             self.base = GaussianChain(target.space, config.start_scale, molecule)
@@ -191,9 +225,13 @@ class Equilibration:
     def init(self, *, generator: torch.Generator, like: Tensor) -> State:
         """The start; one energy evaluation a chain."""
         config = self.config
-        x = self.base.sample(config.size, generator=generator, like=like)
-        run = smc.init(x, self.base, self.target, step_size=1e-2 * config.start_scale**2)
+        x = self.base.sample(self.size, generator=generator, like=like)
+        run = smc.init(x, self.base, self._rows(x), step_size=1e-2 * config.start_scale**2)
         return State(run, None, run.adaptation)
+
+    def _rows(self, like: Tensor) -> Target:
+        """The target, row by row at the temperatures of the ladder where there is one."""
+        return self.target if self.ladder is None else self.ladder.target(self.size, like=like)
 
     def finished(self, state: State) -> bool:
         return state.chains is not None and state.steps >= self.config.equilibration
@@ -213,21 +251,29 @@ class Equilibration:
                 self._watch(run.particles.energies[1])
             if not smc.finished(run, moves=config.anneal_moves):
                 run = smc.step(
-                    run, self.base, self.target, moves=config.anneal_moves, generator=generator
+                    run,
+                    self.base,
+                    self._rows(run.particles.position),
+                    moves=config.anneal_moves,
+                    generator=generator,
+                    groups=self.groups,
                 )
                 return State(run, None, run.adaptation)
             done = smc.annealed(run)
-            chains = mala.init(done.position, self.target)
+            chains = mala.init(done.position, self._rows(done.position))
             require_finite(chains.energy, "annealed chains")
             self._settled(chains.energy)
             return State(None, chains, adapt.init(done.step_size))
         adaptation = state.adaptation
-        chains, info = mala.step(
-            cast(mala.State, state.chains),
-            self.target,
-            step_size=float(adaptation.step_size),
-            generator=generator,
-        )
+        chains = cast(mala.State, state.chains)
+        target = self._rows(chains.position)
+        step_size: float | Tensor = float(adaptation.step_size)
+        if self.ladder is not None:
+            step_size = step_size * self.ladder.relative(self.size, like=chains.energy)
+        chains, info = mala.step(chains, target, step_size=step_size, generator=generator)
+        if self.ladder is not None and (state.steps + 1) % config.exchange_every == 0:
+            odd = (state.steps + 1) // config.exchange_every % 2 == 1
+            chains, _ = exchange(chains, target, nodes=self.groups, odd=odd, generator=generator)
         # The first half tunes the step; the second half runs a fixed kernel, so it has a stationary law.
         if 2 * state.steps < config.equilibration:
             adaptation = adapt.update(adaptation, info.acceptance)
@@ -248,7 +294,10 @@ class Equilibration:
 
     def population(self, state: State) -> Population:
         """What a finished state holds."""
-        return Population(cast(mala.State, state.chains), float(state.adaptation.step_size))
+        chains, step_size = cast(mala.State, state.chains), float(state.adaptation.step_size)
+        if self.ladder is None:
+            return Population(chains, step_size)
+        return Population(chains, step_size, self.ladder.rows(self.size, like=chains.energy))
 
     def progress(self, state: State) -> Progress:
         """Moves done and to be done in the present phase; the number of levels is an estimate."""
@@ -297,7 +346,7 @@ def refresh(
     generator: torch.Generator,
 ) -> Population:
     """Move ``count`` chains, from index ``start`` and wrapping round, ``steps`` MALA steps on."""
-    state, step_size = population
+    state, step_size, _ = population
     index = (torch.arange(count, device=state.energy.device) + start) % len(state.energy)
     part = mala.State(*(field[index] for field in state))
     for _ in range(steps):
@@ -306,3 +355,33 @@ def refresh(
         *(field.index_copy(0, index, new) for field, new in zip(state, part, strict=True))
     )
     return Population(moved, step_size)
+
+
+def refresh_rows(
+    population: Population,
+    ladder: Ladder,
+    *,
+    count_evaluations: Callable[[Target], Target],
+    iteration: int,
+    count: int,
+    steps: int,
+    generator: torch.Generator,
+) -> tuple[Population, float]:
+    """:func:`refresh` of a population over temperatures: whole ladders of about ``count`` rows, which then
+    exchange once; and the share of exchanges that were accepted."""
+    state, base, temperature = population
+    n, nodes = len(state.energy), ladder.nodes
+    count = max(count // nodes, 1) * nodes
+    index = (torch.arange(count, device=state.energy.device) + iteration * count) % n
+    part = mala.State(*(field[index] for field in state))
+    target = count_evaluations(ladder.target(count, like=state.energy))
+    step_size = base * ladder.relative(count, like=state.energy)
+    for _ in range(steps):
+        part, _ = mala.step(part, target, step_size=step_size, generator=generator)
+    # Every visit to a row tries the other pairs: n / count iterations lie between them.
+    odd = iteration * count // n % 2 == 1
+    part, rate = exchange(part, target, nodes=nodes, odd=odd, generator=generator)
+    moved = mala.State(
+        *(field.index_copy(0, index, new) for field, new in zip(state, part, strict=True))
+    )
+    return Population(moved, base, temperature), rate

@@ -43,6 +43,19 @@ def systematic_resample(log_weight: Tensor, *, generator: torch.Generator | None
     return torch.searchsorted(weight.cumsum(0), points).clamp(max=size - 1)
 
 
+def grouped_resample(
+    log_weight: Tensor, groups: int, *, generator: torch.Generator | None
+) -> Tensor:
+    """Indices ``(b,)`` by :func:`systematic_resample` within each of the groups ``i, i + groups, ...``."""
+    if groups == 1:
+        return systematic_resample(log_weight, generator=generator)
+    index = torch.empty(len(log_weight), dtype=torch.long, device=log_weight.device)
+    for group in range(groups):
+        drawn = systematic_resample(log_weight[group::groups], generator=generator)
+        index[group::groups] = drawn * groups + group
+    return index
+
+
 class State(NamedTuple):
     """A run between two transitions: ``moved`` of them have been made at the level of ``lam``.
 
@@ -77,10 +90,17 @@ def step(
     generator: torch.Generator | None,
     share: float = 0.7,
     max_levels: int = 1000,
+    groups: int = 1,
 ) -> State:
-    """One MALA step of all particles, after an increment of lambda if ``moves`` were made at the last."""
+    """One MALA step of all particles, after an increment of lambda if ``moves`` were made at the last.
+
+    Particles ``i, i + groups, ...`` are one population, of an end density of their own: they are resampled
+    among themselves, and an increment is as long as the one that bears it least allows.
+    """
     if state.levels == 0 or state.moved >= moves:
-        state = _next_level(state, generator=generator, share=share, max_levels=max_levels)
+        state = _next_level(
+            state, generator=generator, share=share, max_levels=max_levels, groups=groups
+        )
     if not moves:
         return state
     particles, info = ais.move(
@@ -153,13 +173,18 @@ def annealed(state: State) -> Annealed:
 
 
 def _next_level(
-    state: State, *, generator: torch.Generator | None, share: float, max_levels: int
+    state: State,
+    *,
+    generator: torch.Generator | None,
+    share: float,
+    max_levels: int,
+    groups: int,
 ) -> State:
     level = state.levels + 1
-    new_lam = 1.0 if level >= max_levels else _next_lam(state.particles, state.lam, share)
+    new_lam = 1.0 if level >= max_levels else _next_lam(state.particles, state.lam, share, groups)
     particles = ais.reweight(state.particles, from_lam=state.lam, to_lam=new_lam)
     log_ratio = float(ais.log_normaliser_ratio(particles.log_weight))
-    index = systematic_resample(particles.log_weight, generator=generator)
+    index = grouped_resample(particles.log_weight, groups, generator=generator)
     particles = ais.State(
         particles.position[index],
         torch.zeros_like(particles.log_weight),
@@ -176,12 +201,13 @@ def _next_level(
     )
 
 
-def _next_lam(state: ais.State, lam: float, share: float) -> float:
+def _next_lam(state: ais.State, lam: float, share: float, groups: int) -> float:
     difference = (state.energies[0] - state.energies[1]).double()
     difference = difference.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
     def share_at(new_lam: float) -> float:
-        return effective_share((new_lam - lam) * difference)
+        weight = (new_lam - lam) * difference
+        return min(effective_share(weight[group::groups]) for group in range(groups))
 
     if share_at(1.0) >= share:
         return 1.0

@@ -31,6 +31,9 @@ class Chart(Protocol):
     def log_constant(self) -> float:
         """What the target leaves out of :meth:`log_volume`; log weights of draws lack it as well."""
 
+    def density(self, target: Target) -> Target:
+        """Another density of the same positions, in these coordinates."""
+
     def log_volume(self, x: Tensor) -> Tensor:
         """Log of the chart's measure over that of its coordinates ``(b,)``, constants included."""
 
@@ -53,6 +56,9 @@ class CartesianChart:
 
     def __init__(self, system: System):
         self.target: Target = system
+
+    def density(self, target: Target) -> Target:
+        return target
 
     def positions(self, x: Tensor) -> Tensor:
         return x
@@ -82,6 +88,9 @@ class InternalChart:
         self.log_constant = internal.log_constant + lengths * math.log(system.length_nm)
         self.target: Target = InternalTarget(system, internal)
         self._space = system.space
+
+    def density(self, target: Target) -> Target:
+        return InternalTarget(target, self.internal)
 
     def positions(self, x: Tensor) -> Tensor:
         """Positions in float64: a torsion far from the root of the tree has a long lever."""

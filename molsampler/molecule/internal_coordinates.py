@@ -34,7 +34,7 @@ from torch.special import ndtr
 
 from ..errors import InputError
 from ..space import Euclidean
-from ..target import System
+from ..target import Target
 
 #: Stiff torsions end this far from their centre, in rad: short of the other hand of a chiral centre.
 _TORSION_REACH = 1.0
@@ -242,11 +242,12 @@ class InternalTarget:
     across its range.
     """
 
-    def __init__(self, system: System, coordinates: InternalCoordinates):
-        if len(coordinates.placements) != system.shape[0] or system.shape[1] != 3:
+    def __init__(self, system: Target, coordinates: InternalCoordinates):
+        shape = system.space.shape
+        if len(coordinates.placements) != shape[0] or shape[1] != 3:
             raise InputError(
                 f"internal coordinates of {len(coordinates.placements)} atoms do not fit a system of "
-                f"shape {system.shape}"
+                f"shape {shape}"
             )
         self.system, self.coordinates = system, coordinates
         torsions = 2 * len(coordinates.placements) - 3

@@ -22,6 +22,7 @@ from ..molecule.molecule import Molecule
 from ..nn.generators import Generator, GeneratorConfig, Sampling
 from ..registry import Registry
 from ..target import Target
+from ..temperatures import TemperatureRange
 
 #: Everything that a bit-exact resume needs. Every state holds ``iteration``, the steps taken, and
 #: ``energy_evaluations``, what they and :meth:`Objective.init` have cost. Tensors may be live: a state is
@@ -48,6 +49,8 @@ class Problem:
     seed : of everything random
     device : where tensors live
     compile : whether networks may be compiled
+    temperatures : the range over which there is to be trained, None for the target's own temperature alone
+    at : the target at temperatures ``(n,)``, row by row, or at one for all; None without a range
     """
 
     target: Target
@@ -58,6 +61,8 @@ class Problem:
     seed: int
     device: torch.device
     compile: bool = False
+    temperatures: TemperatureRange | None = None
+    at: Callable[[Tensor], Target] | None = None
 
 
 class Preparation(ABC):
@@ -149,6 +154,8 @@ class ObjectiveConfig(Kind):
 
     kinds: ClassVar[Registry[type[ObjectiveConfig]]] = Registry("objective")
     default = "dikl-replay"
+    #: Whether it can train over a range of temperatures.
+    over_temperatures: ClassVar[bool] = False
 
     batch_size: int = Field(256, ge=1)
 

@@ -7,6 +7,11 @@ the score identities of its noised copies averages them over the whole of traini
 variance (:mod:`molsampler.diffusion.identity_mixture`). The model's own denoiser starts as a copy of the
 target's: both then err alike, and in their difference, which is all that the generator sees, common errors
 cancel.
+
+Over a range of temperatures every chain of the population has one of them, every row of the generator one
+drawn from the range, uniform in its logarithm, and all three networks are told it: what they learn is the
+same as at one temperature, row by row. The least-variance mixture and the data scale are those of the range
+as a whole.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -25,11 +30,12 @@ from torch import Tensor, nn
 from ..diffusion.identity_mixture import IdentityMixture
 from ..diffusion.schedule import Schedule
 from ..errors import FileFormatError, NonFiniteError
-from ..mcmc.population import Population, PopulationConfig, refresh
+from ..mcmc.ladder import Ladder
+from ..mcmc.population import Population, PopulationConfig, refresh, refresh_rows
 from ..nn.bodies import AnyBody, EGNNBody
 from ..nn.denoiser import Denoiser, score_of
 from ..nn.generators import Generator
-from ..target import CountingTarget
+from ..target import CountingTarget, Target
 from .base import Metrics, ObjectiveConfig, Problem, State
 from .dikl_loss import Weighting, diffuse, dikl_loss, weight
 from .preparation import PopulationPreparation
@@ -69,6 +75,8 @@ class DiKLReplayConfig(ObjectiveConfig):
     to ``decay_start`` and fall by a cosine to ``final_lr`` of themselves (``score_final_lr`` for the model's
     denoiser, which follows a generator that never stands still).
     """
+
+    over_temperatures: ClassVar[bool] = True
 
     kind: Literal["dikl-replay"] = "dikl-replay"
     denoiser: AnyBody = EGNNBody()
@@ -136,7 +144,8 @@ class DiKLReplay(NetworkObjective):
 
     def evaluations_per_step(self, *, warmup: bool) -> int:
         plan = self.config.target_score
-        moved = min(plan.refresh, plan.size) * plan.refresh_steps
+        exchanges = int(self.problem.temperatures is not None)
+        moved = min(plan.refresh, plan.size) * (plan.refresh_steps + exchanges)
         if warmup:
             return moved
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -162,18 +171,37 @@ class DiKLReplay(NetworkObjective):
             self._sound = False
         plan = self.config.target_score
         if plan.refresh:
+            metrics.update(self._refresh(work, iteration))
+        work.numbers["iteration"] = iteration + 1
+        work.numbers["energy_evaluations"] = self.target.evaluations
+        return self.flat(work), {**metrics, "nonfinite": float(not self._sound)}
+
+    def _refresh(self, work: Workspace, iteration: int) -> Metrics:
+        """Move part of the population on."""
+        plan, problem = self.config.target_score, self.problem
+        chains = Population.taken(work.tensors, work.numbers)
+        metrics: Metrics = {}
+        if problem.temperatures is None or problem.at is None:
             moved = refresh(
-                Population.taken(work.tensors, work.numbers),
+                chains,
                 self.target,
                 start=iteration * plan.refresh,
                 count=min(plan.refresh, plan.size),
                 steps=plan.refresh_steps,
                 generator=work.rng,
             )
-            moved.put(work.tensors, work.numbers)
-        work.numbers["iteration"] = iteration + 1
-        work.numbers["energy_evaluations"] = self.target.evaluations
-        return self.flat(work), {**metrics, "nonfinite": float(not self._sound)}
+        else:
+            moved, metrics["exchanged"] = refresh_rows(
+                chains,
+                Ladder(problem.temperatures, plan.nodes, problem.at),
+                count_evaluations=self.target.counting,
+                iteration=iteration,
+                count=min(plan.refresh, plan.size),
+                steps=plan.refresh_steps,
+                generator=work.rng,
+            )
+        moved.put(work.tensors, work.numbers)
+        return metrics
 
     def generator(self, state: State) -> Generator:
         averaged = cast(Generator, self.adopted(state).modules["ema"])
@@ -199,6 +227,7 @@ class DiKLReplay(NetworkObjective):
                 self.space,
                 data_scale=scale,
                 molecule=problem.molecule,
+                context=int(problem.temperatures is not None),
             ).to(problem.device)
         teacher = copy.deepcopy(score)
         modules: dict[str, nn.Module] = {
@@ -229,15 +258,18 @@ class DiKLReplay(NetworkObjective):
     def _generator_step(self, work: Workspace) -> Metrics:
         config = self.config
         teacher_loss = [self._teacher_step(work) for _ in range(config.target_score.steps)]
-        x = self._run.draw(config.batch_size, self.target, generator=work.rng).x
-        score_loss = [self._score_step(work, x.detach()) for _ in range(config.score_steps)]
+        context, target = self._drawn_temperatures(work)
+        x = self._run.draw(config.batch_size, target, context=context, generator=work.rng).x
+        score_loss = [
+            self._score_step(work, x.detach(), context) for _ in range(config.score_steps)
+        ]
 
         t = self._annealed_times(work, x)
         diffused = diffuse(x, self.schedule(t), self.space, generator=work.rng)
         x_t, scales = diffused.x_t.detach(), diffused.scales
         with torch.no_grad():
-            model_score = score_of(self._score, x_t, scales)
-            target_score = score_of(self._teacher_ema, x_t, scales)
+            model_score = score_of(self._score, x_t, scales, context)
+            target_score = score_of(self._teacher_ema, x_t, scales, context)
         scale = float(work.numbers["data_scale"])
         result = dikl_loss(
             diffused,
@@ -261,6 +293,14 @@ class DiKLReplay(NetworkObjective):
             metrics["teacher_loss"] = sum(teacher_loss) / len(teacher_loss)
         return metrics
 
+    def _drawn_temperatures(self, work: Workspace) -> tuple[Tensor | None, Target]:
+        """The context ``(b, 1)`` of a batch of the generator, and the target at its temperatures."""
+        known, at = self.problem.temperatures, self.problem.at
+        if known is None or at is None:
+            return None, self.target
+        drawn = known.draw(self.config.batch_size, generator=work.rng, like=self.like)
+        return known.context(drawn), self.target.counting(at(drawn))
+
     def _annealed_times(self, work: Workspace, x: Tensor) -> Tensor:
         """Times of the generator's and its score's steps, early in training the noisy ones only.
 
@@ -276,12 +316,12 @@ class DiKLReplay(NetworkObjective):
         floor = _ANNEALING_START * max(0.0, 1.0 - done)
         return floor + (1.0 - floor) * t
 
-    def _score_step(self, work: Workspace, x: Tensor) -> float:
+    def _score_step(self, work: Workspace, x: Tensor, context: Tensor | None) -> float:
         """Denoising score matching of the model's score on generator samples."""
         t = self._annealed_times(work, x)
         x_t, scales, _ = diffuse(x, self.schedule(t), self.space, generator=work.rng)
         s = scales.sigma / scales.alpha
-        denoised = self._score(x_t / scales.alpha[:, None, None], s)
+        denoised = self._score(x_t / scales.alpha[:, None, None], s, *_told(context))
         width = cast(Denoiser, work.modules["score"]).output_scale(s)[:, None, None]
         loss = ((denoised - x) / width).square().mean()
         self._apply(work, "score", loss, self.config.score_lr)
@@ -297,6 +337,10 @@ class DiKLReplay(NetworkObjective):
             device=self.problem.device,
         )
         x, score = position[index], score[index]
+        context = None
+        if self.problem.temperatures is not None:
+            temperature = work.tensors["population/temperature"][index]
+            context = self.problem.temperatures.context(temperature)
         t = self.schedule.times(len(x), generator=work.rng, like=x)
         x_t, scales, _ = diffuse(x, self.schedule(t), self.space, generator=work.rng)
         y, s = x_t / scales.alpha[:, None, None], scales.sigma / scales.alpha
@@ -304,7 +348,7 @@ class DiKLReplay(NetworkObjective):
         by_target = y + s[:, None, None] ** 2 * self.space.project(score)
         mixture = IdentityMixture(work.tensors["mixture"])
         share = mixture.weight(t)[:, None, None]
-        denoised = self._teacher(y, s)
+        denoised = self._teacher(y, s, *_told(context))
         width = cast(Denoiser, work.modules["teacher"]).output_scale(s)[:, None, None]
         loss = ((denoised - torch.lerp(x, by_target, share)) / width).square().mean()
         _, taken = self._apply(work, "teacher", loss, self.config.score_lr)
@@ -355,6 +399,11 @@ def _data_scale(x: Tensor, problem: Problem) -> float:
     rms = centred.square().sum(dim=(-2, -1)).mean() / space.dof
     # Two digits are enough, and survive a change of hardware.
     return float(f"{math.sqrt(float(rms)):.2g}")
+
+
+def _told(context: Tensor | None) -> tuple[Tensor, ...]:
+    """What a denoiser is told beside positions and noise."""
+    return () if context is None else (context,)
 
 
 def _compiled(module: nn.Module, wanted: bool) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FileFormatError
+from ..mcmc.ladder import Ladder
 from ..mcmc.population import Equilibration, Population, PopulationConfig, Progress
 from ..mcmc.population import State as Chains
 from ..target import CountingTarget
@@ -24,7 +25,15 @@ class PopulationPreparation(Preparation):
     def __init__(self, config: PopulationConfig, problem: Problem):
         self.config, self.problem = config, problem
         self.target = CountingTarget(problem.target)
-        self.equilibration = Equilibration(config, self.target, molecule=problem.molecule)
+        self.ladder = None
+        if problem.temperatures is not None and problem.at is not None:
+            at = problem.at
+            self.ladder = Ladder(
+                problem.temperatures, config.nodes, lambda rows: self.target.counting(at(rows))
+            )
+        self.equilibration = Equilibration(
+            config, self.target, molecule=problem.molecule, ladder=self.ladder
+        )
 
     def init(self) -> State:
         rng = torch.Generator(device=self.problem.device).manual_seed(self.problem.seed)
