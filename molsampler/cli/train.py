@@ -43,6 +43,14 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="One setting; repeatable."),
     ] = None,
+    temperature: Annotated[
+        str | None,
+        typer.Option(
+            "--temperature",
+            metavar="LO:HI",
+            help="Train over a range of temperatures; kelvin for molecules.",
+        ),
+    ] = None,
     max_time: Annotated[
         float | None,
         typer.Option(
@@ -68,6 +76,7 @@ def train(
             preset=preset.value,
             config=config,
             overrides=overrides or (),
+            temperature=temperature,
             max_time=max_time,
             device=device,
             trust_code=trust_code,
@@ -91,6 +100,7 @@ def _train(
     preset: str,
     config: Path | None,
     overrides: Sequence[str],
+    temperature: str | None,
     max_time: float | None,
     device: str,
     trust_code: bool,
@@ -98,6 +108,7 @@ def _train(
     from molsampler.systems import get_system
 
     from ..molecule.z_matrix import why_no_internal_coordinates
+    from ..temperatures import TemperatureRange
     from ..train import load_config
     from ..train import train as run
 
@@ -110,12 +121,14 @@ def _train(
         target.name,
         file=config,
         overrides=overrides,
+        temperatures=None if temperature is None else TemperatureRange.parse(temperature),
         invariant=target.invariant,
         molecule=not lacking,
     )
     command = ["molsampler", "train", system, "RUN_DIR", "--preset", preset]
     command += ["--config", str(config)] if config is not None else []
     command += [part for item in overrides for part in ("--set", item)]
+    command += ["--temperature", temperature] if temperature is not None else []
     command += ["--trust-code"] if trust_code else []
 
     def told(state: Progress) -> None:

@@ -18,6 +18,7 @@ from ..objectives import AnyObjective, ObjectiveConfig
 from ..objectives.dikl_replay import DiKLReplayConfig
 from ..storage.plain_yaml import parse_yaml, read_yaml
 from ..storage.validation import validated
+from ..temperatures import TemperatureRange
 
 PRESETS = ("fast", "exact", "paper")
 _FOLDER = Path(__file__).parent / "presets"
@@ -30,7 +31,8 @@ class TrainConfig(Frozen):
     ``coordinates: internal`` samples a molecule by bond lengths, angles and torsions
     (:mod:`molsampler.molecule.internal_coordinates`). ``sampling`` says how the trained generator is
     sampled, by the settings of its kind; ``calibrate`` tunes its one number at the end, against the
-    objective's population. ``criterion`` is what checkpoints are selected by
+    objective's population. ``temperatures`` has the sampler trained over a range of them, in kelvin for
+    molecules. ``criterion`` is what checkpoints are selected by
     (:mod:`molsampler.train.criterion`); ``auto`` is ``ess`` where draws carry weights, ``discrepancy``
     where the objective keeps a population, else ``drift``. ``probe`` has the energy probed before a
     fresh run (:mod:`molsampler.wellposed`).
@@ -38,6 +40,7 @@ class TrainConfig(Frozen):
 
     system: str
     coordinates: Literal["cartesian", "internal"] = "cartesian"
+    temperatures: TemperatureRange | None = None
     seed: int = Field(0, ge=0)
     iterations: int = Field(4000, ge=1)
     generator: AnyGenerator = ImplicitConfig()
@@ -60,6 +63,12 @@ class TrainConfig(Frozen):
         """``sampling`` in the form of the generator's kind."""
         return self.generator.sampling(self.sampling)
 
+    def what_to_train(self) -> GeneratorConfig:
+        """``generator``, told the temperature where there is a range of them."""
+        if self.temperatures is None:
+            return self.generator
+        return self.generator.conditioned(self.temperatures)
+
 
 def load_config(
     preset: str = "fast",
@@ -67,15 +76,16 @@ def load_config(
     *,
     file: Path | str | None = None,
     overrides: Sequence[str] = (),
+    temperatures: TemperatureRange | None = None,
     invariant: bool = True,
     molecule: bool = False,
 ) -> TrainConfig:
     """Build a configuration from a preset, then a YAML file, then ``KEY=VALUE`` overrides.
 
     Keys may be dotted (``generator.body.width=32``); those of the objective may be written without
-    ``objective.`` in front (``batch_size=64``). ``invariant`` says whether a system without
-    its own preset gets an equivariant network (True) or a perceptron; ``molecule`` that it gets internal
-    coordinates (:func:`molsampler.molecule.z_matrix.has_internal_coordinates`).
+    ``objective.`` in front (``batch_size=64``). ``temperatures`` is the key of that name. ``invariant`` says
+    whether a system without its own preset gets an equivariant network (True) or a perceptron; ``molecule``
+    that it gets internal coordinates (:func:`molsampler.molecule.z_matrix.has_internal_coordinates`).
 
     Raises
     ------
@@ -102,6 +112,8 @@ def load_config(
             raise InputError(f"an override must read KEY=VALUE, got {item!r}")
         values = _updated(values, _nested(key.split("."), _parse_scalar(key, text)))
     values = _merge(values, {"system": system}) if system else values
+    if temperatures is not None:
+        values = _merge(values, {"temperatures": temperatures.model_dump()})
     return validate(values)
 
 
@@ -115,6 +127,16 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
         validated(type(config.generator.sampling()), config.sampling)
     except InputError as error:
         raise type(error)(f"configuration: sampling: {error}") from None
+    if config.temperatures is not None:
+        if not config.objective.over_temperatures:
+            raise InputError(
+                f"configuration: temperatures: an objective of kind {config.objective.kind!r} trains at one "
+                "temperature; take kind 'dikl-replay', that of --preset fast"
+            )
+        try:
+            config.what_to_train()
+        except InputError as error:
+            raise InputError(f"configuration: temperatures: {error}") from None
     return config
 
 

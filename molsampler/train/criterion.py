@@ -21,6 +21,9 @@ MALA steps. It is zero in local equilibrium and blind to the weights of modes an
 the energies before and after the steps on 500 bins of [-100, 100], one where fewer than 60 % fall inside;
 and the mean of the energies below 300. **Last** takes the latest.
 
+A generator of a range of temperatures is judged at several (:class:`Case`), from one end to the other; what
+it is selected by is the mean over them.
+
 **ESS** is the effective share of the weights of a generator that knows its density. It needs no population
 and sees what the draws themselves reach.
 """
@@ -28,7 +31,8 @@ and sees what the draws themselves reach.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -137,6 +141,28 @@ class Discrepancy:
 
 
 @dataclass(frozen=True)
+class Case:
+    """What a generator is judged at: its one temperature, or one of its range.
+
+    Attributes
+    ----------
+    target : the density there
+    discrepancy : from the population there, None without one
+    temperature : None for generators of one
+    step_size : first guess of that of the MALA steps, None where nothing is known
+    """
+
+    target: Target
+    discrepancy: Discrepancy | None
+    temperature: float | None = None
+    step_size: float | None = None
+
+    def of(self, generator: Generator) -> Generator:
+        """The generator at the case's temperature."""
+        return generator if self.temperature is None else generator.at(self.temperature)
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What can be known of a generator without data."""
 
@@ -165,6 +191,24 @@ class Evaluation:
     log_z_error: float | None = None
     max_weight: float | None = None
     """Largest share that one draw has in the sum of weights."""
+
+    @classmethod
+    def mean(cls, parts: Sequence[Evaluation]) -> Evaluation:
+        """The evaluation of a generator that was judged several times: means with their errors, and sums of
+        counts."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def over(name: str) -> float | None:
+            values = [getattr(part, name) for part in parts]
+            if any(value is None for value in values):
+                return None
+            if name.endswith("_error"):
+                return math.sqrt(sum(value**2 for value in values)) / len(values)
+            whole = sum(values)
+            return whole if name in ("broken", "samples") else whole / len(values)
+
+        return cls(**{each.name: over(each.name) for each in fields(cls)})  # type: ignore[arg-type]
 
     def value(self, criterion: str) -> tuple[float, float]:
         """What selection goes by, the less the better, and its standard error."""
@@ -290,20 +334,20 @@ def energy_tvd(before: Tensor, after: Tensor) -> float:
 
 def calibrate(
     generator: Generator,
-    discrepancy: Discrepancy,
-    target: Target,
+    cases: Sequence[Case],
     *,
     samples: int,
     rng: torch.Generator,
 ) -> float:
     """Factor of :meth:`~molsampler.nn.generators.base.Generator.calibrated` that brings a generator's samples
-    nearest to the population; one for kinds without such a number.
+    nearest to the population, in the mean square over the cases that have one; one for kinds without such a
+    number.
 
     All factors see the same noise, so D squared is smooth in the factor: a parabola through five values
     has its minimum, and where that lies at the end of the five they move there. The factor found is taken
     if D there is below that at one.
     """
-    if generator.calibrated(1.0) is None:
+    if generator.calibrated(1.0) is None or all(case.discrepancy is None for case in cases):
         return 1.0
     noise = rng.get_state()
 
@@ -312,9 +356,15 @@ def calibrate(
         if scaled is None:
             return math.inf
         rng.set_state(noise)
-        with torch.no_grad():
-            x = scaled.draw(samples, target, generator=rng).x.nan_to_num().clamp(-REACH, REACH)
-        return discrepancy(x, target.energy_and_score(x)[0])[0]
+        squares = []
+        for case in cases:
+            if case.discrepancy is None:
+                continue
+            with torch.no_grad():
+                x = case.of(scaled).draw(samples, case.target, generator=rng).x
+                x = x.nan_to_num().clamp(-REACH, REACH)
+            squares.append(case.discrepancy(x, case.target.energy_and_score(x)[0])[0] ** 2)
+        return math.sqrt(sum(squares) / max(len(squares), 1))
 
     centre, reach = 1.0, 2 * _CALIBRATION_STEP
     uncalibrated = distance(1.0)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .. import memory
 from ..errors import FileFormatError, MolsamplerError, ResourceError, UnboundedEnergyError
+from ..mcmc.tempering import Tempered
 from ..molecule.chart import Chart, chart_of
 from ..molecule.chirality import right_handed
 from ..molecule.z_matrix import internal_coordinates
@@ -125,6 +126,10 @@ def train(
                     require_well_posed(target, regardless="--set probe=false trains regardless")
             except StopRequestedError:
                 return _before_anything(Path(run_dir), config, stop)
+    if config.temperatures is not None:
+        # Whether the system can be had there, in the unit that it has.
+        target.at(config.temperatures.low)
+        target.at(config.temperatures.high)
     chart = chart_of(
         target, internal_coordinates(target) if config.coordinates == "internal" else None
     )
@@ -135,17 +140,29 @@ def train(
         Stop(deadline) as stop,
     ):
         folder.claim(config)
+        known = config.temperatures
         problem = Problem(
             target=chart.target,
             molecule=target.molecule if chart.internal is None else None,
-            generator=config.generator,
+            generator=config.what_to_train(),
             sampling=config.how_to_sample(),
             iterations=config.iterations,
             seed=config.seed,
             device=place,
             compile=config.compile,
+            temperatures=known,
+            at=None if known is None else _at(target, chart),
         )
         return _Run(folder, config, target, chart, problem, command, stop, teller).run()
+
+
+def _at(system: System, chart: Chart) -> Callable[[Tensor], Target]:
+    """The system at temperatures, row by row, in the coordinates of a chart."""
+
+    def at(temperature: Tensor) -> Target:
+        return chart.density(Tempered(system, system.temperature / temperature))
+
+    return at
 
 
 def _before_anything(run_dir: Path, config: TrainConfig, stop: Stop) -> TrainResult:
@@ -286,7 +303,12 @@ class _Run:
 
     def _trainer(self, state: TrainState) -> Trainer:
         return Trainer(
-            self.config, self.chart.target, self.objective, state, device=self.problem.device
+            self.config,
+            self.chart.target,
+            self.objective,
+            state,
+            device=self.problem.device,
+            at=self.problem.at,
         )
 
     def _train(self) -> Status:
@@ -451,6 +473,7 @@ class _Run:
                     "steps": config.evaluate_steps,
                     "iteration": trainer.best_iteration,
                 },
+                *self._by_temperature(),
                 *self._handedness(generator),
             ],
             verdict=self._verdict(),
@@ -516,15 +539,33 @@ class _Run:
             }
         ]
 
+    def _by_temperature(self) -> list[dict[str, Any]]:
+        """Quality of the selected generator at each temperature at which it was judged, where it has a range;
+        the rows above are means over them."""
+        return [
+            {
+                "metric": f"at temperature {row['temperature']:.4g}",
+                "value": row["drift"] if row["discrepancy"] is None else row["discrepancy"],
+                "measure": "drift" if row["discrepancy"] is None else "discrepancy",
+                "iteration": self.trainer.best_iteration,
+                **row,
+            }
+            for row in self.trainer.state.by_temperature
+        ]
+
     def _handedness(self, generator: Generator) -> list[dict[str, Any]]:
         """Share of wrong-handed molecules that the selected generator makes, before they are inverted."""
         molecule = self.system.molecule if self.chart.internal is None else None
         if molecule is None or not molecule.chiral_centres or not generator.mirror_symmetric:
             return []
+        target: Target = self.system
+        if self.config.temperatures is not None:
+            middle = self.config.temperatures.middle
+            generator, target = generator.at(middle), self.system.at(middle)
         rng = torch.Generator(device=self.problem.device).manual_seed(self.config.seed)
         # The bare target: counted evaluations are those that a resumed run repeats to the last one.
         with torch.no_grad():
-            x = generator.draw(self.config.evaluate_samples, self.system, generator=rng).x
+            x = generator.draw(self.config.evaluate_samples, target, generator=rng).x
         found = right_handed(x, molecule.chiral_centres)
         shares = [float((wrong > 0).double().mean()) for wrong in found[1:]]
         return [

@@ -24,7 +24,8 @@ class TrainState:
     least value of the criterion; ``best_discrepancy`` and ``best_drift`` are those of the selected one,
     which may tie with the least and be later. ``calibration`` is that of the selected one, one until the
     end of training; ``verdict`` are the fields of the selected one's, ``weights`` what is known of its
-    draws' weights, where they have any. ``judging_evaluations`` are the energy
+    draws' weights, where they have any; ``by_temperature`` has a row for each temperature at which it was
+    judged, where it has a range. ``judging_evaluations`` are the energy
     evaluations that judging generators has cost; ``log_format`` is that of the lines logged so far, of which
     the first counted warm-up and training together; ``recent`` metrics are for display and not kept.
     """
@@ -45,6 +46,7 @@ class TrainState:
     log_format: int = LOG_FORMAT
     verdict: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Any] = field(default_factory=dict)
+    by_temperature: list[dict[str, Any]] = field(default_factory=list)
     recent: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -89,7 +91,7 @@ class TrainState:
             state = cls(objective, _under(tensors, _SELECTED))
             objective.update(_under(tensors, _OBJECTIVE))
             # What earlier versions did not keep.
-            values = {"log_format": 1, "verdict": {}, "weights": {}, **values}
+            values = {"log_format": 1, "verdict": {}, "weights": {}, "by_temperature": [], **values}
             for name in _COUNTERS:
                 setattr(state, name, type(getattr(state, name))(values[name]))
         except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -14,12 +15,15 @@ from ..nn.generators import Generator
 from ..objectives import Objective
 from ..target import CountingTarget, Target
 from .config import TrainConfig
-from .criterion import Discrepancy, Evaluation, calibrate, evaluate
+from .criterion import Case, Discrepancy, Evaluation, calibrate, evaluate
 from .state import TrainState
-from .verdict import verdict_of
+from .verdict import verdict_over
 
 #: Samples of the verdict, in those of an evaluation: ten thousand for the four thousand that are usual.
 _FINAL = 2.5
+
+#: Temperatures of a range at which a generator is judged: the lowest, the middle and the highest.
+JUDGED = 3
 
 
 class Trainer:
@@ -33,7 +37,9 @@ class Trainer:
         state: TrainState,
         *,
         device: torch.device,
+        at: Callable[[torch.Tensor], Target] | None = None,
     ):
+        self.at = at
         self.config, self.objective, self.state, self.device = config, objective, state, device
         self.target = CountingTarget(target, state.judging_evaluations)
         self.total = objective.warmup + config.iterations
@@ -125,29 +131,30 @@ class Trainer:
         candidate = self.objective.generator(state.objective)
         rng = torch.Generator(device=self.device)
         rng.manual_seed(self.config.seed + 7919 * (state.steps + 1))
-        population = self.objective.population(state.objective)
-        discrepancy = None
-        if population is not None:
-            require_bounded(population.state.energy, candidate.space.dof, "chains")
-            discrepancy = Discrepancy(population.state, candidate.space)
-        step_size = None if population is None else population.step_size or None
+        cases = self._cases()
 
-        def judge(generator: Generator, samples: int = self.config.evaluate_samples) -> Evaluation:
-            return evaluate(
-                generator,
-                self.target,
-                discrepancy=discrepancy,
-                samples=samples,
-                steps=self.config.evaluate_steps,
-                step_size=step_size,
-                rng=rng,
-            )
+        def judge(
+            generator: Generator, samples: int = self.config.evaluate_samples
+        ) -> list[Evaluation]:
+            return [
+                evaluate(
+                    case.of(generator),
+                    case.target,
+                    discrepancy=case.discrepancy,
+                    samples=max(10, samples // len(cases)),
+                    steps=self.config.evaluate_steps,
+                    step_size=case.step_size,
+                    rng=rng,
+                )
+                for case in cases
+            ]
 
-        result = judge(candidate)
+        parts = judge(candidate)
+        result = Evaluation.mean(parts)
         value, error = result.value(self.config.criterion)
         # Ties go to the later iteration: its average is longer and its learning rate lower.
         if value <= state.best + 2 * error:
-            self._select(result)
+            self._select(parts, cases)
             state.best_iteration = state.steps
             state.selected = weights_of(candidate)
             if self.finished and not math.isfinite(result.refined_median_energy):
@@ -156,19 +163,16 @@ class Trainer:
                     f"{self.config.evaluate_steps} Monte Carlo steps: there is nothing to keep"
                 )
         state.best = min(state.best, value)
-        if self.finished and discrepancy is not None and self.config.calibrate:
+        compared = any(case.discrepancy is not None for case in cases)
+        if self.finished and compared and self.config.calibrate:
             state.calibration = calibrate(
-                self.selected(),
-                discrepancy,
-                self.target,
-                samples=self.config.evaluate_samples,
-                rng=rng,
+                self.selected(), cases, samples=self.config.evaluate_samples, rng=rng
             )
-            self._select(judge(self.selected()))
+            self._select(judge(self.selected()), cases)
         if self.finished:
             # Fresh draws, more of them: the selected generator was the best of many on its own.
             final = judge(self.selected(), int(_FINAL * self.config.evaluate_samples))
-            self._judge(final)
+            self._judge(final, cases)
         state.seconds += time.perf_counter() - began
         state.judging_evaluations = self.target.evaluations
         return result
@@ -190,14 +194,48 @@ class Trainer:
             ) from None
         return generator.calibrated(self.state.calibration) or generator
 
-    def _select(self, result: Evaluation) -> None:
+    def _cases(self) -> list[Case]:
+        """What a generator is judged at."""
+        population = self.objective.population(self.state.objective)
+        space, known = self.target.space, self.config.temperatures
+        if population is not None:
+            require_bounded(population.state.energy, space.dof, "chains")
+        if known is None or self.at is None:
+            discrepancy = None if population is None else Discrepancy(population.state, space)
+            step_size = None if population is None else population.step_size or None
+            return [Case(self.target, discrepancy, step_size=step_size)]
+        cases = []
+        for temperature in known.spread(JUDGED):
+            target = self.target.counting(self.at(torch.tensor(temperature)))
+            discrepancy = step_size = None
+            if population is not None:
+                there = population.at(temperature, target)
+                discrepancy = Discrepancy(there.state, space)
+                step_size = there.step_size * temperature / known.middle or None
+            cases.append(Case(target, discrepancy, temperature, step_size))
+        return cases
+
+    def _select(self, parts: list[Evaluation], cases: list[Case]) -> None:
+        result = Evaluation.mean(parts)
         self.state.best_drift = result.drift
-        self._judge(result)
+        self._judge(parts, cases)
         if result.discrepancy is not None:
             self.state.best_discrepancy = result.discrepancy
 
-    def _judge(self, result: Evaluation) -> None:
-        self.state.verdict = verdict_of(result).model_dump()
+    def _judge(self, parts: list[Evaluation], cases: list[Case]) -> None:
+        result = Evaluation.mean(parts)
+        self.state.verdict = verdict_over(parts, [case.temperature for case in cases]).model_dump()
+        self.state.by_temperature = [
+            {
+                "temperature": case.temperature,
+                "discrepancy": part.discrepancy,
+                "drift": part.drift,
+                "broken": part.broken,
+                "n": part.samples,
+            }
+            for part, case in zip(parts, cases, strict=True)
+            if case.temperature is not None
+        ]
         if result.ess is not None:
             self.state.weights = {
                 "value": result.ess,

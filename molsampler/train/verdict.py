@@ -8,6 +8,7 @@ that ship, at or near the floor of every metric against references, have discrep
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from ..sampler.verdict import Verdict
 from .criterion import Evaluation
@@ -118,6 +119,25 @@ def verdict_of(evaluation: Evaluation) -> Verdict:
     if evaluation.discrepancy is not None:
         measures.insert(0, by_discrepancy(evaluation.discrepancy))
     return joined(measures)
+
+
+def verdict_over(
+    evaluations: Sequence[Evaluation], temperatures: Sequence[float | None]
+) -> Verdict:
+    """The verdict on a generator that was judged at several temperatures: that on the first where it failed,
+    else on the one with the largest distance."""
+    if len(evaluations) == 1:
+        return verdict_of(evaluations[0])
+    verdicts = [verdict_of(each) for each in evaluations]
+    named = list(zip(verdicts, temperatures, strict=True))
+    failed = [each for each in named if not each[0].usable]
+    worst, temperature = (failed or sorted(named, key=lambda each: -(each[0].value or 0.0)))[0]
+    places = ", ".join(f"{each:.4g}" for each in temperatures if each is not None)
+    return worst.model_copy(
+        update={
+            "sentence": f"judged at temperatures {places}, worst at {temperature:.4g}: {worst.sentence}"
+        }
+    )
 
 
 def joined(measures: list[Verdict]) -> Verdict:

@@ -14,7 +14,7 @@ from molsampler.nn.bodies import MLPBody
 from molsampler.nn.generators.implicit import ImplicitConfig
 from molsampler.space import Euclidean
 from molsampler.systems import get_system
-from molsampler.train.criterion import Discrepancy, Evaluation, calibrate, energy_tvd
+from molsampler.train.criterion import Case, Discrepancy, Evaluation, calibrate, energy_tvd
 
 
 class Wells:
@@ -98,7 +98,7 @@ def test_calibration_finds_the_scale_of_a_gaussian(scale):
     torch.nn.init.zeros_(generator.body.net.out.weight)
     torch.nn.init.zeros_(generator.body.net.out.bias)
     far = Discrepancy(population, space)
-    found = calibrate(generator, far, target, samples=16_000, rng=rng)
+    found = calibrate(generator, [Case(target, far)], samples=16_000, rng=rng)
     # Energies have mean 3 and variance 3; the standard error of a scale from 16,000 x 6 numbers is
     # .0023 on either side.
     assert found * scale == pytest.approx(1.0, abs=5 * 2**0.5 * 0.0023)
