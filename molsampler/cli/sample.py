@@ -42,6 +42,13 @@ def sample(
     refine: Annotated[
         int, typer.Option("--refine", min=0, help="MALA steps on the exact target afterwards.")
     ] = 0,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature",
+            help="Of the range of the sampler; kelvin for molecules. By default the system's own.",
+        ),
+    ] = None,
     device: Device = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Does not change the samples.")
@@ -56,7 +63,14 @@ def sample(
     from ..sampler.sampler import Sampler
 
     sampler = Sampler.load(source, system=given_system(system, trust_code=trust_code))
-    stream = sampler.stream(number, seed=seed, refine=refine, device=device, batch_size=batch_size)
+    stream = sampler.stream(
+        number,
+        seed=seed,
+        refine=refine,
+        temperature=temperature,
+        device=device,
+        batch_size=batch_size,
+    )
     statistics, weights = EnergyStatistics(), WeightStatistics()
     with progress(f"sampling {sampler.system.name}", number) as update:
 
@@ -72,7 +86,7 @@ def sample(
             blocks(),
             output,
             count=number,
-            system=sampler.system,
+            system=stream.system,
             metadata=stream.record,
             overwrite=overwrite,
         )
@@ -82,7 +96,10 @@ def sample(
             {"file": output, "n": number, "energies": energies, **weights.summary(), **metadata}
         )
         return
-    print(f"wrote {output}: {number:,} samples of {sampler.system.name}")
+    at = ""
+    if sampler.temperatures is not None:
+        at = f" at temperature {stream.system.temperature:g}"
+    print(f"wrote {output}: {number:,} samples of {sampler.system.name}{at}")
     print(energy_line(energies))
     if said := weights.line():
         print(said)

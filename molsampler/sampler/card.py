@@ -14,6 +14,7 @@ from ..molecule.molecule import Molecule
 from ..storage.files import read_limited
 from ..storage.sealed_json import parse_json, unsealed
 from ..storage.validation import validated
+from ..temperatures import TemperatureRange
 from ..version import __version__
 from .verdict import Verdict
 
@@ -49,8 +50,9 @@ class Card(BaseModel):
     ``system`` is a registered name or an inline specification; ``architecture`` is the generator's
     configuration, ``sampling`` how it is sampled; ``coordinates`` are the internal ones in which it works,
     None for positions, and ``molecule`` what then tells the particles apart; ``temperature`` is in kelvin,
-    None for reduced systems; ``quality`` is a table of measured metrics, one row each; ``verdict`` is that of
-    the training, None where there was none.
+    None for reduced systems, and ``temperatures`` the range at any of which it can be sampled, None for a
+    sampler of one; ``quality`` is a table of measured metrics, one row each; ``verdict`` is that of the
+    training, None where there was none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,6 +66,7 @@ class Card(BaseModel):
     molecule: Molecule | None = None
     units: dict[str, str] = Field(default_factory=dict)
     temperature: float | None = None
+    temperatures: TemperatureRange | None = None
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     training: Training | None = None
     quality: list[dict[str, Any]] = Field(default_factory=list)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
+import numbers
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,19 +16,22 @@ from torch import Tensor
 
 from .. import memory
 from ..errors import FileFormatError, InputError, ResourceError, ShapeError
-from ..molecule.chart import chart_of
+from ..molecule.chart import Chart, chart_of
 from ..nn.generators import Generator
 from ..samples import Samples
 from ..target import System, check_positions
+from ..temperatures import TemperatureRange
 from ..verbs import VERBS
 from .card import CARD, Card, read_card
 from .store import build, check_folder, locate, read_weights
-from .stream import SampleStream
+from .stream import SampleStream, Source
 
 if TYPE_CHECKING:
     from typing import Self
 
 _log = logging.getLogger(__name__)
+
+_RANGED = "one of a range comes from molsampler train SYSTEM RUN_DIR --temperature LO:HI"
 
 #: Samples handed on at a time by default.
 BATCH = 8192
@@ -36,6 +41,10 @@ def _integer(name: str, value: Any, low: int, high: int) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
         return value
     raise InputError(f"{name} must be an integer from {low} to {high}, got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def check_device(device: str | torch.device | None) -> torch.device:
@@ -62,6 +71,21 @@ def check_device(device: str | torch.device | None) -> torch.device:
             "device(s); use device='cpu'"
         )
     return chosen
+
+
+class _AtTemperature:
+    """What a stream needs to know of a sampler of a range, at one temperature of it."""
+
+    def __init__(self, sampler: Sampler, temperature: float):
+        self.hash, self.path = sampler.hash, sampler.path
+        self.system: System = sampler.system.at(temperature)
+        # What samples record of their system.
+        self.card = sampler.card.model_copy(update={"system": self.system.record()})
+        self.chart: Chart = chart_of(self.system, sampler.card.coordinates)
+        self._sampler, self._temperature = sampler, temperature
+
+    def generator(self, device: torch.device) -> Generator:
+        return self._sampler.generator(device).at(self._temperature)
 
 
 class Sampler:
@@ -124,6 +148,56 @@ class Sampler:
     def __repr__(self) -> str:
         return f"<Sampler of {self.system.name!r} shape={self.system.shape} {self.hash[:12]}>"
 
+    @property
+    def temperatures(self) -> TemperatureRange | None:
+        """The range of temperatures at any of which it can be sampled, None for a sampler of one."""
+        return self.card.temperatures
+
+    def require_range(self) -> TemperatureRange:
+        """The range of temperatures.
+
+        Raises
+        ------
+        InputError
+            The sampler is one of a single temperature.
+        """
+        if self.temperatures is None:
+            raise InputError(
+                f"the sampler in {self.path} is one of a single temperature, {self._own}; {_RANGED}"
+            )
+        return self.temperatures
+
+    @property
+    def _own(self) -> str:
+        """The system's own temperature, in words."""
+        return f"{self.system.temperature:g}{' K' if self.system.in_kelvin else ''}"
+
+    def _at(self, temperature: float | None) -> Source:
+        """What is drawn from: this sampler, at a temperature where it has a range of them."""
+        if self.temperatures is None:
+            if temperature is not None and not (
+                _is_number(temperature)
+                and math.isclose(temperature, self.system.temperature, rel_tol=1e-6)
+            ):
+                raise InputError(
+                    f"temperature={temperature!r} was asked for, and the sampler in {self.path} is one of a "
+                    f"single temperature, {self._own}; {_RANGED}"
+                )
+            return self
+        chosen = self.system.temperature if temperature is None else temperature
+        unit = " K" if self.system.in_kelvin else ""
+        if not _is_number(chosen) or chosen not in self.temperatures:
+            asked = (
+                f"the system's own one, {self._own}, is not among them; pass temperature= (--temperature)"
+                if temperature is None
+                else f"got temperature={temperature!r}"
+            )
+            raise InputError(
+                f"the sampler in {self.path} draws at temperatures from {self.temperatures}{unit}, and "
+                f"{asked}"
+            )
+        return _AtTemperature(self, float(chosen))
+
     def describe(self) -> dict[str, Any]:
         """The card, path, hash, parameter count and energy evaluations of a sample, as a JSON object."""
         generator = self.generator(torch.device("cpu"))
@@ -141,6 +215,7 @@ class Sampler:
         *,
         seed: int = 0,
         refine: int = 0,
+        temperature: float | None = None,
         device: str | torch.device | None = None,
         batch_size: int | None = None,
     ) -> Samples:
@@ -153,19 +228,28 @@ class Sampler:
         ``nonfinite_energies``. Molecules with chiral centres come out right-handed: wrong ones are
         inverted as a whole, which is exact (see :mod:`molsampler.molecule.chirality`), and ``handedness``
         counts them before and after. ``device`` None is CUDA where there is one. A sampler that its training
-        called not usable says so in a warning of the log.
+        called not usable says so in a warning of the log. ``temperature`` is one of the range that the card
+        states, by default the system's own; energies are those at it, and the samples record it.
 
         Raises
         ------
         InputError
-            ``n``, ``seed``, ``refine``, ``device`` or ``batch_size`` is out of range.
+            ``n``, ``seed``, ``refine``, ``device`` or ``batch_size`` is out of range, or ``temperature`` is
+            outside that of the sampler, or none is given and the system's own is.
         ResourceError
             The device is absent, or the samples would not fit in memory: use :meth:`stream` or
             :meth:`sample_to_file`.
         DivergenceError
             The generator gave coordinates that are not finite.
         """
-        stream = self.stream(n, seed=seed, refine=refine, device=device, batch_size=batch_size)
+        stream = self.stream(
+            n,
+            seed=seed,
+            refine=refine,
+            temperature=temperature,
+            device=device,
+            batch_size=batch_size,
+        )
         particles, dimension = self.system.shape
         # Positions and energies, and a block's worth of copies.
         memory.require(
@@ -218,6 +302,7 @@ class Sampler:
         *,
         seed: int = 0,
         refine: int = 0,
+        temperature: float | None = None,
         device: str | torch.device | None = None,
         batch_size: int | None = None,
     ) -> SampleStream:
@@ -231,9 +316,10 @@ class Sampler:
         InputError, ResourceError
             See :meth:`sample`.
         """
+        source = self._at(temperature)
         self._warn()
         return SampleStream(
-            self,
+            source,
             _integer("n", n, 1, 2**40),
             seed=_integer("seed", seed, 0, 2**63 - 1),
             refine=_integer("refine", refine, 0, 10**9),
@@ -257,6 +343,7 @@ class Sampler:
         *,
         seed: int = 0,
         refine: int = 0,
+        temperature: float | None = None,
         device: str | torch.device | None = None,
         batch_size: int | None = None,
         overwrite: bool = False,
@@ -273,7 +360,14 @@ class Sampler:
         OutputExistsError, StorageError
             See :func:`molsampler.export.save`.
         """
-        stream = self.stream(n, seed=seed, refine=refine, device=device, batch_size=batch_size)
+        stream = self.stream(
+            n,
+            seed=seed,
+            refine=refine,
+            temperature=temperature,
+            device=device,
+            batch_size=batch_size,
+        )
 
         def reported() -> Iterator[Samples]:
             done = 0
@@ -287,7 +381,7 @@ class Sampler:
             reported(),
             path,
             count=n,
-            system=self.system,
+            system=stream.system,
             metadata=stream.record,
             overwrite=overwrite,
         )

@@ -153,6 +153,10 @@ def build(card: Card, system: System, weights: Mapping[str, Tensor]) -> Generato
 
     with torch.device("meta"):
         empty = made()
+    if empty.temperatures != card.temperatures:
+        raise FileFormatError(
+            f"temperatures: the card says {card.temperatures}, its architecture {empty.temperatures}"
+        )
     expected = {name: _form(tensor) for name, tensor in empty.state_dict().items()}
     found = {name: _form(tensor) for name, tensor in weights.items()}
     if expected != found:
@@ -248,6 +252,7 @@ def save(
         molecule=_recorded(system.molecule) if coordinates is None else None,
         units=dict(units or _units(system)),
         temperature=system.temperature if temperature is None else temperature,
+        temperatures=generator.temperatures,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         training=training,
         quality=[dict(row) for row in quality],

@@ -133,6 +133,11 @@ class SampleStream:
         self._after: list[Tensor] = []
         self._handed = [0, 0, 0]
 
+    @property
+    def system(self) -> System:
+        """The system of the samples, at their temperature."""
+        return self.sampler.system
+
     def blocks(self) -> Iterator[Samples]:
         """The samples, ``batch_size`` at a time; their metadata holds what is known beforehand."""
         batch: list[_Block] = []
