@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .comparison import Comparison, compare, compare_many, format_value, tabulate
+    from .curve import Curve, CurvePoint, curve_of, curve_through, read_curve, write_curve
     from .distances import distance_total_variation, interatomic_distances
     from .draws import Draw, Draws, Pool, Settings
     from .energies import total_variation, trimmed_wasserstein2, wasserstein2_1d
@@ -40,6 +41,12 @@ _LAZY = {
     "compare": ".comparison",
     "compare_many": ".comparison",
     "format_value": ".comparison",
+    "Curve": ".curve",
+    "CurvePoint": ".curve",
+    "curve_of": ".curve",
+    "curve_through": ".curve",
+    "read_curve": ".curve",
+    "write_curve": ".curve",
     "tabulate": ".comparison",
     "distance_total_variation": ".distances",
     "interatomic_distances": ".distances",
@@ -85,6 +92,8 @@ _LAZY = {
 __all__ = [
     "BasinFreeEnergy",
     "Comparison",
+    "Curve",
+    "CurvePoint",
     "Distance",
     "Draw",
     "Draws",
@@ -104,6 +113,8 @@ __all__ = [
     "basin_weights",
     "compare",
     "compare_many",
+    "curve_of",
+    "curve_through",
     "distance_total_variation",
     "equal_budget_monte_carlo",
     "format_value",
@@ -116,6 +127,7 @@ __all__ = [
     "metric_kinds",
     "mode_weights",
     "molecule_of",
+    "read_curve",
     "refinement_drift",
     "register_metric",
     "tabulate",
@@ -124,6 +136,7 @@ __all__ = [
     "unregister_metric",
     "wasserstein2",
     "wasserstein2_1d",
+    "write_curve",
     "write_json",
     "write_profile",
     "write_report",

@@ -8,6 +8,7 @@ import typer
 
 from ..version import __version__
 from .compare import compare
+from .curve import curve
 from .demo import demo
 from .doctor import doctor
 from .export import export
@@ -50,6 +51,7 @@ for command in (
     reference,
     compare,
     free_energy,
+    curve,
     export,
     info,
     demo,

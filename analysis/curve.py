@@ -1,0 +1,571 @@
+r"""Energy, heat capacity, free energy and populations against temperature.
+
+Of samples at temperatures :math:`T_1 < \dots < T_K`, with reduced energies :math:`u = U / kT` and, where
+there are weights, :math:`\bar w_i = w_i / \sum_j w_j`,
+
+.. math:: U = kT \sum_i \bar w_i u_i, \quad
+          C / k = \frac{\sum_i \bar w_i (u_i - \bar u)^2}{1 - \sum_i \bar w_i^2}, \quad
+          f(T) = -\log \frac{Z(T)}{Z(T_1)}, \quad p_b = \sum_{i \in b} \bar w_i.
+
+f is the free energy over kT, of configurations alone, as U and C are. Its difference between neighbours is
+Bennett's acceptance ratio (Bennett 1976, J. Comput. Phys. 22), the root of
+
+.. math:: N_k \langle \sigma(\Delta f - w_k - M) \rangle_k =
+          N_{k+1} \langle \sigma(M - w_{k+1} - \Delta f) \rangle_{k+1}, \qquad
+          w_k = u_k \left(\frac{T_k}{T_{k+1}} - 1\right), \quad
+          w_{k+1} = u_{k+1} \left(\frac{T_{k+1}}{T_k} - 1\right),
+
+:math:`\sigma(x) = 1 / (1 + e^{-x})` and :math:`M = \log(N_k / N_{k+1})`, N the effective numbers of
+samples: an energy at one temperature is that at another times a factor, so that nothing is computed again.
+Errors are by the bootstrap over blocks of each temperature's samples (:mod:`molsampler.analysis.bootstrap`);
+those of f linearise Bennett's equation in the averages, and count that neighbouring differences share
+samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from molsampler.collective_variables import Intervals, collective_variable
+from molsampler.errors import FileFormatError, InputError
+from molsampler.estimate import Estimate
+from molsampler.sampler import Sampler
+from molsampler.samples import Samples
+from molsampler.storage.files import atomic_path, check_output, read_limited
+from molsampler.storage.sealed_json import parse_json
+from molsampler.systems import resolve
+from molsampler.target import System
+from molsampler.units import GAS_CONSTANT
+
+from .basins import Basin, basins_along, basins_of
+from .bootstrap import Bootstrap, blocks_of
+from .profile import PLOTS
+from .statistics import finite_or_none
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Array = NDArray[np.float64]
+
+#: Bootstrap replicates.
+REPEATS = 200
+
+#: Expected number of samples that count for both of two neighbours, below which their difference is flagged.
+FEWEST_SHARED = 25.0
+
+#: Halvings of the bracket in which the root of Bennett's equation lies.
+_HALVINGS = 80
+
+#: Largest file that is read as a curve (bytes).
+_LIMIT = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What is known at one temperature.
+
+    Attributes
+    ----------
+    temperature : in the system's unit
+    energy : mean, in the curve's ``energy_unit``
+    heat_capacity : in k
+    free_energy : over kT, against the lowest temperature
+    populations : of the basins, by name
+    n, ess : number of samples, and the effective number
+    """
+
+    temperature: float
+    energy: Estimate[float]
+    heat_capacity: Estimate[float]
+    free_energy: Estimate[float]
+    populations: dict[str, Estimate[float]] = field(default_factory=dict)
+    n: int = 0
+    ess: float = 0.0
+
+    def quantities(self) -> dict[str, Estimate[float]]:
+        """Every estimate by its name; a population is named by its basin."""
+        named = {f"population {name}": each for name, each in self.populations.items()}
+        return {
+            "energy": self.energy,
+            "heat_capacity": self.heat_capacity,
+            "free_energy": self.free_energy,
+            **named,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready dictionary."""
+        return {
+            "temperature": self.temperature,
+            "energy": _plain(self.energy),
+            "heat_capacity": _plain(self.heat_capacity),
+            "free_energy": _plain(self.free_energy),
+            "populations": {name: _plain(each) for name, each in self.populations.items()},
+            "n": self.n,
+            "ess": self.ess,
+        }
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Thermodynamics against temperature; see the module's text for the equations.
+
+    Attributes
+    ----------
+    system : its name
+    temperature_unit, energy_unit : of the rows; heat capacities are in k and free energies in kT
+    rows : by rising temperature
+    reference : another curve at the same temperatures, None without one
+    notes : what a reader must know of single numbers
+    """
+
+    system: str
+    temperature_unit: str
+    energy_unit: str
+    rows: tuple[CurvePoint, ...]
+    reference: Curve | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready dictionary, which :func:`read_curve` reads."""
+        return {
+            "system": self.system,
+            "temperature_unit": self.temperature_unit,
+            "units": {"energy": self.energy_unit, "heat_capacity": "k", "free_energy": "kT"},
+            "method": "free energies by Bennett's acceptance ratio between neighbouring temperatures, "
+            "against the lowest; errors by the bootstrap",
+            "rows": [row.to_dict() for row in self.rows],
+            "reference": None if self.reference is None else self.reference.to_dict(),
+            "notes": list(self.notes),
+        }
+
+    def beside(self, reference: Curve) -> Curve:
+        """The same curve with another one at its temperatures.
+
+        Free energies of both are against the lowest temperature that this curve has.
+
+        Raises
+        ------
+        InputError
+            The other is of another system or unit, or lacks a temperature.
+        """
+        for name in ("system", "temperature_unit", "energy_unit"):
+            if getattr(reference, name) != getattr(self, name):
+                raise InputError(
+                    f"the reference must have {name} {getattr(self, name)!r}, got "
+                    f"{getattr(reference, name)!r}"
+                )
+        return replace(self, reference=reference.only([row.temperature for row in self.rows]))
+
+    def only(self, temperatures: Sequence[float]) -> Curve:
+        """The rows at some of its temperatures, free energies against the lowest of these.
+
+        Raises
+        ------
+        InputError
+            There is no row at one of them.
+        """
+        rows = []
+        for wanted in temperatures:
+            near = [r for r in self.rows if math.isclose(r.temperature, wanted, rel_tol=1e-6)]
+            if not near:
+                raise InputError(f"the curve has no row at temperature {wanted:g}")
+            rows.append(near[0])
+        zero = rows[0].free_energy
+        if zero.value == 0.0:
+            return replace(self, rows=tuple(rows))
+        moved = [
+            replace(
+                row, free_energy=_difference(row.free_energy, zero) if k else Estimate(0.0, 0.0)
+            )
+            for k, row in enumerate(rows)
+        ]
+        return replace(self, rows=tuple(moved))
+
+
+def curve_through(
+    sets: Sequence[Samples],
+    system: System | str | None = None,
+    *,
+    temperatures: Sequence[float] | None = None,
+    along: str | None = None,
+    edges: Sequence[float] | None = None,
+    repeats: int = REPEATS,
+    seed: int = 0,
+) -> Curve:
+    """The curve through samples at several temperatures.
+
+    Parameters
+    ----------
+    sets : the samples of one temperature each, drawn independently of each other
+    system : by default the one that the first samples name
+    temperatures : of the sets, by default those that the samples record
+    along, edges : a collective variable and where the basins along it begin, in place of the system's basins
+    repeats : bootstrap replicates
+    seed : of the bootstrap
+
+    Raises
+    ------
+    InputError
+        There are fewer than two temperatures, two are equal, or a set has too few samples of finite energy.
+    """
+    if len(sets) < 2:
+        raise InputError(f"a curve needs samples at two or more temperatures, got {len(sets)}")
+    known = sets[0].system() if system is None else resolve(system)
+    if temperatures is None:
+        temperatures = [temperature_of(samples, known) for samples in sets]
+    if len(temperatures) != len(sets):
+        raise InputError(f"{len(sets)} sets of samples have {len(temperatures)} temperatures")
+    order = sorted(range(len(sets)), key=lambda k: temperatures[k])
+    ordered = [float(temperatures[k]) for k in order]
+    for low, high in pairwise(ordered):
+        if math.isclose(low, high, rel_tol=1e-9):
+            raise InputError(f"two sets of samples are of temperature {low:g}")
+    cut = _cut(known, along, edges)
+    nodes = [
+        _Node.of(sets[k], known, ordered[i], cut=cut, repeats=repeats, seed=seed + i)
+        for i, k in enumerate(order)
+    ]
+    unit, per_temperature = ("kJ/mol", GAS_CONSTANT) if known.in_kelvin else _REDUCED
+    free, notes = _free_energies(nodes)
+    rows = []
+    for node, f in zip(nodes, free, strict=True):
+        if node.left_out:
+            notes.append(
+                f"at temperature {node.temperature:g}, {node.left_out:,} samples of infinite energy are "
+                "left out"
+            )
+        rows.append(node.point(f, per_temperature * node.temperature))
+    return Curve(
+        known.name, "K" if known.in_kelvin else "reduced", unit, tuple(rows), notes=tuple(notes)
+    )
+
+
+#: Unit of the energies of reduced systems, and energy per temperature in it.
+_REDUCED = ("unit of the system in which kT is the temperature", 1.0)
+
+
+def curve_of(
+    sampler: Sampler,
+    temperatures: Sequence[float],
+    *,
+    n: int = 4000,
+    refine: int = 0,
+    seed: int = 0,
+    device: str | None = None,
+    along: str | None = None,
+    edges: Sequence[float] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Curve:
+    """The curve of a sampler of a range of temperatures, from ``n`` samples at each of some.
+
+    Samples of each temperature are of a seed of their own: Bennett's equation and the errors take them as
+    independent.
+
+    Raises
+    ------
+    InputError
+        The sampler is one of a single temperature, or a temperature is outside its range.
+    """
+    sampler.require_range()
+    sets = []
+    for k, temperature in enumerate(temperatures):
+        sets.append(
+            sampler.sample(n, temperature=temperature, refine=refine, seed=seed + k, device=device)
+        )
+        if on_progress is not None:
+            on_progress((k + 1) * n)
+    return curve_through(
+        sets, sampler.system, temperatures=temperatures, along=along, edges=edges, seed=seed
+    )
+
+
+def temperature_of(samples: Samples, system: System) -> float:
+    """The temperature of samples: the one that they record, else the system's default one."""
+    record = samples.metadata.get("system")
+    if isinstance(record, dict):
+        value = record.get("at", record.get("temperature"))
+        if isinstance(value, int | float) and value > 0:
+            return float(value)
+    return float(system.default_temperature)
+
+
+def read_curve(path: Path | str) -> Curve:
+    """A curve from the JSON file of another one.
+
+    Raises
+    ------
+    FileFormatError
+        It is none.
+    """
+    path = Path(path)
+    values = parse_json(read_limited(path, _LIMIT), path)
+    try:
+        rows = tuple(
+            CurvePoint(
+                float(row["temperature"]),
+                _estimate(row["energy"]),
+                _estimate(row["heat_capacity"]),
+                _estimate(row["free_energy"]),
+                {str(name): _estimate(each) for name, each in row["populations"].items()},
+                int(row.get("n", 0)),
+                float(row.get("ess", 0.0)),
+            )
+            for row in values["rows"]
+        )
+        found = Curve(
+            str(values["system"]),
+            str(values["temperature_unit"]),
+            str(values["units"]["energy"]),
+            tuple(sorted(rows, key=lambda row: row.temperature)),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileFormatError(
+            f"{path} is not a curve of `molsampler curve --json`: {type(error).__name__} {error}"
+        ) from None
+    if len(found.rows) < 2:
+        raise FileFormatError(f"{path} holds {len(found.rows)} temperatures, at least 2 are needed")
+    return found
+
+
+def write_curve(found: Curve, path: Path | str, *, overwrite: bool = False) -> None:
+    """Draw a curve with its errors, the reference beside it; the suffix says the format.
+
+    Raises
+    ------
+    InputError
+        The suffix is none of .png, .svg and .pdf.
+    OutputExistsError, StorageError
+        See :func:`molsampler.storage.files.check_output`.
+    """
+    target = check_output(path, overwrite=overwrite)
+    suffix = target.suffix.lower()
+    if suffix not in PLOTS:
+        raise InputError(f"a plot's name must end in {', '.join(PLOTS)}, got {target.name!r}")
+    from matplotlib.figure import Figure
+
+    unit = "" if found.temperature_unit != "K" else " / K"
+    energy = found.energy_unit if found.temperature_unit == "K" else "unit of the system"
+    panels = [
+        ("energy", f"mean energy / {energy}"),
+        ("heat_capacity", "heat capacity / k"),
+        ("free_energy", "free energy / kT"),
+    ]
+    names = list(found.rows[0].populations)
+    figure = Figure(figsize=(3.4 * (3 + bool(names)), 3.2), layout="constrained")
+    axes = figure.subplots(1, 3 + bool(names), squeeze=False)[0]
+    for ax, (key, label) in zip(axes, panels, strict=False):
+        _draw(ax, found, key)
+        ax.set_ylabel(label)
+    if names:
+        for name in names:
+            _draw(axes[-1], found, f"population {name}", label=name.replace("$", r"\$"))
+        axes[-1].set_ylabel("population")
+        axes[-1].legend(fontsize="small", frameon=False)
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.set_xlabel(f"temperature{unit}")
+    with atomic_path(target) as temporary:
+        figure.savefig(temporary, format=suffix[1:], dpi=150)
+
+
+def _draw(ax: Axes, found: Curve, key: str, *, label: str | None = None) -> None:
+    """One quantity: a line with its errors, and the reference as points."""
+
+    def columns(of: Curve) -> tuple[list[float], list[float], list[float]]:
+        points = [(row.temperature, row.quantities()[key]) for row in of.rows]
+        errors = [each.se if math.isfinite(each.se) else 0.0 for _, each in points]
+        return [t for t, _ in points], [each.value for _, each in points], errors
+
+    t, value, se = columns(found)
+    drawn = ax.errorbar(t, value, yerr=se, linewidth=1.4, label=label)
+    if found.reference is not None and key in found.reference.rows[0].quantities():
+        t, value, se = columns(found.reference)
+        colour = drawn.lines[0].get_color()
+        ax.errorbar(t, value, yerr=se, fmt="o", markersize=3.5, color=colour, fillstyle="none")
+
+
+def _plain(estimate: Estimate[float]) -> dict[str, float | None]:
+    return {"value": finite_or_none(estimate.value), "se": finite_or_none(estimate.se)}
+
+
+def _estimate(values: dict[str, Any]) -> Estimate[float]:
+    value, se = values["value"], values["se"]
+    return Estimate(
+        math.nan if value is None else float(value), math.nan if se is None else float(se)
+    )
+
+
+def _difference(first: Estimate[float], second: Estimate[float]) -> Estimate[float]:
+    # Both errors grow from the same end of the curve; their sum of squares bounds that of the difference.
+    return Estimate(first.value - second.value, math.hypot(first.se, second.se))
+
+
+def _cut(system: System, along: str | None, edges: Sequence[float] | None) -> Intervals | None:
+    if along is None:
+        if edges is not None:
+            raise InputError("edges cut a collective variable; pass along= as well")
+        return None
+    variable = collective_variable(along, system.shape, named=system.collective_variables)
+    if edges is not None:
+        return Intervals(variable, tuple(float(edge) for edge in edges))
+    if system.basins is not None and system.basins.variable.name == along:
+        return system.basins
+    raise InputError(
+        f"along={along!r} needs edges, where basins begin: the same ones at every temperature"
+    )
+
+
+class _Node(NamedTuple):
+    """The samples of one temperature: weights of which the largest is one, and reduced energies."""
+
+    temperature: float
+    weights: Array
+    energies: Array
+    basins: list[Basin]
+    bootstrap: Bootstrap
+    left_out: int
+
+    @classmethod
+    def of(
+        cls,
+        samples: Samples,
+        system: System,
+        temperature: float,
+        *,
+        cut: Intervals | None,
+        repeats: int,
+        seed: int,
+    ) -> _Node:
+        finite = samples.energies.isfinite()
+        left_out = int((~finite).sum())
+        if left_out:
+            samples = samples[finite]
+        if len(samples) < 2 or not samples.ess:
+            raise InputError(
+                f"the samples at temperature {temperature:g} must be two or more of finite energy and some "
+                f"weight, got {len(samples)}"
+            )
+        log_weights, u = samples.log_weights, samples.energies.numpy()
+        w = np.ones(len(u))
+        if log_weights is not None:
+            w = (log_weights - log_weights.max()).exp().numpy()
+        p = w / w.sum()
+        if cut is None:
+            basins = basins_of(system, samples.positions, p)
+        else:
+            basins = basins_along(cut.variable(samples.positions), cut, p)
+        traces = np.stack([w, w * u, *(w * basin.member for basin in basins[:8])], 1)
+        blocks = blocks_of(samples, traces)
+        return cls(
+            temperature, w, u, basins, Bootstrap(blocks, repeats=repeats, seed=seed), left_out
+        )
+
+    @property
+    def ess(self) -> float:
+        """Kish's effective number of samples."""
+        return float(self.weights.sum() ** 2 / np.square(self.weights).sum())
+
+    def point(self, free_energy: Estimate[float], kT: float) -> CurvePoint:
+        """The averages, with the thermal energy in the curve's unit."""
+        w = self.weights
+        centre = float(w @ self.energies / w.sum())
+        u = self.energies - centre
+        sums = self.bootstrap.blocks.sums(w, w * w, w * u, w * u * u)
+
+        def averages(total: Array) -> Array:
+            mass, square, first, second = total.T
+            mean = first / mass
+            variance = (second / mass - mean**2) / (1 - square / mass**2)
+            return np.stack([mean, variance], 1)
+
+        mean, variance = self.bootstrap(sums, averages)
+        shares = self.bootstrap.blocks.sums(w, *(w * basin.member for basin in self.basins))
+        populations = self.bootstrap(shares, lambda total: total[:, 1:] / total[:, :1])
+        return CurvePoint(
+            self.temperature,
+            Estimate(kT * (centre + mean.value), kT * mean.se),
+            variance,
+            free_energy,
+            {b.name: each for b, each in zip(self.basins, populations, strict=True)},
+            len(w),
+            self.ess,
+        )
+
+
+def _free_energies(nodes: Sequence[_Node]) -> tuple[list[Estimate[float]], list[str]]:
+    """f of every node against the first, with errors; and notes on neighbours that share too little."""
+    notes: list[str] = []
+    steps = []
+    # Of each node: what its averages add to the difference before it and to that behind it.
+    before: list[Array | None] = [None] * len(nodes)
+    behind: list[Array | None] = [None] * len(nodes)
+    for k, (cold, hot) in enumerate(pairwise(nodes)):
+        forward = cold.energies * (cold.temperature / hot.temperature - 1.0)
+        backward = hot.energies * (hot.temperature / cold.temperature - 1.0)
+        step, shared, one, other = _bennett(
+            forward, backward, cold.weights, hot.weights, cold.ess, hot.ess
+        )
+        steps.append(step)
+        behind[k], before[k + 1] = one, other
+        if shared < FEWEST_SHARED:
+            notes.append(
+                f"between temperatures {cold.temperature:g} and {hot.temperature:g} only {shared:.0f} "
+                "samples count for both: the difference of free energies is uncertain, more temperatures or "
+                "samples help"
+            )
+    values = np.concatenate([[0.0], np.cumsum(steps)])
+    # The variance of f at node m: over nodes, that of what each adds to the differences up to m.
+    variance = np.zeros(len(nodes))
+    for k, node in enumerate(nodes):
+        zero = np.zeros(len(node.weights))
+        first = zero if before[k] is None else before[k]
+        second = zero if behind[k] is None else behind[k]
+        w = node.weights
+        columns = [w, w * first, w * (first + second)]
+        sums = node.bootstrap.blocks.sums(*columns)
+        last, through = node.bootstrap(sums, lambda total: total[:, 1:] / total[:, :1])
+        variance[k] += last.se**2
+        variance[k + 1 :] += through.se**2
+    found = [Estimate(float(v), math.sqrt(e)) for v, e in zip(values, variance, strict=True)]
+    found[0] = Estimate(0.0, 0.0)
+    return found, notes
+
+
+def _bennett(
+    forward: Array, backward: Array, cold: Array, hot: Array, n_cold: float, n_hot: float
+) -> tuple[float, float, Array, Array]:
+    """Root of Bennett's equation, the number of samples that count for both sides, and each sample's
+    influence on the root, for averages under the weights ``cold`` and ``hot``."""
+    shift = math.log(n_cold / n_hot)
+    p, q = cold / cold.sum(), hot / hot.sum()
+
+    def sides(step: float) -> tuple[Array, Array]:
+        return _sigmoid(step - forward - shift), _sigmoid(shift - backward - step)
+
+    reach = 40.0
+    low = float(min(forward.min() + shift, shift - backward.max())) - reach
+    high = float(max(forward.max() + shift, shift - backward.min())) + reach
+    for _ in range(_HALVINGS):
+        middle = 0.5 * (low + high)
+        one, other = sides(middle)
+        if n_cold * (p @ one) < n_hot * (q @ other):
+            low = middle
+        else:
+            high = middle
+    step = 0.5 * (low + high)
+    one, other = sides(step)
+    slope = n_cold * (p @ (one * (1 - one))) + n_hot * (q @ (other * (1 - other)))
+    slope = max(float(slope), 1e-300)
+    return step, float(n_cold * (p @ one)), -n_cold * one / slope, n_hot * other / slope
+
+
+def _sigmoid(x: Array) -> Array:
+    return 0.5 * (1.0 + np.tanh(0.5 * x))

@@ -1,0 +1,199 @@
+"""Curves against temperature: exact laws, their errors, files and plots."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from molsampler import Samples
+from molsampler.analysis import Curve, curve_through, read_curve, write_curve, write_json
+from molsampler.errors import FileFormatError, InputError
+from molsampler.space import Euclidean
+from molsampler.target import System
+
+TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0)
+
+
+class Wells(System):
+    """Two harmonic wells of one particle, the right one higher by 1 and wider, and springs along y and z.
+
+    Where the wells do not overlap, p(right) / p(left) = 2 exp(-1 / T).
+    """
+
+    name = "two-wells"
+
+    def __init__(self) -> None:
+        self.space = Euclidean(1, 3)
+
+    def _energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a, rest = x[:, 0, 0], x[:, 0, 1:]
+        right = a > 0
+        stiffness = torch.where(right, 1.0, 4.0).to(x)
+        away = a - torch.where(right, 20.0, -20.0).to(x)
+        energy = 0.5 * stiffness * away.square() + right.to(x) + 0.5 * rest.square().sum(-1)
+        return energy, -torch.cat([(stiffness * away)[:, None], rest], 1)[:, None]
+
+    def mode_labels(self, x: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+        return (x[:, 0, 0] > 0).long(), ("left", "right")
+
+
+def right(temperature: float) -> float:
+    odds = 2 * math.exp(-1 / temperature)
+    return odds / (1 + odds)
+
+
+def truth(temperature: float) -> dict[str, float]:
+    p = right(temperature)
+    z, lowest = ((t**1.5) * (1 + 2 * math.exp(-1 / t)) for t in (temperature, TEMPERATURES[0]))
+    return {
+        "energy": 1.5 * temperature + p,
+        "heat_capacity": 1.5 + p * (1 - p) / temperature**2,
+        "free_energy": -math.log(z / lowest),
+        "population left": 1 - p,
+        "population right": p,
+    }
+
+
+def drawn(temperature: float, n: int, seed: int) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    noise = torch.randn(n, 1, 3, generator=random, dtype=torch.float64) * temperature**0.5
+    share = torch.rand(n, generator=random, dtype=torch.float64)
+    noise[:, 0, 0] = torch.where(
+        share < right(temperature), 20 + noise[:, 0, 0], -20 + noise[:, 0, 0] / 2
+    )
+    return noise
+
+
+def sets(n: int = 4000, seed: int = 0) -> list[Samples]:
+    system = Wells()
+    return [
+        Samples.of(system.at(t), drawn(t, n, 100 * seed + k)) for k, t in enumerate(TEMPERATURES)
+    ]
+
+
+def found(n: int = 4000, seed: int = 0) -> Curve:
+    return curve_through(sets(n, seed), Wells())
+
+
+def test_every_number_is_exact_within_its_error() -> None:
+    pulls: dict[str, list[float]] = {}
+    for seed in range(8):
+        for row in found(seed=seed).rows:
+            expected = truth(row.temperature)
+            for key, (value, se) in row.quantities().items():
+                if se > 0:
+                    pulls.setdefault(key, []).append((value - expected[key]) / se)
+                else:
+                    assert (key, value) == ("free_energy", 0.0)
+    assert pulls.keys() == truth(1.0).keys()
+    for key, values in pulls.items():
+        assert max(map(abs, values)) < 5, key
+        # Errors are neither too small nor too large: of some 8 independent curves with correlated rows.
+        assert 0.6 < float(np.sqrt(np.mean(np.square(values)))) < 1.6, key
+
+
+def test_weights_are_used() -> None:
+    """Draws of a wider law with weights, and, the negative control, without."""
+    system, weighted, plain = Wells(), [], []
+    for k, t in enumerate(TEMPERATURES):
+        x = drawn(1.5 * t, 20_000, k)
+        u = system.at(t).energy(x)
+        samples = Samples.of(system.at(t), x, log_weights=-u + u / 1.5)
+        weighted.append(samples)
+        plain.append(Samples(samples.positions, samples.energies, None, samples.metadata))
+    for row in curve_through(weighted, system).rows:
+        expected = truth(row.temperature)
+        for key, (value, se) in row.quantities().items():
+            assert abs(value - expected[key]) <= 5 * se
+        assert row.ess < row.n
+    row = curve_through(plain, system).rows[2]
+    assert abs(row.energy.value - truth(1.0)["energy"]) > 20 * row.energy.se
+
+
+def test_a_generator_that_ignores_the_temperature_is_seen() -> None:
+    """Energies of the same configurations at every temperature: the curve is flat, and far off."""
+    system = Wells()
+    fixed = [Samples.of(system.at(t), drawn(1.0, 4000, k)) for k, t in enumerate(TEMPERATURES)]
+    far = [
+        abs(row.energy.value - truth(row.temperature)["energy"]) / row.energy.se
+        for row in curve_through(fixed, system).rows
+        if row.temperature != 1.0
+    ]
+    assert min(far) > 15
+
+
+def test_reweighting_to_another_temperature_agrees() -> None:
+    system, source = Wells(), drawn(1.0, 40_000, 3)
+    u = system.energy(source)
+    moved = Samples.of(system.at(0.7), source, log_weights=u - u / 0.7)
+    row = found(40_000).rows[1]
+    mean = moved.expectation(lambda x: system.energy(x.double()))
+    assert abs(float(mean.value) - row.energy.value) < 5 * math.hypot(float(mean.se), row.energy.se)
+
+
+def test_files_are_read_again_and_foreign_ones_refused(tmp_path) -> None:
+    curve = found(500)
+    write_json(curve, tmp_path / "curve.json")
+    again = read_curve(tmp_path / "curve.json")
+    assert again.to_dict()["rows"] == curve.to_dict()["rows"]
+    values = json.loads((tmp_path / "curve.json").read_text())
+    assert values["units"]["heat_capacity"] == "k"
+    keys = {"temperature", "energy", "heat_capacity", "free_energy", "populations"}
+    assert keys <= values["rows"][0].keys()
+    for text in ("{}", '{"rows": [1]}', "[]"):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(FileFormatError, match="not a curve"):
+            read_curve(tmp_path / "other.json")
+
+
+def test_a_reference_at_more_temperatures_stands_beside(tmp_path) -> None:
+    whole = found(500, seed=1)
+    part = curve_through(sets(500)[1:], Wells())
+    both = part.beside(whole)
+    assert both.reference is not None
+    assert [row.temperature for row in both.reference.rows] == list(TEMPERATURES[1:])
+    # Both against the lowest of the temperatures that are compared.
+    assert both.reference.rows[0].free_energy == (0.0, 0.0)
+    moved = both.reference.rows[2].free_energy
+    expected = truth(1.4)["free_energy"] - truth(0.7)["free_energy"]
+    assert abs(moved.value - expected) < 6 * moved.se
+    write_curve(both, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 5000
+    with pytest.raises(InputError, match=r"no row at temperature 0\.5"):
+        whole.beside(part)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s[:1], "two or more temperatures, got 1"),
+        (lambda s: [s[0], s[0]], r"two sets of samples are of temperature 0\.5"),
+    ],
+)
+def test_unusable_sets_are_refused(change: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        curve_through(change(sets(50)), Wells())
+
+
+def test_neighbours_that_share_nothing_are_noted() -> None:
+    system = Wells()
+    far = [Samples.of(system.at(t), drawn(t, 300, k)) for k, t in enumerate((0.01, 2.0))]
+    curve = curve_through(far, system)
+    assert any("count for both" in note for note in curve.notes)
+    assert not found(1000).notes
+
+
+def test_infinite_energies_are_left_out_and_counted() -> None:
+    first, *rest = sets(300)
+    energies = first.energies.clone()
+    energies[3] = math.inf
+    broken = Samples(first.positions, energies, None, first.metadata)
+    curve = curve_through([broken, *rest], Wells())
+    assert any("1 samples of infinite energy" in note for note in curve.notes)
+    assert curve.rows[0].n == 299
