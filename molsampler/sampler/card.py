@@ -50,9 +50,9 @@ class Card(BaseModel):
     ``system`` is a registered name or an inline specification; ``architecture`` is the generator's
     configuration, ``sampling`` how it is sampled; ``coordinates`` are the internal ones in which it works,
     None for positions, and ``molecule`` what then tells the particles apart; ``temperature`` is in kelvin,
-    None for reduced systems, and ``temperatures`` the range at any of which it can be sampled, None for a
-    sampler of one; ``quality`` is a table of measured metrics, one row each; ``verdict`` is that of the
-    training, None where there was none.
+    or that of a reduced system in its own unit, None for those at their default one; ``temperatures`` is the
+    range at any of which it can be sampled, None for a sampler of one; ``quality`` is a table of measured
+    metrics, one row each; ``verdict`` is that of the training, None where there was none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

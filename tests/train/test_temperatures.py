@@ -46,7 +46,8 @@ class Quartic(System):
 register_system("quartic", Quartic)
 
 SETTINGS = (
-    "compile=false", "probe=false", "iterations=160", "sampling={layers: 16}", "batch_size=128", "evaluate_every=60",
+    "compile=false", "probe=false", "iterations=160", "sampling={layers: 16}", "batch_size=128",
+    "evaluate_every=60",
     "evaluate_samples=3000", "evaluate_steps=5", "score_steps=2", "log_every=20",
     "generator={kind: implicit, body: {kind: mlp, width: 32, layers: 2}, noise_features: 0, "
     "langevin_layers: 3, langevin_step: 0.03, langevin_scheme: leimkuhler-matthews, "
