@@ -13,6 +13,7 @@ from .doctor import doctor
 from .export import export
 from .free_energy import free_energy
 from .info import info
+from .merge import merge
 from .reference import reference
 from .sample import sample
 from .systems import systems
@@ -46,6 +47,7 @@ def _options(
 for command in (
     systems,
     sample,
+    merge,
     train,
     reference,
     compare,

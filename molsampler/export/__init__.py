@@ -37,6 +37,8 @@ from ..target import System
 from .format import FORMATS, Format, Output, format_of, register_format
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..samples import Samples
 
 __all__ = [
@@ -91,12 +93,14 @@ def save_blocks(
     system: Any,
     metadata: Callable[[], dict[str, Any]],
     overwrite: bool = False,
+    extras: Callable[[], dict[str, Tensor]] = dict,
 ) -> None:
     """Write ``count`` samples that arrive in blocks, in memory that does not grow with ``count``.
 
     ``metadata`` is called after the last block, so it may report on the whole run. ``system`` is a
     system or what a file records of one. Some formats keep a second copy of the samples in an
-    unnamed file beside ``path`` until the output has been compared with it.
+    unnamed file beside ``path`` until the output has been compared with it. ``extras`` are the arrays beside
+    the samples of :class:`Output`, which only formats that need no file beside them keep.
 
     Raises
     ------
@@ -111,7 +115,7 @@ def save_blocks(
     if not (system is None or isinstance(system, System)):
         # A format that needs no system can hold samples of one that is not registered.
         system = None if form.complete else resolve_recorded(system, source="the metadata")
-    form.write(path, Output(blocks, count, system, metadata, overwrite))
+    form.write(path, Output(blocks, count, system, metadata, overwrite, extras))
 
 
 def load(path: Path | str, *, system: System | str | None = None) -> Samples:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from torch import Tensor
+
 from ..errors import InputError, ShapeError, nearest
 from ..registry import Registry
 from ..target import System
@@ -27,6 +29,8 @@ class Output:
     system : whose samples they are, where that is known
     metadata : called after the last block, so that it may report on the whole run
     overwrite : whether an existing file may be replaced
+    extras : arrays of float64 that stand beside the samples, by name, called after the last block; for
+        :attr:`Format.complete` formats alone
     """
 
     blocks: Iterable[Samples]
@@ -34,6 +38,7 @@ class Output:
     system: System | None
     metadata: Callable[[], dict[str, Any]]
     overwrite: bool = False
+    extras: Callable[[], dict[str, Tensor]] = dict
 
     def checked(self, shape: tuple[int, ...]) -> Iterator[Samples]:
         """The blocks, all of samples of ``shape`` (N, D), and all with log weights or none.
