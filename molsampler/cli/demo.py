@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -75,9 +75,10 @@ def demo(
         print(f"  {stem}.npz  all {SAMPLES:,} samples with energies, lossless")
 
 
-def _tour(name: str, folder: Path, *, seed: int, device: str | None) -> dict[str, str]:
-    """Sample, refine, run the reference, compare and write; return what the page says of it."""
+def _tour(name: str, folder: Path, *, seed: int, device: str | None) -> dict[str, Any]:
+    """Sample, refine, run the reference, compare and write; return what the page shows of it."""
     from molsampler.analysis import headline, write_report
+    from molsampler.analysis.figures import modes, plots, structures
 
     from ..export import save
     from ..sampler.sampler import Sampler
@@ -104,24 +105,22 @@ def _tour(name: str, folder: Path, *, seed: int, device: str | None) -> dict[str
     report = folder / f"{name}-report.html"
     write_report(comparison, report, overwrite=True)
     comparing.print_comparison(comparison)
+    bars = modes(comparison)
     return {
         "name": name,
         "headline": headline(comparison),
+        "structures": structures(comparison.structures),
+        "plots": plots(comparison)
+        + ([] if bars is None else [{"svg": bars, "caption": "Mode weights."}]),
         "refined": headline(comparison.baselines[0]),
         "report": report.name,
     }
 
 
-def _page(sections: list[dict[str, str]]) -> str:
-    import jinja2
+def _page(sections: list[dict[str, Any]]) -> str:
+    from molsampler.analysis.page import render
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    return environment.get_template("demo.html.j2").render(refine=REFINE, sections=sections)
+    return render(Path(__file__).parent / "demo.html.j2", refine=REFINE, sections=sections)
 
 
 def _compare(
