@@ -19,7 +19,7 @@ from molsampler.version import __version__
 from . import figures, page
 from .comparison import Comparison, format_value
 from .defects import BROKEN
-from .statistics import GATE_SIGMAS, Metric
+from .statistics import GATE_SIGMAS, Metric, finite_or_none
 from .svg import HEAT, typeset
 from .torsions import BASINS
 
@@ -219,8 +219,9 @@ def _record(comparison: Comparison) -> dict[str, Any]:
         "passed": comparison.passed,
         "headline": headline(comparison),
         "metrics": {
-            metric.key: format_value(metric.value, metric.se)
-            + f" (floor {format_value(metric.floor, metric.floor_se)})"
+            metric.key: {
+                name: finite_or_none(getattr(metric, name)) for name in ("value", "se", "floor")
+            }
             for metric in comparison.metrics
         },
     }

@@ -100,11 +100,11 @@ class _Panel:
             at = f"{self.x(value):.1f}"
             parts.append(f'<path class="axis" d="M{at} {base:g}v4"/>')
             parts.append(f'<text x="{at}" y="{base + 16:g}" text-anchor="middle">{text}</text>')
-        for value, text in y_ticks:
-            at = self.y(value)
-            parts.append(f'<path class="axis" d="M{self.left:g} {at:.1f}h-4"/>')
+        for level, text in y_ticks:
+            tall = self.y(level)
+            parts.append(f'<path class="axis" d="M{self.left:g} {tall:.1f}h-4"/>')
             parts.append(
-                f'<text x="{self.left - 7:g}" y="{at + 4:.1f}" text-anchor="end">{text}</text>'
+                f'<text x="{self.left - 7:g}" y="{tall + 4:.1f}" text-anchor="end">{text}</text>'
             )
         middle = (self.left + end) / 2
         parts.append(
