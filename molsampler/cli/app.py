@@ -23,7 +23,7 @@ app = typer.Typer(
     name="molsampler",
     help="One-step neural samplers for Boltzmann distributions.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 

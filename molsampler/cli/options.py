@@ -81,8 +81,7 @@ def check_samples_output(path: Path, *, overwrite: bool) -> None:
     InputError, OutputExistsError, StorageError
         The suffix is no format, the file exists, or its folder does not.
     """
-    from ..export import format_of
-    from ..storage.files import check_output
+    from ..export import check_destination, format_of
 
     format_of(path, argument="--output")
-    check_output(path, overwrite=overwrite)
+    check_destination(path, overwrite=overwrite)

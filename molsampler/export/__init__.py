@@ -35,6 +35,7 @@ from ..storage.files import check_output, sha256
 from ..systems import resolve, resolve_recorded
 from ..target import System
 from .format import FORMATS, Format, Output, format_of, register_format
+from .topology import is_left_topology
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +46,7 @@ __all__ = [
     "FORMATS",
     "Format",
     "Output",
+    "check_destination",
     "convert",
     "describe",
     "format_of",
@@ -85,6 +87,24 @@ def save(
     )
 
 
+def check_destination(path: Path | str, *, overwrite: bool) -> bool:
+    """Refuse a destination that may not be written; return whether a file there may be replaced.
+
+    It may with ``overwrite``, and where it is no more than the topology ``X.pdb`` that a trajectory ``X.*``
+    left: a PDB file of samples names the same atoms, or is refused when it is written.
+
+    Raises
+    ------
+    InputError, OutputExistsError, StorageError
+        The suffix is no format, the file exists, or its folder does not.
+    """
+    path = Path(path)
+    format_of(path)
+    overwrite = overwrite or is_left_topology(path)
+    check_output(path, overwrite=overwrite)
+    return overwrite
+
+
 def save_blocks(
     blocks: Iterable[Samples],
     path: Path | str,
@@ -111,7 +131,7 @@ def save_blocks(
     form = format_of(path)
     if count < 1:
         raise InputError(f"there are {count} samples to write to {path}; at least one is needed")
-    check_output(path, overwrite=overwrite)
+    overwrite = check_destination(path, overwrite=overwrite)
     if not (system is None or isinstance(system, System)):
         # A format that needs no system can hold samples of one that is not registered.
         system = None if form.complete else resolve_recorded(system, source="the metadata")
@@ -156,8 +176,7 @@ def convert(
     OutputExistsError, FileFormatError, InputError, StorageError
         See :func:`load` and :func:`save`.
     """
-    format_of(Path(destination))
-    check_output(destination, overwrite=overwrite)
+    check_destination(destination, overwrite=overwrite)
     save(load(source, system=system), destination, overwrite=overwrite, system=system)
 
 

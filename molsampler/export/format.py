@@ -122,6 +122,12 @@ for _suffix, _place in {
     FORMATS.register(_suffix, f"molsampler.export.{_place}")
 
 
+#: Formats that others read and write.
+_FOREIGN = (
+    ".xyz", ".trr", ".nc", ".netcdf", ".gro", ".mdcrd", ".lammpstrj", ".gsd", ".binpos", ".dtr", ".arc",
+)  # fmt: skip
+
+
 def register_format(form: Format) -> None:
     """Add a format under its suffix; save, load, convert, describe and the commands then know it.
 
@@ -154,4 +160,7 @@ def format_of(path: Path, *, argument: str | None = None) -> Format:
         if argument is None
         else f"{argument} {path.name!r} must end in"
     )
-    raise InputError(f"{found} one of {', '.join(known)}{nearest(path.suffix, known)}")
+    hint = nearest(path.suffix, known)
+    if path.suffix.lower() in _FOREIGN:
+        hint = "; MDTraj converts others, as in mdtraj.load('X.dcd', top='X.pdb').save('X.xyz')"
+    raise InputError(f"{found} one of {', '.join(known)}{hint}")
