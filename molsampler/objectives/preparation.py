@@ -13,10 +13,6 @@ from ..mcmc.population import State as Chains
 from ..target import CountingTarget
 from .base import Preparation, Problem, State
 
-#: Levels of annealing that are expected before the first two are known: five for a mixture, eight for small
-#: molecules, twenty for clusters of some ten particles, thirty of fifty.
-_LEVELS = 20
-
 
 class PopulationPreparation(Preparation):
     """Makes the population of an objective, with the random stream that training then draws from."""
@@ -35,25 +31,20 @@ class PopulationPreparation(Preparation):
     def step(self, state: State) -> State:
         rng = self.random(state)
         self.target.evaluations = int(state["energy_evaluations"])
-        chains = Chains.unflatten(state)
+        chains = self.equilibration.unflatten(state)
         return self._flat(self.equilibration.step(chains, generator=rng), rng)
 
     def progress(self, state: State) -> Progress | None:
-        chains = Chains.unflatten(state)
+        chains = self.equilibration.unflatten(state)
         return None if self.equilibration.finished(chains) else self.equilibration.progress(chains)
 
     def expected_evaluations(self, state: State) -> int:
-        config, chains = self.config, Chains.unflatten(state)
-        at = self.equilibration.progress(chains)
-        if at.phase != "annealing":
-            rest = config.equilibration - chains.steps
-            return int(state["energy_evaluations"]) + config.size * rest
-        annealing = at.total or _LEVELS * config.anneal_moves
-        return int(config.size * (2 + annealing + config.equilibration))
+        made = self.equilibration
+        return made.expected_evaluations(made.unflatten(state), int(state["energy_evaluations"]))
 
     def population(self, state: State) -> Population:
         """The population of the last state."""
-        return self.equilibration.population(Chains.unflatten(state))
+        return self.equilibration.population(self.equilibration.unflatten(state))
 
     def random(self, state: State) -> torch.Generator:
         """The random stream, where a state left it.
