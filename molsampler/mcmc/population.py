@@ -61,14 +61,27 @@ class GaussianChain(Gaussian):
         return root @ super().sample(n, generator=generator, like=like)
 
 
+class ExchangeConfig(Frozen):
+    """Replica exchange up to ``hottest`` times the temperature of the target, by ``chains`` ladders side by
+    side; neighbours exchange at least the share ``acceptance`` of the times they try
+    (:mod:`molsampler.mcmc.replica_exchange`)."""
+
+    hottest: float = Field(4.0, gt=1)
+    acceptance: float = Field(0.3, gt=0, lt=1)
+    chains: int = Field(512, ge=2)
+
+
 class PopulationConfig(Frozen):
     """``size`` chains start from a Gaussian of ``start_scale`` (in the system's length unit), are annealed
-    by SMC with ``anneal_moves`` MALA steps per level and equilibrated by ``equilibration`` more."""
+    by SMC with ``anneal_moves`` MALA steps per level and equilibrated by ``equilibration`` more. With
+    ``exchange`` these are sweeps of a ladder of temperatures, from whose coldest rung the population is
+    gathered over the second half of them."""
 
     size: int = Field(8192, ge=2)
     start_scale: float = Field(1.0, gt=0)
     anneal_moves: int = Field(5, ge=1)
     equilibration: int = Field(1000, ge=0)
+    exchange: ExchangeConfig | None = None
 
 
 class Population(NamedTuple):

@@ -46,7 +46,8 @@ class Tempered:
 
     def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
         energy, score = self.target.energy_and_score(x)
-        return self.beta * energy, self.beta[..., None, None] * score
+        beta = self.beta.to(energy)
+        return beta * energy, beta[..., None, None] * score
 
 
 def geometric_ladder(replicas: int, *, hottest: float) -> Tensor:

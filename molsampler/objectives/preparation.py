@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from ..errors import FileFormatError
 from ..mcmc.population import Equilibration, Population, PopulationConfig, Progress
-from ..mcmc.population import State as Chains
+from ..mcmc.replica_exchange import ReplicaExchange
 from ..target import CountingTarget
 from .base import Preparation, Problem, State
+
+
+class _Chains(Protocol):
+    """A population in the making."""
+
+    def flatten(self) -> State: ...
+
+
+class _Maker(Protocol):
+    """What makes a population, one move of all its chains at a time."""
+
+    def init(self, *, generator: torch.Generator, like: Tensor) -> _Chains: ...
+
+    def step(self, state: Any, *, generator: torch.Generator) -> _Chains: ...
+
+    def finished(self, state: Any) -> bool: ...
+
+    def unflatten(self, flat: Mapping[str, Any]) -> _Chains: ...
+
+    def progress(self, state: Any) -> Progress: ...
+
+    def expected_evaluations(self, state: Any, spent: int) -> int: ...
+
+    def population(self, state: Any) -> Population: ...
 
 
 class PopulationPreparation(Preparation):
@@ -20,7 +45,8 @@ class PopulationPreparation(Preparation):
     def __init__(self, config: PopulationConfig, problem: Problem):
         self.config, self.problem = config, problem
         self.target = CountingTarget(problem.target)
-        self.equilibration = Equilibration(config, self.target, molecule=problem.molecule)
+        kind = Equilibration if config.exchange is None else ReplicaExchange
+        self.equilibration: _Maker = kind(config, self.target, molecule=problem.molecule)
 
     def init(self) -> State:
         rng = torch.Generator(device=self.problem.device).manual_seed(self.problem.seed)
@@ -64,7 +90,7 @@ class PopulationPreparation(Preparation):
             ) from None
         return rng
 
-    def _flat(self, chains: Chains, rng: torch.Generator) -> State:
+    def _flat(self, chains: _Chains, rng: torch.Generator) -> State:
         return {
             **chains.flatten(),
             "energy_evaluations": self.target.evaluations,
