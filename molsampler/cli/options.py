@@ -15,13 +15,16 @@ System = Annotated[
     str,
     typer.Argument(
         metavar="SYSTEM",
-        help="A registered system (`molsampler systems` lists them) or the path of a .yaml file.",
+        help="A registered system (`molsampler systems` lists them) or the path of a .yaml file; @T behind "
+        "it gives a temperature: lj13@0.3, alanine-dipeptide@350.",
     ),
 ]
 OfSystem = Annotated[
     str | None,
     typer.Option(
-        "--system", help="The system, where the input does not define it: a name or a .yaml file."
+        "--system",
+        help="The system, where the input does not define it: a name or a .yaml file, with @T for another "
+        "temperature.",
     ),
 ]
 TrustCode = Annotated[

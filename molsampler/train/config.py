@@ -73,9 +73,10 @@ def load_config(
     """Build a configuration from a preset, then a YAML file, then ``KEY=VALUE`` overrides.
 
     Keys may be dotted (``generator.body.width=32``); those of the objective may be written without
-    ``objective.`` in front (``batch_size=64``). ``invariant`` says whether a system without
-    its own preset gets an equivariant network (True) or a perceptron; ``molecule`` that it gets internal
-    coordinates (:func:`molsampler.molecule.z_matrix.has_internal_coordinates`).
+    ``objective.`` in front (``batch_size=64``). ``system`` is a name or a label such as ``lj13@0.3``.
+    ``invariant`` says whether a system without its own preset gets an equivariant network (True) or a
+    perceptron; ``molecule`` that it gets internal coordinates
+    (:func:`molsampler.molecule.z_matrix.has_internal_coordinates`).
 
     Raises
     ------
@@ -93,7 +94,7 @@ def load_config(
     fallback = book["invariant" if invariant else "other"]
     if molecule:
         fallback = book.get("molecule", fallback)
-    values = _merge(book["common"], book["systems"].get(system, fallback))
+    values = _merge(book["common"], book["systems"].get(system.partition("@")[0], fallback))
     if file is not None:
         values = _updated(values, _read_yaml(Path(file)))
     for item in overrides:
