@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .profile import Profile, write_profile
     from .refinement import equal_budget_monte_carlo, refinement_drift
     from .registry import metric_kinds, register_metric, unregister_metric
-    from .report import headline, write_json, write_report
+    from .report import describe_report, headline, write_json, write_report
     from .statistics import GATE_SIGMAS, Metric
     from .torsions import basin_weights
     from .transport import geometric_wasserstein2, wasserstein2
@@ -79,6 +79,7 @@ _LAZY = {
     "metric_kinds": ".registry",
     "register_metric": ".registry",
     "unregister_metric": ".registry",
+    "describe_report": ".report",
     "headline": ".report",
     "write_json": ".report",
     "write_report": ".report",
@@ -115,6 +116,7 @@ __all__ = [
     "compare_many",
     "curve_of",
     "curve_through",
+    "describe_report",
     "distance_total_variation",
     "equal_budget_monte_carlo",
     "format_value",

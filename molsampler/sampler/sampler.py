@@ -305,16 +305,19 @@ class Sampler:
         temperature: float | None = None,
         device: str | torch.device | None = None,
         batch_size: int | None = None,
+        blocks: slice | None = None,
     ) -> SampleStream:
         """The samples of :meth:`sample` as a stream of blocks, in memory that does not grow with n.
 
         ``batch_size`` is the number of samples handed on at a time, rounded up to whole internal
-        blocks; it never changes a sample.
+        blocks; it never changes a sample. ``blocks`` picks internal blocks of the run of ``n`` samples,
+        ``slice(A, B)`` counted from zero: the rows are those that the whole run has there. An end beyond the
+        last block means the last one.
 
         Raises
         ------
         InputError, ResourceError
-            See :meth:`sample`.
+            See :meth:`sample`; or ``blocks`` picks none.
         """
         source = self._at(temperature)
         self._warn()
@@ -327,6 +330,7 @@ class Sampler:
             batch_size=_integer(
                 "batch_size", BATCH if batch_size is None else batch_size, 1, 2**31
             ),
+            blocks=blocks,
         )
 
     def _warn(self) -> None:
@@ -346,12 +350,15 @@ class Sampler:
         temperature: float | None = None,
         device: str | torch.device | None = None,
         batch_size: int | None = None,
+        blocks: slice | None = None,
         overwrite: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> dict[str, Any]:
         """Write the samples of :meth:`sample` to a file as they come; return their metadata.
 
-        ``progress`` is called with the number of samples done.
+        ``progress`` is called with the number of samples done. ``blocks`` picks a part of the run, as in
+        :meth:`stream`; the file is then an ``.npz`` that :func:`molsampler.export.parts.merge` joins with the
+        others.
 
         Raises
         ------
@@ -367,6 +374,7 @@ class Sampler:
             temperature=temperature,
             device=device,
             batch_size=batch_size,
+            blocks=blocks,
         )
 
         def reported() -> Iterator[Samples]:
@@ -377,14 +385,7 @@ class Sampler:
                 if progress is not None:
                     progress(done)
 
-        VERBS["save_blocks"](
-            reported(),
-            path,
-            count=n,
-            system=stream.system,
-            metadata=stream.record,
-            overwrite=overwrite,
-        )
+        VERBS["save_stream"](stream, reported(), path, overwrite=overwrite)
         return stream.metadata()
 
     def generator(self, device: torch.device) -> Generator:

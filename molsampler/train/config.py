@@ -110,7 +110,9 @@ def load_config(
     for item in overrides:
         key, separator, text = item.partition("=")
         if not separator or not key:
-            raise InputError(f"an override must read KEY=VALUE, got {item!r}")
+            names = _names(values)
+            hint = nearest(item, names) or f" (keys: {', '.join(names)})"
+            raise InputError(f"an override must read KEY=VALUE, got {item!r}{hint}")
         values = _updated(values, _nested(key.split("."), _parse_scalar(key, text)))
     values = _merge(values, {"system": system}) if system else values
     if temperatures is not None:
@@ -225,15 +227,22 @@ def _chosen(key: str, *mappings: Mapping[str, Any]) -> Mapping[str, Any]:
 def _placed(update: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The update with keys that only the objective knows put under ``objective``."""
     known = ObjectiveConfig.model_of(_chosen("objective", update, values)).model_fields
-    generator = GeneratorConfig.model_of(_chosen("generator", update, values))
-    inner = [f"generator.{key}" for key in generator.model_fields]
     for key in update:
         if key not in TrainConfig.model_fields and key not in known:
-            hint = nearest(key, [*TrainConfig.model_fields, *known, *inner])
+            names = _names(update, values)
+            hint = nearest(key, names) or f" (known: {', '.join(names)})"
             raise UnknownNameError(f"configuration: unknown key {key!r}{hint}")
     own = {k: v for k, v in update.items() if k in known and k not in TrainConfig.model_fields}
     rest = {key: value for key, value in update.items() if key not in own}
     return _merge(rest, {"objective": own}) if own else rest
+
+
+def _names(*mappings: Mapping[str, Any]) -> list[str]:
+    """The keys that may be set without a prefix, then those of the generator with theirs."""
+    objective = ObjectiveConfig.model_of(_chosen("objective", *mappings))
+    generator = GeneratorConfig.model_of(_chosen("generator", *mappings))
+    inner = [f"generator.{key}" for key in generator.model_fields]
+    return list(dict.fromkeys([*TrainConfig.model_fields, *objective.model_fields, *inner]))
 
 
 def _nested(path: list[str], value: Any) -> dict[str, Any]:
