@@ -525,10 +525,10 @@ def _free_energies(nodes: Sequence[_Node]) -> tuple[list[Estimate[float]], list[
     # The variance of f at node m: over nodes, that of what each adds to the differences up to m.
     variance = np.zeros(len(nodes))
     for k, node in enumerate(nodes):
-        zero = np.zeros(len(node.weights))
-        first = zero if before[k] is None else before[k]
-        second = zero if behind[k] is None else behind[k]
         w = node.weights
+        first, second = (
+            np.zeros(len(w)) if side is None else side for side in (before[k], behind[k])
+        )
         columns = [w, w * first, w * (first + second)]
         sums = node.bootstrap.blocks.sums(*columns)
         last, through = node.bootstrap(sums, lambda total: total[:, 1:] / total[:, :1])

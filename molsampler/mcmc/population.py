@@ -104,7 +104,7 @@ class Population(NamedTuple):
     def at(self, temperature: float, target: Target) -> Population:
         """What a population over temperatures says of one of them, whose density ``target`` is."""
         rows = cast(Tensor, self.temperature)
-        nodes = len(rows.unique())
+        nodes = len(torch.unique(rows))
         state = at_temperature(self.state, rows, target, temperature, nodes=nodes)
         return Population(state, self.step_size)
 

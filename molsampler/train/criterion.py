@@ -200,8 +200,9 @@ class Evaluation:
             return parts[0]
 
         def over(name: str) -> float | None:
-            values = [getattr(part, name) for part in parts]
-            if any(value is None for value in values):
+            given: list[float | None] = [getattr(part, name) for part in parts]
+            values = [value for value in given if value is not None]
+            if len(values) < len(given):
                 return None
             if name.endswith("_error"):
                 return math.sqrt(sum(value**2 for value in values)) / len(values)
