@@ -38,7 +38,8 @@ def distance_total_variation(
     Raises
     ------
     InputError
-        See :func:`molsampler.structure.interatomic_distances` and :func:`molsampler.analysis.energies.total_variation`.
+        See :func:`molsampler.structure.interatomic_distances` and
+        :func:`molsampler.analysis.energies.total_variation`.
     """
     a, b = interatomic_distances(samples), interatomic_distances(reference)
     if types is None or len(set(types)) < 2:

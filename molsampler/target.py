@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+from . import notebook
 from .collective_variables import Intervals
 from .errors import InputError, NonFiniteError, ShapeError
 from .molecule.molecule import Molecule
@@ -261,4 +262,33 @@ class System:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r} shape={self.shape}>"
+        kelvin = "" if self.temperature is None else f" {self.temperature:g} K"
+        return f"<{type(self).__name__} {self.name!r} shape={self.shape}{kelvin}>"
+
+    def _repr_html_(self) -> str:
+        n, d = self.shape
+        same = (
+            "translation, rotation and reflection" * self.invariant,
+            "exchange of particles" * self.exchangeable,
+        )
+        facts = [
+            ("kind", type(self).__name__),
+            ("configurations", f"{n} particle{'s' * (n > 1)} in {d} dimension{'s' * (d > 1)}"),
+            ("units", self.units),
+            ("temperature", "reduced" if self.temperature is None else f"{self.temperature:g} K"),
+            ("energy unchanged by", "; ".join(filter(None, same)) or "nothing that is known"),
+        ]
+        if self.description:
+            facts.insert(0, ("description", self.description))
+        if (molecule := self.molecule) is not None:
+            turning = len(molecule.turning_bonds or ())
+            facts.append(
+                (
+                    "molecule",
+                    f"{len(molecule.bonds)} bonds, {turning} of them turning, "
+                    f"{len(molecule.chiral_centres)} chiral centre(s)",
+                )
+            )
+        if self.collective_variables:
+            facts.append(("collective variables", ", ".join(self.collective_variables)))
+        return notebook.card(f"System {self.name}", facts)
