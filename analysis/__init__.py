@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .profile import Profile, write_profile
     from .refinement import equal_budget_monte_carlo, refinement_drift
     from .registry import metric_kinds, register_metric, unregister_metric
-    from .report import headline, write_json, write_report
+    from .report import describe_report, headline, write_json, write_report
     from .statistics import GATE_SIGMAS, Metric
     from .torsions import basin_weights
     from .transport import geometric_wasserstein2, wasserstein2
@@ -72,6 +72,7 @@ _LAZY = {
     "metric_kinds": ".registry",
     "register_metric": ".registry",
     "unregister_metric": ".registry",
+    "describe_report": ".report",
     "headline": ".report",
     "write_json": ".report",
     "write_report": ".report",
@@ -104,6 +105,7 @@ __all__ = [
     "basin_weights",
     "compare",
     "compare_many",
+    "describe_report",
     "distance_total_variation",
     "equal_budget_monte_carlo",
     "format_value",

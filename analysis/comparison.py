@@ -18,7 +18,7 @@ from molsampler.errors import InputError
 from molsampler.samples import Samples
 from molsampler.target import System
 
-from . import modes, molecules
+from . import modes, molecules, structures
 from .distances import interatomic_distances
 from .draws import Draws, Pool, Settings
 from .energies import Histogram, histogram
@@ -28,6 +28,7 @@ from .molecules import MoleculeComparison
 from .refinement import equal_budget_monte_carlo
 from .registry import metric_kinds
 from .statistics import GATE_SIGMAS, Metric, finite_or_none
+from .structures import Structures
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Summary:
     median, median_se : median reduced energy and its bootstrap standard error
     lower, upper : 5 % and 95 % quantiles of the reduced energy
     infinite : number of configurations of infinite energy
+    weighted : whether the configurations carry importance weights
     """
 
     n: int
@@ -49,6 +51,7 @@ class Summary:
     lower: float
     upper: float
     infinite: int
+    weighted: bool = False
 
     @classmethod
     def of(cls, pool: Pool, *, generator: torch.Generator) -> Summary:
@@ -69,7 +72,8 @@ class Summary:
             float(u[order[min(n - 1, int((cumulative < q).sum()))]]) for q in (0.05, 0.5, 0.95)
         )
         infinite = int(torch.isinf(u).sum())
-        return cls(n, pool.effective, median, float(boot.std()), low, high, infinite)
+        weighted = pool.weights is not None
+        return cls(n, pool.effective, median, float(boot.std()), low, high, infinite, weighted)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary."""
@@ -101,6 +105,8 @@ class Comparison:
     baselines : the same metrics for plain Monte Carlo, with what it cost in their provenance
     remarks : reductions and substitutions a reader must know of
     molecule : torsions, bonds and handedness, or None where the topology has no bonds
+    structures : single configurations to look at, or None where there are no particles in space;
+        in reports, not in JSON
     """
 
     label: str
@@ -115,6 +121,7 @@ class Comparison:
     baselines: tuple[Comparison, ...] = ()
     remarks: tuple[str, ...] = ()
     molecule: MoleculeComparison | None = None
+    structures: Structures | None = None
 
     def metric(self, key: str) -> Metric:
         """The metric with identifier ``key``.
@@ -246,6 +253,7 @@ def _measure(
             },
             remarks=_remarks(label, pool, draws),
             molecule=molecules.compare_pools(pool, draws.reference),
+            structures=structures.choose(pool, draws.reference),
         )
         for label, pool in draws.candidates.items()
     }

@@ -77,7 +77,7 @@ class BrokenBonds(Share):
         value = float(samples.probabilities @ broken(own, bond_scale(trusted, weights)))
         floor = float(reference.probabilities @ broken_by_halves(trusted, weights))
         if samples.weights is not None:
-            return Shares(value, floor, f"{100 * value:.2g} % of the molecules by weight")
+            return Shares(value, floor, f"{100 * value:.3g} % of the molecules by weight")
         n = len(samples)
         return Shares(value, floor, f"{round(value * n):,} of {n:,} molecules")
 

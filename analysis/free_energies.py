@@ -174,7 +174,7 @@ def _scale(unit: str, temperature: float | None, system: System | None) -> _Scal
         raise UnknownNameError(
             f"unit must be one of {', '.join(UNITS)}, got {unit!r}{nearest(str(unit), tuple(UNITS))}"
         )
-    own = None if system is None else system.temperature
+    own = system.temperature if system is not None and system.in_kelvin else None
     if temperature is not None:
         if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
             raise InputError(
@@ -331,7 +331,7 @@ def measure(system: System | None, coordinates: Any = None) -> str:
         )
     if system is None:
         return "that of the proposal's density, which the samples do not record"
-    unit = "length units of the system" if system.temperature is None else "nm"
+    unit = "nm" if system.in_kelvin else "length units of the system"
     if isinstance(system.space, MeanFree):
         n, d = system.shape
         text = (

@@ -116,7 +116,7 @@ class Distance(MetricKind):
             repeats=len(values),
             floor_repeats=len(floors),
             unit=self.unit,
-            note=f"{100 * aside:.2g} % {self.aside}" if aside > 0 else found[0].note,
+            note=f"{100 * aside:.3g} % {self.aside}" if aside > 0 else found[0].note,
             judged=self.judges(pool.system),
         )
 

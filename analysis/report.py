@@ -1,37 +1,27 @@
 """A comparison as one self-contained HTML page: numbers with floors and errors, plots, provenance.
 
-Plots are SVG images embedded as data; the page loads nothing and runs no script. All text that comes
-from files is escaped.
+The page loads nothing and runs no script but its own; see :mod:`molsampler.analysis.page`. All text that
+comes from files is escaped.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from molsampler.errors import FileFormatError
 from molsampler.storage.files import atomic_path, check_output
+from molsampler.storage.sealed_json import parse_json
+from molsampler.version import __version__
 
+from . import figures, page
 from .comparison import Comparison, format_value
 from .defects import BROKEN
-from .statistics import GATE_SIGMAS, Metric
+from .statistics import GATE_SIGMAS, Metric, finite_or_none
+from .svg import HEAT, typeset
 from .torsions import BASINS
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-SAMPLES_COLOUR = "#1f6f9f"
-REFERENCE_COLOUR = "#8a8f98"
-
-#: More modes than this are drawn without their names.
-NAMED_BARS = 20
-
-#: Free energy at which the colours of a Ramachandran plot end, kT.
-RAMACHANDRAN_DEPTH = 7.0
 
 #: Bonds listed, those with the largest deviation first.
 LISTED_BONDS = 8
@@ -44,7 +34,7 @@ def headline(comparison: Comparison) -> str:
     error = math.hypot(s.median_se, r.median_se)
     first = (
         f"Median energy {_energy(s.median)} kT against {_energy(r.median)} kT in the reference"
-        f" (difference {_typeset(f'{gap:+.2f}')} ± {error:.2f})."
+        f" (difference {typeset(f'{gap:+.2f}')} ± {error:.2f})."
         if math.isfinite(gap)
         else f"More than half of the samples have infinite energy; the reference's median is "
         f"{_energy(r.median)} kT."
@@ -76,130 +66,7 @@ def headline(comparison: Comparison) -> str:
 
 
 def _energy(value: float) -> str:
-    return _typeset(f"{value:.2f}" if abs(value) < 1e5 else f"{value:.3g}")
-
-
-def _typeset(number: str) -> str:
-    """A formatted number with a minus sign instead of hyphens."""
-    return number.replace("-", "\N{MINUS SIGN}")
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#9aa0a6")
-    axes.tick_params(colors="#3c4043", labelsize=9, length=3)
-    return figure, axes
-
-
-def _svg(figure: Figure) -> str:
-    """The figure as a data URI; reproducible, with text as outlines so no font is needed."""
-    import matplotlib as mpl
-
-    buffer = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "molsampler", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _histogram_plot(comparison: Comparison, key: str, label: str) -> str:
-    h = comparison.histograms[key]
-    figure, axes = _figure(5.6, 3.1)
-    axes.stairs(
-        h.reference, h.edges, fill=True, color=REFERENCE_COLOUR, alpha=0.45, label="reference"
-    )
-    axes.stairs(h.samples, h.edges, color=SAMPLES_COLOUR, linewidth=1.8, label="samples")
-    axes.set_xlabel(label, fontsize=10)
-    axes.set_ylabel("probability density", fontsize=10)
-    axes.set_xlim(h.edges[0], h.edges[-1])
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=9)
-    return _svg(figure)
-
-
-def _modes_plot(comparison: Comparison) -> str | None:
-    m = comparison.modes
-    if m is None:
-        return None
-    k = len(m.samples.names)
-    figure, axes = _figure(min(11.4, max(5.6, 1.5 + 0.55 * k)), 3.1)
-    at = range(k)
-    width = 0.38
-    style: dict[str, Any] = {"error_kw": {"elinewidth": 1, "ecolor": "#3c4043"}}
-    axes.bar(
-        [i - width / 2 for i in at],
-        m.reference.weights,
-        width,
-        yerr=m.reference.se,
-        color=REFERENCE_COLOUR,
-        alpha=0.7,
-        label="reference",
-        **style,
-    )
-    axes.bar(
-        [i + width / 2 for i in at],
-        m.samples.weights,
-        width,
-        yerr=m.samples.se,
-        color=SAMPLES_COLOUR,
-        label="samples",
-        **style,
-    )
-    if k <= NAMED_BARS:
-        long = max(map(len, m.samples.names)) * k > 70
-        axes.set_xticks(
-            list(at),
-            [_plain(name) for name in m.samples.names],
-            rotation=30 if long else 0,
-            ha="right" if long else "center",
-        )
-    else:
-        axes.set_xlabel("mode", fontsize=10)
-    axes.set_ylabel("probability", fontsize=10)
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=9)
-    return _svg(figure)
-
-
-def _ramachandran_plot(comparison: Comparison) -> str | None:
-    """Free energies over (phi, psi), one row per residue, reference left and samples right."""
-    import numpy as np
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    residues = comparison.molecule.residues if comparison.molecule is not None else ()
-    if not residues:
-        return None
-    figure = Figure(figsize=(8.2, 4.0 * len(residues)), layout="constrained")
-    FigureCanvasSVG(figure)
-    grid = figure.subplots(len(residues), 2, squeeze=False, sharex=True, sharey=True)
-    for row, residue in zip(grid, residues, strict=True):
-        top = max(residue.reference.max(), residue.samples.max())
-        for axes, density, side in zip(
-            row, (residue.reference, residue.samples), ("reference", "samples"), strict=True
-        ):
-            with np.errstate(divide="ignore"):
-                energy = -np.log(density / top)
-            picture = axes.imshow(
-                np.ma.masked_invalid(energy).T,
-                origin="lower",
-                extent=(-180, 180, -180, 180),
-                vmin=0,
-                vmax=RAMACHANDRAN_DEPTH,
-                cmap="viridis_r",
-            )
-            axes.set_title(_plain(f"{residue.name}, {side}"), fontsize=10)
-            axes.set_xticks(range(-180, 181, 90))
-            axes.set_yticks(range(-180, 181, 90))
-            axes.set_xlabel("phi / degrees", fontsize=10)
-        row[0].set_ylabel("psi / degrees", fontsize=10)
-        figure.colorbar(picture, ax=list(row), label="free energy / kT", shrink=0.9)
-    return _svg(figure)
+    return typeset(f"{value:.2f}" if abs(value) < 1e5 else f"{value:.3g}")
 
 
 def _basin_rows(comparison: Comparison) -> list[dict[str, str]]:
@@ -208,7 +75,7 @@ def _basin_rows(comparison: Comparison) -> list[dict[str, str]]:
         {
             "name": f"{residue.name} {basin}",
             **{
-                f"{side}_{what}": _typeset(format_value(value[k], se[k]))
+                f"{side}_{what}": typeset(format_value(value[k], se[k]))
                 for side, b in (
                     ("samples", residue.sample_basins),
                     ("reference", residue.reference_basins),
@@ -233,16 +100,11 @@ def _bond_rows(comparison: Comparison) -> list[dict[str, str]]:
             "name": bond.name,
             "samples": f"{bond.samples[0]:.4f} ± {bond.samples[1]:.4f}",
             "reference": f"{bond.reference[0]:.4f} ± {bond.reference[1]:.4f}",
-            "shift": _typeset(f"{(bond.samples[0] - bond.reference[0]) / bond.reference[1]:+.2f}"),
+            "shift": typeset(f"{(bond.samples[0] - bond.reference[0]) / bond.reference[1]:+.2f}"),
             "worst": f"{bond.worst:.1f}" if bond.worst < 1e4 else f"{bond.worst:.1e}",
         }
         for bond in worst
     ]
-
-
-def _plain(text: str) -> str:
-    """Text that matplotlib does not read as mathematics."""
-    return text.replace("$", r"\$")
 
 
 def _ratio(metric: Metric) -> str:
@@ -257,10 +119,10 @@ def _metric_row(metric: Metric) -> dict[str, Any]:
     return {
         "name": metric.name,
         "unit": metric.unit,
-        "value": _typeset(format_value(metric.value, metric.se)),
-        "floor": _typeset(format_value(metric.floor, metric.floor_se)),
+        "value": typeset(format_value(metric.value, metric.se)),
+        "floor": typeset(format_value(metric.floor, metric.floor_se)),
         "ratio": _ratio(metric),
-        "z": _typeset(f"{metric.z:.1f}") if abs(metric.z) < 1000 else "> 1000",
+        "z": typeset(f"{metric.z:.1f}") if abs(metric.z) < 1000 else "> 1000",
         "passed": metric.passed(),
         "judged": metric.judged,
         "size": f"{metric.n:,} × {metric.repeats}",
@@ -290,8 +152,8 @@ def _mode_rows(comparison: Comparison) -> list[dict[str, str]]:
                 "name": name,
                 "samples": f"{m.samples.weights[i]:.4f} ± {m.samples.se[i]:.4f}",
                 "reference": f"{m.reference.weights[i]:.4f} ± {m.reference.se[i]:.4f}",
-                "difference": _typeset(f"{gap:+.4f}"),
-                "z": _typeset(f"{gap / error:+.1f}") if error > 0 else "–",
+                "difference": typeset(f"{gap:+.4f}"),
+                "z": typeset(f"{gap / error:+.1f}") if error > 0 else "–",
             }
         )
     return rows
@@ -311,49 +173,30 @@ def _baseline_table(comparison: Comparison) -> dict[str, Any] | None:
     ]
     for metric in comparison.metrics:
         cells = [
-            {"text": _typeset(format_value(m.value, m.se)), "passed": m.passed()}
+            {"text": typeset(format_value(m.value, m.se)), "passed": m.passed()}
             for m in (one.metric(metric.key) for one in sides)
         ]
-        floor = {"text": _typeset(format_value(metric.floor, metric.floor_se)), "passed": True}
+        floor = {"text": typeset(format_value(metric.floor, metric.floor_se)), "passed": True}
         rows.append({"name": metric.name, "cells": [*cells, floor]})
     return {"header": [*(one.label for one in sides), "floor"], "rows": rows}
 
 
 def render(comparison: Comparison) -> str:
     """The report as HTML text."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    plots = [
-        {
-            "title": "Energies",
-            "image": _histogram_plot(comparison, "energy", "reduced energy u / kT"),
-            "outside": comparison.histograms["energy"].outside,
-        }
-    ]
-    if "distance" in comparison.histograms:
-        plots.append(
-            {
-                "title": "Interatomic distances",
-                "image": _histogram_plot(comparison, "distance", "distance"),
-                "outside": comparison.histograms["distance"].outside,
-            }
-        )
-    return environment.get_template("report.html.j2").render(
+    return page.render(
+        Path(__file__).parent / "report.html.j2",
+        record=json.dumps(_record(comparison), sort_keys=True),
         comparison=comparison,
         headline=headline(comparison),
         sigmas=f"{GATE_SIGMAS:g}",
         metrics=[_metric_row(metric) for metric in comparison.metrics],
-        plots=plots,
-        modes_plot=_modes_plot(comparison),
+        structures=figures.structures(comparison.structures),
+        plots=figures.plots(comparison),
+        modes_plot=figures.modes(comparison),
         mode_rows=_mode_rows(comparison),
-        ramachandran_plot=_ramachandran_plot(comparison),
+        ramachandran_plots=figures.ramachandran(comparison),
+        heat=", ".join(HEAT),
+        depth=f"{figures.RAMACHANDRAN_DEPTH:g}",
         basin_rows=_basin_rows(comparison),
         bond_rows=_bond_rows(comparison),
         broken=f"{BROKEN:g}",
@@ -363,6 +206,46 @@ def render(comparison: Comparison) -> str:
         definitions=[(metric.name, metric.definition) for metric in comparison.metrics],
         energy=_energy,
     )
+
+
+def _record(comparison: Comparison) -> dict[str, Any]:
+    """What the page's head says of it to :func:`describe_report`."""
+    return {
+        "version": __version__,
+        "system": comparison.system,
+        "label": comparison.label,
+        "samples": comparison.samples.n,
+        "reference": comparison.reference.n,
+        "passed": comparison.passed,
+        "headline": headline(comparison),
+        "metrics": {
+            metric.key: {
+                name: finite_or_none(getattr(metric, name)) for name in ("value", "se", "floor")
+            }
+            for metric in comparison.metrics
+        },
+    }
+
+
+def describe_report(path: Path | str) -> dict[str, Any]:
+    """What a report says of itself, and whether it is as it was written (``intact``).
+
+    Raises
+    ------
+    FileFormatError
+        The file is no report of molsampler.
+    """
+    path = Path(path)
+    found = page.read_meta(path, "molsampler-report")
+    if found is None:
+        raise FileFormatError(f"{path} is not a report that molsampler compare wrote")
+    record = parse_json(found[0].encode(), path)
+    if not isinstance(record, dict):
+        raise FileFormatError(f"{path} holds no record of a comparison")
+    if found[1]:
+        return {**record, "intact": True}
+    problem = f"{path} is damaged or was edited: its text does not have the SHA-256 that it states"
+    return {**record, "intact": False, "problem": problem}
 
 
 def write_report(comparison: Comparison, path: Path | str, *, overwrite: bool = False) -> None:

@@ -82,8 +82,13 @@ class ResourceError(MolsamplerError, RuntimeError):
 
 
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the closest known name, or an empty string."""
+    """Return ``"; did you mean 'x'?"`` for the known name that is near, or an empty string.
+
+    Near is another case, a beginning of one name alone, or a likeness of 0.6 by :mod:`difflib`.
+    """
     import difflib
 
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else ""
+    lower = {each.lower(): each for each in reversed(known)}
+    begun = [each for each in lower if name and each.startswith(name.lower())]
+    near = begun if len(begun) == 1 else difflib.get_close_matches(name.lower(), lower, n=1)
+    return f"; did you mean {lower[near[0]]!r}?" if near else ""

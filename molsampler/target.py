@@ -9,9 +9,10 @@ bad coordinates and differentiation, so that a subclass writes nothing but its f
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 #: Coordinates beyond this magnitude (in the system's length unit) are refused as absurd: squared
 #: distances, let alone their sixth powers, would overflow float32.
 COORDINATE_LIMIT = 1e6
+
+#: Multiples of its default temperature beyond which a reduced system takes a number for kelvin, and the
+#: kelvin below which others take one for reduced.
+_REDUCED_LIMIT = 100.0
+_KELVIN_LIMIT = 1.0
 
 
 @runtime_checkable
@@ -124,18 +130,21 @@ class _Energy(torch.autograd.Function):
 
 
 class System:
-    """Base of all physical systems: a :class:`Target` with a name, a length scale and a topology.
+    r"""Base of all physical systems: a :class:`Target` with a name, a length scale and a topology.
 
     A subclass sets ``name``, ``space`` and ``length_nm`` and implements ``_energy_and_score`` on a
     flat batch ``(b, n, d)``; ``_energy`` may be overridden where the energy alone is cheaper.
-    Everything else (shapes, bad coordinates, autograd) is settled here once.
+    Everything else (shapes, bad coordinates, autograd) is settled here once. So is temperature: a
+    subclass writes its energies at the temperature at which it is made, and :meth:`at` gives the system at
+    others, of energies :math:`u_T = u_{T_0} T_0 / T` and scores likewise.
 
     Attributes
     ----------
     name : registered name, or the name a user gave
     space : the space of configurations
     length_nm : nanometres per unit of length, used when writing trajectories
-    temperature : kelvin at which energies are reduced, None for a system that is born reduced
+    temperature : at which energies are reduced: kelvin, or a multiple of an energy of the system's own
+    in_kelvin : whether temperatures are in kelvin
     invariant : whether the energy is unchanged by rotation, reflection and translation
     exchangeable : whether the energy is unchanged by permuting the particles
     concurrent : whether several threads may ask for energies at once
@@ -148,7 +157,8 @@ class System:
     name: str
     space: Space
     length_nm: float = 1.0
-    temperature: float | None = None
+    temperature: float = 1.0
+    in_kelvin: bool = False
     invariant: bool = False
     exchangeable: bool = False
     concurrent: bool = False
@@ -156,6 +166,80 @@ class System:
     description: str = ""
     collective_variables: Mapping[str, str] = MappingProxyType({})
     basins: Intervals | None = None
+    #: Where :meth:`at` has moved the system: the temperature at which it was made, and that over its own.
+    _made_at: float | None = None
+    _beta: float = 1.0
+
+    @property
+    def default_temperature(self) -> float:
+        """The temperature of the system that its name alone stands for."""
+        return self.temperature if self._made_at is None else self._made_at
+
+    def at(self, temperature: float) -> Self:
+        r"""The same system at another temperature: :math:`u_{T'} = u_T\, T / T'`, and scores likewise.
+
+        It shares whatever computes energies, so that many temperatures cost no more than one. What files
+        record of it names the temperature where that is not the default one.
+
+        Raises
+        ------
+        InputError
+            ``temperature`` is no positive finite number, is by its size of the other unit (kelvin for a
+            reduced system, or the reverse), or the class records nothing of the temperature.
+        """
+        temperature = self._checked_temperature(temperature)
+        if temperature == self.temperature:
+            return self
+        moved = object.__new__(type(self))
+        moved.__dict__.update(self.__dict__)
+        moved.temperature = temperature
+        moved._move(self)
+        if type(self).record is not System.record and moved.record() == self.record():
+            raise InputError(
+                f"system {self.name!r} cannot be put at another temperature: record() of "
+                f"{type(self).__name__} says nothing of it; rename the method to _record()"
+            )
+        return moved
+
+    @property
+    def label(self) -> str:
+        """The name, with ``@`` and the temperature behind it where that is not the default one."""
+        if self.temperature == self.default_temperature:
+            return self.name
+        return f"{self.name}@{repr(self.temperature).removesuffix('.0')}"
+
+    def _move(self, source: System) -> None:
+        """Make a copy of ``source`` that differs in ``temperature`` alone one at that temperature."""
+        self._made_at = source.default_temperature
+        self._beta = self._made_at / self.temperature
+
+    def _checked_temperature(self, temperature: Any) -> float:
+        unit = (
+            "kelvin"
+            if self.in_kelvin
+            else f"units of the system, {self.default_temperature:g} by default"
+        )
+        number = isinstance(temperature, numbers.Real) and not isinstance(temperature, bool)
+        if not number or not 0 < temperature < 1e9:
+            raise InputError(
+                f"temperature of {self.name!r} must be a positive number, in {unit}, got {temperature!r}"
+            )
+        value = float(temperature)
+        if self.in_kelvin and value < _KELVIN_LIMIT:
+            raise InputError(
+                f"temperatures of {self.name!r} are in kelvin, and {value:g} is less than one; was a "
+                "reduced temperature meant?"
+            )
+        if not self.in_kelvin and value > self._hottest:
+            raise InputError(
+                f"temperatures of {self.name!r} are in {unit}, and {value:g} is more than "
+                f"{_REDUCED_LIMIT:g} times that; were kelvin meant?"
+            )
+        return value
+
+    @property
+    def _hottest(self) -> float:
+        return _REDUCED_LIMIT * self.default_temperature
 
     @property
     def units(self) -> str:
@@ -213,7 +297,7 @@ class System:
         """
         x = check_positions(x, self.shape)
         with torch.no_grad():
-            energy, score = self._energy_and_score(x.reshape(-1, *self.shape))
+            energy, score = self._scaled_energy_and_score(x.reshape(-1, *self.shape))
         return energy.reshape(x.shape[:-2]), score.reshape(x.shape)
 
     def topology(self) -> mdtraj.Topology:
@@ -230,11 +314,27 @@ class System:
 
     @property
     def twin_temperature(self) -> float:
-        """Temperature of the twin in kelvin: the system's, or one chosen for reduced systems."""
-        return TWIN_TEMPERATURE if self.temperature is None else self.temperature
+        """Temperature of the twin in kelvin: the system's, or one chosen for reduced systems, at their
+        default temperature, and in proportion at others: their twin is the same at all."""
+        if self.in_kelvin:
+            return self.temperature
+        return TWIN_TEMPERATURE * (self.temperature / self.default_temperature)
 
     def record(self) -> str | dict[str, Any]:
-        """What files record of the system: a registered name, or a mapping that can be written as JSON."""
+        """What files record of the system: a registered name, or a mapping that can be written as JSON.
+
+        At another temperature than the default one it is a mapping that holds ``temperature``.
+        """
+        found = self._record()
+        if self.temperature == self.default_temperature:
+            return found
+        return {
+            **({"name": found} if isinstance(found, str) else found),
+            "temperature": self.temperature,
+        }
+
+    def _record(self) -> str | dict[str, Any]:
+        """What files record of the system at its default temperature."""
         return self.name
 
     def starts(self, count: int, *, generator: torch.Generator | None) -> Tensor | None:
@@ -243,7 +343,7 @@ class System:
 
     def _batched_energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
         batch = x.shape[:-2]
-        energy, score = self._energy_and_score(x.reshape(-1, *self.shape))
+        energy, score = self._scaled_energy_and_score(x.reshape(-1, *self.shape))
         # One sum tells the common case, in a tenth of the time of a test row by row.
         if not math.isfinite((energy.sum() + score.sum()).item()):
             bad = ~torch.isfinite(energy) | ~torch.isfinite(score).flatten(1).all(-1)
@@ -253,7 +353,13 @@ class System:
 
     def _batched_energy(self, x: Tensor) -> Tensor:
         energy = self._energy(x.reshape(-1, *self.shape))
+        if self._beta != 1.0:
+            energy = energy * self._beta
         return energy.masked_fill(~torch.isfinite(energy), torch.inf).reshape(x.shape[:-2])
+
+    def _scaled_energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        energy, score = self._energy_and_score(x)
+        return (energy, score) if self._beta == 1.0 else (energy * self._beta, score * self._beta)
 
     def _energy(self, x: Tensor) -> Tensor:
         return self._energy_and_score(x)[0]
@@ -262,8 +368,9 @@ class System:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        kelvin = "" if self.temperature is None else f" {self.temperature:g} K"
-        return f"<{type(self).__name__} {self.name!r} shape={self.shape}{kelvin}>"
+        moved = self.temperature != self.default_temperature
+        where = f" temperature={self.temperature:g}" if moved else ""
+        return f"<{type(self).__name__} {self.name!r} shape={self.shape}{where}>"
 
     def _repr_html_(self) -> str:
         n, d = self.shape
@@ -275,7 +382,7 @@ class System:
             ("kind", type(self).__name__),
             ("configurations", f"{n} particle{'s' * (n > 1)} in {d} dimension{'s' * (d > 1)}"),
             ("units", self.units),
-            ("temperature", "reduced" if self.temperature is None else f"{self.temperature:g} K"),
+            ("temperature", f"{self.temperature:g} K" if self.in_kelvin else f"{self.temperature:g}, reduced"),
             ("energy unchanged by", "; ".join(filter(None, same)) or "nothing that is known"),
         ]
         if self.description:

@@ -92,7 +92,7 @@ class ASESystem(System):
 
     length_nm = 1.0
     invariant = True
-    temperature: float
+    in_kelvin = True
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class ASESystem(System):
         if offset is not None and not is_number(offset):
             raise InputError(f"offset must be a number of electronvolts, got {offset!r}")
         self.temperature = float(temperature)
-        self.restraint = float(restraint)
+        self.restraint = self._springs = float(restraint)
         self.space = MeanFree(len(atoms), 3)
         self._lock = threading.Lock()
         self._atoms = atoms.copy()
@@ -195,7 +195,12 @@ class ASESystem(System):
             geometry=self.positions.tolist() if n > 2 else None,
         )
 
-    def record(self) -> dict[str, Any]:
+    def _move(self, source: System) -> None:
+        # The calculator's part follows the temperature by itself, the springs do here.
+        self._made_at = source.default_temperature
+        self.restraint = self._springs * (self._made_at / self.temperature)
+
+    def _record(self) -> dict[str, Any]:
         """What tells the system from others; the calculator by its name alone."""
         return {
             "kind": "ase",

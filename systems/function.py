@@ -123,7 +123,8 @@ class FunctionSystem(System):
             )
         self.invariant = bool(invariant)
         self.exchangeable = bool(exchangeable)
-        self.temperature = None if temperature is None else float(temperature)
+        self.in_kelvin = temperature is not None
+        self.temperature = 1.0 if temperature is None else float(temperature)
         self.length_nm = checked_length(length_nm)
         self.description = checked_description(description) or f"{n} x {d} by a Python function"
         self.source = source
@@ -131,7 +132,12 @@ class FunctionSystem(System):
         self._try_out()
 
     def record(self) -> dict[str, Any]:
-        """The keys of :class:`FunctionSpec`, without the function where it is in no file."""
+        """The keys of :class:`FunctionSpec`, without the function where it is in no file; ``at`` is the
+        temperature where it is another than that of the function."""
+        moved = self.temperature != self.default_temperature
+        return {**self._record(), **({"at": self.temperature} if moved else {})}
+
+    def _record(self) -> dict[str, Any]:
         n, d = self.shape
         found = {
             "kind": "function",
@@ -141,7 +147,7 @@ class FunctionSystem(System):
             "space": _space_name(self.space),
             "invariant": self.invariant,
             "exchangeable": self.exchangeable,
-            "temperature": self.temperature,
+            "temperature": self.default_temperature if self.in_kelvin else None,
             "length_nm": self.length_nm,
         }
         return found if self.source is None else {**found, **self.source._asdict()}
@@ -325,7 +331,8 @@ class FunctionSpec(SystemSpec):
         dimensions: 2
 
     They are the arguments of :class:`FunctionSystem`. ``function`` is a Python file, relative to the folder
-    of the system file, and a name in it. The file is run, which has to be allowed by ``--trust-code``; it
+    of the system file, and a name in it. ``temperature`` is that at which its energies are reduced, ``at``
+    the one at which they are wanted. The file is run, which has to be allowed by ``--trust-code``; it
     stands alone, without imports from its folder. ``sha256`` pins its content.
     """
 
@@ -338,11 +345,17 @@ class FunctionSpec(SystemSpec):
     invariant: bool = False
     exchangeable: bool = False
     temperature: float | None = Field(default=None, description="a number of kelvin")
+    at: float | None = Field(
+        default=None, description="a temperature, in kelvin where temperature is given"
+    )
     length_nm: float = Field(default=1.0, description="a number of nanometres")
     sha256: str | None = Field(default=None, description="the SHA-256 of the Python file")
 
     def runs(self) -> str:
         return self.function
+
+    def placed(self, system: System) -> System:
+        return system if self.at is None else system.at(self.at)
 
     def build(self, folder: Path | None) -> FunctionSystem:
         u, source = load_function(self.function, folder, sha256=self.sha256)

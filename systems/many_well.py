@@ -12,21 +12,25 @@ from molsampler.errors import InputError
 from molsampler.space import Euclidean
 from molsampler.target import System, check_positions
 
-#: The d-coordinate's density exp(0.5 d + 6 d^2 - d^4) is below 1e-30 of its peak outside +-_EDGE.
-_EDGE = 4.0
 _GRID = 40_001
 
 
+def _edge(beta: float) -> float:
+    """Where the d-coordinate's density exp(-beta (d^4 - 6 d^2 - d/2)) is below 1e-30 of its peak."""
+    return max(4.0, math.sqrt(3 + math.sqrt(9 + 90 / beta)))
+
+
 @cache
-def _well() -> tuple[Tensor, Tensor, float, float, float]:
-    """Grid, cumulative distribution on it, log Z, P(d > 0) and E[u] of one d-coordinate.
+def _well(beta: float) -> tuple[Tensor, Tensor, float, float, float]:
+    """Grid, cumulative distribution on it, log Z, P(d > 0) and E[u] of one d-coordinate, energies beta u.
 
     The trapezoidal rule on a smooth function that vanishes at both ends converges faster than any
     power of the step, so these are exact to rounding.
     """
-    d = torch.linspace(-_EDGE, _EDGE, _GRID, dtype=torch.float64)
-    step = 2 * _EDGE / (_GRID - 1)
-    energy = -0.5 * d - 6 * d.square() + d.pow(4)
+    edge = _edge(beta)
+    d = torch.linspace(-edge, edge, _GRID, dtype=torch.float64)
+    step = 2 * edge / (_GRID - 1)
+    energy = beta * (-0.5 * d - 6 * d.square() + d.pow(4))
     density = torch.exp(-energy)
     z = density.sum() * step
     # Simpson's rule on each side of zero, where the density does not vanish.
@@ -73,10 +77,17 @@ class ManyWell(System):
         self.name = f"mw{2 * n_pairs}"
         self.description = f"{n_pairs} independent double wells, {2 * n_pairs}-D, 2^{n_pairs} modes"
         self.space = Euclidean(1, 2 * n_pairs)
-        _, _, log_z, weight, mean = _well()
-        self.log_z = n_pairs * (log_z + 0.5 * math.log(2 * math.pi))
+        self._find_truth()
+
+    def _find_truth(self) -> None:
+        _, _, log_z, weight, mean = _well(self._beta)
+        self.log_z = self.n_pairs * (log_z + 0.5 * math.log(2 * math.pi / self._beta))
         self.positive_weight = weight
-        self.mean_energy = n_pairs * (mean + 0.5)
+        self.mean_energy = self.n_pairs * (mean + 0.5)
+
+    def _move(self, source: System) -> None:
+        super()._move(source)
+        self._find_truth()
 
     def _energy(self, x: Tensor) -> Tensor:
         d, v = x[..., 0::2], x[..., 1::2]
@@ -118,12 +129,13 @@ class ManyWell(System):
             raise InputError(f"n must be a non-negative number of samples, got {n}")
         device = "cpu" if generator is None else generator.device
         shape = (n, self.n_pairs)
-        grid, cumulative = (part.to(device) for part in _well()[:2])
+        grid, cumulative = (part.to(device) for part in _well(self._beta)[:2])
         level = torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
         cell = torch.searchsorted(cumulative, level, right=True).clamp(1, _GRID - 1)
         low, high = cumulative[cell - 1], cumulative[cell]
         share = (level - low) / (high - low).clamp_min(torch.finfo(torch.float64).tiny)
         x = torch.empty(n, 2 * self.n_pairs, dtype=torch.float64, device=device)
         x[:, 0::2] = grid[cell - 1] + share * (grid[cell] - grid[cell - 1])
-        x[:, 1::2] = torch.randn(shape, generator=generator, device=device, dtype=torch.float64)
+        noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float64)
+        x[:, 1::2] = noise / math.sqrt(self._beta)
         return x[:, None]

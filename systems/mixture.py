@@ -30,8 +30,9 @@ class GaussianMixture(System):
     .. math:: u(x) = -\log \frac1{40} \sum_{k=1}^{40} \mathcal N(x; \mu_k, \sigma^2 I),
         \qquad \sigma = \log(1 + e) = 1.3132616875
 
-    The density is normalised: ``log Z = 0``. Means and width are those of Midgley et al. (FAB,
-    arXiv 2208.01893). One configuration is one point in the plane, shape ``(1, 2)``.
+    The density is normalised: ``log Z = 0``. At other temperatures than 1 neither its normalising constant
+    nor draws of it are known, and asking for them is refused. Means and width are those of Midgley et al.
+    (FAB, arXiv 2208.01893). One configuration is one point in the plane, shape ``(1, 2)``.
 
     Attributes
     ----------
@@ -43,7 +44,6 @@ class GaussianMixture(System):
     name = "mog40"
     description = "40 equal Gaussians in the plane"
     units = "energy kT, length arbitrary"
-    log_z = 0.0
 
     concurrent = True
 
@@ -52,6 +52,18 @@ class GaussianMixture(System):
         self.means = torch.tensor(_published_means(), dtype=torch.float64)
         self.sigma = SIGMA
         self._log_weight = -math.log(len(self.means) * 2 * math.pi * SIGMA**2)
+
+    @property
+    def log_z(self) -> float:
+        self._require_normalised()
+        return 0.0
+
+    def _require_normalised(self) -> None:
+        if self._beta != 1.0:
+            raise InputError(
+                f"{self.name!r} is known exactly at temperature {self.default_temperature:g} only, this one "
+                f"is at {self.temperature:g}"
+            )
 
     def _displacements(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scaled displacements ``(b, 40, 2)`` from every mean, and component exponents ``(b, 40)``."""
@@ -76,7 +88,10 @@ class GaussianMixture(System):
         ------
         ShapeError, NonFiniteError
             As :meth:`energy`.
+        InputError
+            The system is at another temperature than 1.
         """
+        self._require_normalised()
         return -self.energy(x)
 
     def component(self, x: Tensor) -> Tensor:
@@ -107,8 +122,9 @@ class GaussianMixture(System):
         Raises
         ------
         InputError
-            ``n`` is negative.
+            ``n`` is negative, or the system is at another temperature than 1.
         """
+        self._require_normalised()
         if n < 0:
             raise InputError(f"n must be a non-negative number of samples, got {n}")
         device = "cpu" if generator is None else generator.device

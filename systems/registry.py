@@ -27,6 +27,7 @@ SYSTEM_KINDS.register("charmm", "molsampler.systems.openmm.charmm:CharmmSpec")
 SYSTEM_KINDS.register("openmm_xml", "molsampler.systems.openmm.serialised:SerialisedSpec")
 SYSTEM_KINDS.register("smiles", "molsampler.systems.openmm.smiles:SmilesSpec")
 SYSTEM_KINDS.register("ase", "molsampler.systems.ase:ASESpec")
+SYSTEM_KINDS.register("registered", "molsampler.systems.registered:RegisteredSpec")
 
 #: Families whose member is chosen by the particle count in its name: lj7, dw8, ...
 FAMILIES: Registry[Callable[..., System]] = Registry("family of systems")
@@ -47,8 +48,14 @@ _FAMILY_LIMIT = 1000
 #: The names that files may record; a path is none of them.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_+-]{1,100}")
 
-#: The kind of a system file, or of a recorded mapping, that does not say.
-DEFAULT_KIND = "pair_potential"
+#: What stands between the name of a system and its temperature.
+_AT = "@"
+
+
+def kind_of(content: Mapping[str, Any]) -> Any:
+    """The kind that a mapping of keys is of, also where it does not say."""
+    return content.get("kind") or ("registered" if "system" in content else "pair_potential")
+
 
 #: Adds a kind of system files under a name: a :class:`~molsampler.systems.spec.SystemSpec`, or the text
 #: "module:attribute" of where it stands; a decorator where only the name is given.
@@ -75,14 +82,18 @@ def list_systems() -> tuple[str, ...]:
     return (*_MEMBERS, *SYSTEMS.names())
 
 
-def get_system(name: str | PathLike[str], *, trust_code: bool = False) -> System:
+def get_system(
+    name: str | PathLike[str], *, temperature: float | None = None, trust_code: bool = False
+) -> System:
     """Return a registered system, a member of a family, or the system that a YAML file defines.
 
     ``name`` is one of :func:`list_systems`; ``lj<N>`` or ``dw<N>`` for N particles; or a path that
     ends in ``.yaml`` or ``.yml``. A system file has a ``kind`` (``pair_potential`` if absent) and
     the keys of that kind, see :class:`molsampler.systems.pair.potential.PairPotentialSpec` and, for
     molecules, ``kind: openmm`` (:class:`molsampler.systems.openmm.files.OpenMMSpec`) and the kinds
-    beside it. A key without a value counts as absent.
+    beside it. A key without a value counts as absent. ``temperature``, or ``@`` and a number behind the
+    name (``lj13@0.3``, ``alanine-dipeptide@350``), gives the system :meth:`~molsampler.target.System.at`
+    that temperature.
     ``trust_code`` allows a file to run Python code that it names.
 
     Raises
@@ -92,12 +103,36 @@ def get_system(name: str | PathLike[str], *, trust_code: bool = False) -> System
     FileFormatError
         The file is missing or is not plain YAML with a mapping at its top.
     InputError
-        A key is missing; a value in the file, or the particle count in a family name, is unusable; the
-        file would run code, and ``trust_code`` is not set.
+        A key is missing; a value in the file, the particle count in a family name, or the temperature is
+        unusable; the file would run code, and ``trust_code`` is not set.
     """
     if not isinstance(name, str | PathLike):
         raise InputError(f"name must be a system's name or a path, got {name!r}")
-    text = str(fspath(name))
+    text, asked = _split(str(fspath(name)))
+    if asked is not None:
+        if temperature is not None:
+            raise InputError(
+                f"name {str(name)!r} has a temperature, and temperature={temperature!r} is another; give one"
+            )
+        temperature = asked
+    system = _named(text, trust_code=trust_code)
+    return system if temperature is None else system.at(temperature)
+
+
+def _split(text: str) -> tuple[str, float | None]:
+    """A name or path, and the temperature behind it, if there is one."""
+    name, separator, number = text.rpartition(_AT)
+    if not separator or text.lower().endswith((".yaml", ".yml")):
+        return text, None
+    try:
+        return name, float(number)
+    except ValueError:
+        raise InputError(
+            f"a temperature behind a system's name must be a number, as in lj13{_AT}0.3, got {text!r}"
+        ) from None
+
+
+def _named(text: str, *, trust_code: bool) -> System:
     if text.lower().endswith((".yaml", ".yml")):
         return _from_file(Path(text), trust_code=trust_code)
     if text in SYSTEMS:
@@ -147,7 +182,7 @@ def build_system(
         See :func:`get_system`.
     """
     values = {key: value for key, value in content.items() if value is not None}
-    kind = values.setdefault("kind", DEFAULT_KIND)
+    kind = values["kind"] = kind_of(values)
     try:
         spec = SYSTEM_KINDS[kind]
         for key in values:
@@ -164,7 +199,7 @@ def build_system(
                 f"a system of kind {kind!r} runs Python code, here {code!r}; read that file, then allow "
                 "it by --trust-code (trust_code=True)"
             )
-        system = parsed.build(folder)
+        system = parsed.placed(parsed.build(folder))
         parsed.define_basins(system)
         return system
     except InputError as error:

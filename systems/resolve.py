@@ -10,7 +10,7 @@ from typing import Any
 from molsampler.errors import FileFormatError, InputError, UnknownNameError
 from molsampler.target import System
 
-from .registry import DEFAULT_KIND, PLAIN_NAME, SYSTEM_KINDS, build_system, get_system
+from .registry import PLAIN_NAME, SYSTEM_KINDS, build_system, get_system, kind_of
 
 
 def resolve(system: System | str | PathLike[str], *, trust_code: bool = False) -> System:
@@ -42,7 +42,8 @@ def resolve_recorded(
         name = reference.get("name") if isinstance(reference, Mapping) else reference
         if name is not None and name != system.name:
             raise InputError(f"{source} is of {name!r}, system= says {system.name!r}")
-        if isinstance(reference, Mapping):
+        moved = system.temperature != system.default_temperature
+        if isinstance(reference, Mapping) or (name is not None and moved):
             recorded, own = _plain(reference), _plain(system.record())
             if recorded != own:
                 raise InputError(
@@ -61,7 +62,9 @@ def resolve_recorded(
     try:
         if isinstance(reference, str):
             return get_system(reference)
-        elsewhere = SYSTEM_KINDS[reference.get("kind", DEFAULT_KIND)].elsewhere
+        if reference.keys() == {"name", "temperature"}:
+            reference = {"system": reference["name"], **reference}
+        elsewhere = SYSTEM_KINDS[kind_of(reference)].elsewhere
     except UnknownNameError as error:
         raise UnknownNameError(
             f"{source}: {error}; if the system is your own, pass system="
@@ -79,10 +82,9 @@ def _plain(record: Any) -> Any:
     return json.loads(json.dumps(record))
 
 
-def _difference(recorded: dict[str, Any], own: Any) -> str:
+def _difference(recorded: Any, own: Any) -> str:
     """The keys in which two records differ, with the values of the first."""
-    if not isinstance(own, Mapping):
-        return ""
+    recorded, own = (each if isinstance(each, dict) else {"name": each} for each in (recorded, own))
     keys = [key for key in {**recorded, **own} if recorded.get(key) != own.get(key)]
     first, *others = keys
     then, now = (f"{json.dumps(each.get(first)):.40}" for each in (recorded, own))

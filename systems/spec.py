@@ -25,8 +25,9 @@ class SystemSpec(BaseModel):
 
     A kind derives from this class, declares its keys as fields, builds its system from them and is
     registered by :func:`molsampler.systems.register_system_kind`. Its systems return a mapping of
-    these keys, ``kind`` included, from :meth:`~molsampler.target.System.record`: artifacts and samples
-    are then read without a system file. ``Field(description=...)`` is the form that messages ask for.
+    these keys, ``kind`` included, from ``_record``: artifacts and samples are then read without a file;
+    :meth:`~molsampler.target.System.record` adds ``temperature``. ``Field(description=...)`` is the form that
+    messages ask for.
 
     Attributes
     ----------
@@ -35,6 +36,7 @@ class SystemSpec(BaseModel):
     description : one line for listings
     collective_variables : texts by name, see :mod:`molsampler.collective_variables`
     basins : what ``compare`` and ``free-energy`` take for the modes of the system
+    temperature : that of the system; energies are those of the other keys times their default one over it
     elsewhere : why records of such systems do not suffice to rebuild them, as a clause that follows
         the system's name; empty where they do
     """
@@ -50,6 +52,7 @@ class SystemSpec(BaseModel):
         default={}, description="a mapping of names to texts such as distance:0,1"
     )
     basins: BasinsSpec | None = None
+    temperature: float | None = Field(default=None, description="a positive number")
 
     def runs(self) -> str:
         """What code of its user's own building the system runs, empty for none. Naming a system that
@@ -65,6 +68,16 @@ class SystemSpec(BaseModel):
             A value is unusable; the caller names the file.
         """
         raise NotImplementedError
+
+    def placed(self, system: System) -> System:
+        """What was built, at the temperature of the file.
+
+        Raises
+        ------
+        InputError
+            The temperature is unusable.
+        """
+        return system if self.temperature is None else system.at(self.temperature)
 
     def define_basins(self, system: System) -> None:
         """Give a system the collective variables and basins of its file.

@@ -56,9 +56,11 @@ def test_the_examples_of_the_page_on_own_systems_run(tmp_path: Path) -> None:
     from molsampler.systems import get_system
 
     text = (PAGE.parent / "own-systems.md").read_text()
-    (ions,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    ions, cold = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "ions.yaml").write_text(ions)
     assert get_system(tmp_path / "ions.yaml").alike == (0,) * 4 + (1,) * 4
+    (tmp_path / "cold.yaml").write_text(cold)
+    assert get_system(tmp_path / "cold.yaml").temperature == 0.3
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, object] = {}
     exec(code, names)

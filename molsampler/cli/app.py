@@ -13,6 +13,7 @@ from .doctor import doctor
 from .export import export
 from .free_energy import free_energy
 from .info import info
+from .merge import merge
 from .reference import reference
 from .sample import sample
 from .systems import systems
@@ -22,7 +23,7 @@ app = typer.Typer(
     name="molsampler",
     help="One-step neural samplers for Boltzmann distributions.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
@@ -46,6 +47,7 @@ def _options(
 for command in (
     systems,
     sample,
+    merge,
     train,
     reference,
     compare,

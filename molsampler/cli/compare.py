@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import Overwrite, TrustCode, given_system
-from .terminal import note, print_json, print_table, progress
+from .terminal import file_size, note, print_json, print_table, progress
 
 if TYPE_CHECKING:
     from molsampler.analysis import Comparison
@@ -81,7 +81,7 @@ def compare(
     comparison = replace(comparison, remarks=(*remarks, *comparison.remarks))
     if output is not None:
         write_report(comparison, output, overwrite=overwrite)
-        note(f"wrote {output}")
+        note(f"wrote {output} ({file_size(output)}, one file that loads nothing)")
     if to_stdout:
         print_json(comparison.to_dict())
         return

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import compare as comparing
 from . import reference as referring
-from .options import Device, Overwrite, Seed
-from .terminal import duration, note, progress
+from .options import Device, Json, Overwrite, Seed
+from .terminal import duration, file_size, note, print_json, progress
 
 if TYPE_CHECKING:
     from molsampler.analysis import Comparison
@@ -42,6 +42,7 @@ def demo(
     seed: Seed = 0,
     device: Device = None,
     overwrite: Overwrite = False,
+    json: Json = False,
 ) -> None:
     """Samples from shipped weights, a fresh OpenMM run, a report and trajectories.
 
@@ -58,11 +59,16 @@ def demo(
             f"--output {output} is not empty; name another folder with -o or pass --overwrite"
         )
     output.mkdir(parents=True, exist_ok=True)
-    sections = []
+    comparisons = {}
     for name in SYSTEMS:
-        sections.append(_tour(name, output, seed=seed, device=device))
-        print()
-    write_bytes(output / "report.html", _page(sections).encode())
+        comparisons[name] = _tour(name, output, seed=seed, device=device)
+        if not json:
+            comparing.print_comparison(comparisons[name])
+            print()
+    write_bytes(output / "report.html", _page(comparisons).encode())
+    if json:
+        print_json({name: comparison.to_dict() for name, comparison in comparisons.items()})
+        return
 
     print(f"done in {duration(time.monotonic() - started)}; open")
     print(f"  {output / 'report.html'}  in a browser: how far the samples are from the reference")
@@ -75,9 +81,9 @@ def demo(
         print(f"  {stem}.npz  all {SAMPLES:,} samples with energies, lossless")
 
 
-def _tour(name: str, folder: Path, *, seed: int, device: str | None) -> dict[str, str]:
-    """Sample, refine, run the reference, compare and write; return what the page says of it."""
-    from molsampler.analysis import headline, write_report
+def _tour(name: str, folder: Path, *, seed: int, device: str | None) -> Comparison:
+    """Sample, refine, run the reference, compare and write."""
+    from molsampler.analysis import write_report
 
     from ..export import save
     from ..sampler.sampler import Sampler
@@ -103,25 +109,35 @@ def _tour(name: str, folder: Path, *, seed: int, device: str | None) -> dict[str
     comparison = _compare(samples, refined, reference, system, seed=seed)
     report = folder / f"{name}-report.html"
     write_report(comparison, report, overwrite=True)
-    comparing.print_comparison(comparison)
+    note(f"wrote {report} ({file_size(report)})")
+    return comparison
+
+
+def _page(comparisons: dict[str, Comparison]) -> str:
+    """The landing page: what each report says first, and its pictures."""
+    from molsampler.analysis.page import render
+
+    return render(
+        Path(__file__).parent / "demo.html.j2",
+        refine=REFINE,
+        sections=[_section(name, comparison) for name, comparison in comparisons.items()],
+    )
+
+
+def _section(name: str, comparison: Comparison) -> dict[str, Any]:
+    from molsampler.analysis import headline
+    from molsampler.analysis.figures import modes, plots, structures
+
+    bars = modes(comparison)
     return {
         "name": name,
         "headline": headline(comparison),
         "refined": headline(comparison.baselines[0]),
-        "report": report.name,
+        "structures": structures(comparison.structures),
+        "plots": plots(comparison)
+        + ([] if bars is None else [{"svg": bars, "caption": "Mode weights."}]),
+        "report": f"{name}-report.html",
     }
-
-
-def _page(sections: list[dict[str, str]]) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    return environment.get_template("demo.html.j2").render(refine=REFINE, sections=sections)
 
 
 def _compare(

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .options import OfSystem, Overwrite, TrustCode, given_system
+from .options import Json, OfSystem, Overwrite, TrustCode, given_system
+from .terminal import print_json
 
 
 def export(
@@ -19,10 +20,14 @@ def export(
     system: OfSystem = None,
     trust_code: TrustCode = False,
     overwrite: Overwrite = False,
+    json: Json = False,
 ) -> None:
     """Convert samples to another format."""
-    from ..export import convert
+    from ..export import convert, describe
 
     known = given_system(system, trust_code=trust_code)
     convert(source, target, overwrite=overwrite, system=known)
-    print(f"wrote {target}")
+    if json:
+        print_json({"file": target, **describe(target)})
+    else:
+        print(f"wrote {target}")

@@ -1,4 +1,4 @@
-"""``molsampler info``: what a file, an artifact or a run folder is, from what, and whether it is whole."""
+"""``molsampler info``: what a file, system, artifact or run folder is, from what, and whether it is whole."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ def info(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="FILE|ARTIFACT|RUN_DIR",
-            help="Samples, a folder with a trained sampler, the name of a shipped one, or a run.",
+            metavar="FILE|ARTIFACT|RUN_DIR|SYSTEM",
+            help="Samples, a report, a system (.yaml or name), a folder with a trained sampler, the name "
+            "of a shipped one, or a run.",
         ),
     ],
     system: OfSystem = None,
@@ -30,16 +31,14 @@ def info(
     json: Json = False,
 ) -> None:
     """Say what something is, what it was made from, and whether its hashes hold."""
-    from ..export import describe
-
     path = Path(source)
     known = given_system(system, trust_code=trust_code)
     if (path / "config.resolved.yaml").is_file():
         result = _run(path, known)
     elif path.is_file():
-        result = {"kind": "samples", **describe(path)}
+        result = _file(path, trust_code=trust_code)
     else:
-        result = _artifact(source, known)
+        result = _named(source, known)
     if json:
         print_json(result)
     else:
@@ -47,6 +46,79 @@ def info(
             print(printable(line))
     if result.get("intact") is False:
         raise typer.Exit(1)
+
+
+def _file(path: Path, *, trust_code: bool) -> dict[str, Any]:
+    """What a file is: a report, a system, the settings of a run, or samples."""
+    from molsampler.analysis import describe_report
+    from molsampler.systems import get_system
+
+    from ..export import describe
+    from ..train.config import from_yaml
+
+    suffix = path.suffix.lower()
+    if suffix in (".html", ".htm"):
+        return {"kind": "report", **describe_report(path)}
+    if path.name == "config.resolved.yaml":
+        return {"kind": "training configuration", **from_yaml(path).model_dump(mode="json")}
+    if suffix in (".yaml", ".yml"):
+        system = get_system(path, trust_code=trust_code)
+        return {"kind": "system", "file": str(path), **_system(system, str(path))}
+    return {"kind": "samples", **describe(path)}
+
+
+def _named(source: str, known: System | None) -> dict[str, Any]:
+    """What a name or a folder is: a sampler, or a system without one."""
+    from molsampler.systems import get_system
+
+    from ..errors import FileFormatError, UnknownNameError
+    from ..sampler.store import list_pretrained
+
+    if not Path(source).exists() and source not in list_pretrained():
+        if Path(source).suffix:
+            raise FileFormatError(f"there is no file {source}")
+        try:
+            return {"kind": "system", **_system(get_system(source), source)}
+        except UnknownNameError as error:
+            samplers = ", ".join(list_pretrained())
+            raise UnknownNameError(f"{error}; shipped samplers: {samplers}") from None
+    return _artifact(source, known)
+
+
+def _system(system: System, source: str) -> dict[str, Any]:
+    """A system in words, and how one gets a sampler of it."""
+    from ..sampler.store import list_pretrained
+
+    n, dimension = system.shape
+    molecule = system.molecule
+    result: dict[str, Any] = {
+        "name": system.name,
+        "description": system.description,
+        "particles": n,
+        "dimensions": dimension,
+        "units": system.units,
+        "length_nm": system.length_nm,
+        "temperature_kelvin": system.temperature,
+        "symmetric_under_rotation_and_reflection": system.invariant,
+        "particles_exchangeable": system.exchangeable,
+    }
+    if molecule is not None:
+        result["molecule"] = {
+            "types": len(set(molecule.types)),
+            "bonds": len(molecule.bonds),
+            "chiral_centres": len(molecule.chiral_centres),
+        }
+    if system.collective_variables:
+        result["collective_variables"] = dict(system.collective_variables)
+    if system.basins is not None:
+        result["basins"] = list(system.basins.names)
+    related = [name for name in list_pretrained() if name.removesuffix("-exact") == source]
+    result["sampler"] = (
+        f"ships: {', '.join(related)}"
+        if related
+        else f"none ships; molsampler train {source} RUN_DIR makes one"
+    )
+    return result
 
 
 def _artifact(source: str, system: System | None) -> dict[str, Any]:

@@ -15,13 +15,16 @@ System = Annotated[
     str,
     typer.Argument(
         metavar="SYSTEM",
-        help="A registered system (`molsampler systems` lists them) or the path of a .yaml file.",
+        help="A registered system (`molsampler systems` lists them) or the path of a .yaml file; @T behind "
+        "it gives a temperature: lj13@0.3, alanine-dipeptide@350.",
     ),
 ]
 OfSystem = Annotated[
     str | None,
     typer.Option(
-        "--system", help="The system, where the input does not define it: a name or a .yaml file."
+        "--system",
+        help="The system, where the input does not define it: a name or a .yaml file, with @T for another "
+        "temperature.",
     ),
 ]
 TrustCode = Annotated[
@@ -57,6 +60,15 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
+def parse_blocks(text: str) -> slice:
+    """The half-open range in ``A:B``, ``A:``, ``:B`` or ``:``; anything else is wrong usage."""
+    found = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", text)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is not a range of blocks such as 0:4, 4: or :4")
+    first, last = (int(end) if end else None for end in found.groups())
+    return slice(first, last)
+
+
 def given_system(system: str | None, *, trust_code: bool) -> PhysicalSystem | None:
     """The system that ``--system`` names, None where it was not given."""
     from molsampler.systems import resolve
@@ -72,8 +84,7 @@ def check_samples_output(path: Path, *, overwrite: bool) -> None:
     InputError, OutputExistsError, StorageError
         The suffix is no format, the file exists, or its folder does not.
     """
-    from ..export import format_of
-    from ..storage.files import check_output
+    from ..export import check_destination, format_of
 
     format_of(path, argument="--output")
-    check_output(path, overwrite=overwrite)
+    check_destination(path, overwrite=overwrite)

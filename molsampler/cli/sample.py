@@ -18,6 +18,7 @@ from .options import (
     TrustCode,
     check_samples_output,
     given_system,
+    parse_blocks,
 )
 from .summary import WeightStatistics, energy_line
 from .terminal import print_json, progress
@@ -46,21 +47,34 @@ def sample(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Does not change the samples.")
     ] = None,
+    blocks: Annotated[
+        slice | None,
+        typer.Option(
+            "--blocks",
+            parser=parse_blocks,
+            metavar="A:B",
+            help="Only these blocks of the run, counted from zero; `molsampler merge` joins the files.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Draw independent samples from a trained sampler and write them to a file."""
     check_samples_output(output, overwrite=overwrite)
-    from ..export import save_blocks
     from ..export.energy_statistics import EnergyStatistics
+    from ..export.parts import check_part_output, save_stream
     from ..sampler.sampler import Sampler
 
+    if blocks is not None:
+        check_part_output(output, argument="--output")
     sampler = Sampler.load(source, system=given_system(system, trust_code=trust_code))
-    stream = sampler.stream(number, seed=seed, refine=refine, device=device, batch_size=batch_size)
+    stream = sampler.stream(
+        number, seed=seed, refine=refine, device=device, batch_size=batch_size, blocks=blocks
+    )
     statistics, weights = EnergyStatistics(), WeightStatistics()
-    with progress(f"sampling {sampler.system.name}", number) as update:
+    with progress(f"sampling {sampler.system.name}", stream.count) as update:
 
-        def blocks() -> Iterator[Samples]:
+        def counted() -> Iterator[Samples]:
             for block in stream.blocks():
                 yield block
                 statistics.add(block.energies)
@@ -68,21 +82,20 @@ def sample(
                     weights.add(block.log_weights)
                 update(statistics.count)
 
-        save_blocks(
-            blocks(),
-            output,
-            count=number,
-            system=sampler.system,
-            metadata=stream.record,
-            overwrite=overwrite,
-        )
+        save_stream(stream, counted(), output, overwrite=overwrite)
     energies, metadata = statistics.summary().model_dump(), stream.metadata()
     if json:
         print_json(
-            {"file": output, "n": number, "energies": energies, **weights.summary(), **metadata}
+            {
+                "file": output,
+                "n": stream.count,
+                "energies": energies,
+                **weights.summary(),
+                **metadata,
+            }
         )
         return
-    print(f"wrote {output}: {number:,} samples of {sampler.system.name}")
+    print(f"wrote {output}: {stream.count:,} samples of {sampler.system.name}")
     print(energy_line(energies))
     if said := weights.line():
         print(said)

@@ -58,7 +58,8 @@ def train(
     Ctrl-C, SIGTERM and --max-time save the state within seconds, in whatever phase; the first two end with
     exit code 130 and 143. A sampler that was trained and is not usable, as the verdict says, ends with 3.
     """
-    with phases(f"training {Path(system).stem}") as show:
+    file = Path(system)
+    with phases(f"training {file.stem if file.suffix in ('.yaml', '.yml') else file.name}") as show:
         # Said before anything is imported that takes long.
         show("starting")
         result = _train(
@@ -107,7 +108,7 @@ def _train(
         note(f"{target.name} {lacking}: trained in Cartesian coordinates")
     settings = load_config(
         preset,
-        target.name,
+        target.label,
         file=config,
         overrides=overrides,
         invariant=target.invariant,

@@ -35,14 +35,18 @@ from ..storage.files import check_output, sha256
 from ..systems import resolve, resolve_recorded
 from ..target import System
 from .format import FORMATS, Format, Output, format_of, register_format
+from .topology import is_left_topology
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..samples import Samples
 
 __all__ = [
     "FORMATS",
     "Format",
     "Output",
+    "check_destination",
     "convert",
     "describe",
     "format_of",
@@ -83,6 +87,24 @@ def save(
     )
 
 
+def check_destination(path: Path | str, *, overwrite: bool) -> bool:
+    """Refuse a destination that may not be written; return whether a file there may be replaced.
+
+    It may with ``overwrite``, and where it is no more than the topology ``X.pdb`` that a trajectory ``X.*``
+    left: a PDB file of samples names the same atoms, or is refused when it is written.
+
+    Raises
+    ------
+    InputError, OutputExistsError, StorageError
+        The suffix is no format, the file exists, or its folder does not.
+    """
+    path = Path(path)
+    format_of(path)
+    overwrite = overwrite or is_left_topology(path)
+    check_output(path, overwrite=overwrite)
+    return overwrite
+
+
 def save_blocks(
     blocks: Iterable[Samples],
     path: Path | str,
@@ -91,12 +113,14 @@ def save_blocks(
     system: Any,
     metadata: Callable[[], dict[str, Any]],
     overwrite: bool = False,
+    extras: Callable[[], dict[str, Tensor]] = dict,
 ) -> None:
     """Write ``count`` samples that arrive in blocks, in memory that does not grow with ``count``.
 
     ``metadata`` is called after the last block, so it may report on the whole run. ``system`` is a
     system or what a file records of one. Some formats keep a second copy of the samples in an
-    unnamed file beside ``path`` until the output has been compared with it.
+    unnamed file beside ``path`` until the output has been compared with it. ``extras`` are the arrays beside
+    the samples of :class:`Output`, which only formats that need no file beside them keep.
 
     Raises
     ------
@@ -107,11 +131,11 @@ def save_blocks(
     form = format_of(path)
     if count < 1:
         raise InputError(f"there are {count} samples to write to {path}; at least one is needed")
-    check_output(path, overwrite=overwrite)
+    overwrite = check_destination(path, overwrite=overwrite)
     if not (system is None or isinstance(system, System)):
         # A format that needs no system can hold samples of one that is not registered.
         system = None if form.complete else resolve_recorded(system, source="the metadata")
-    form.write(path, Output(blocks, count, system, metadata, overwrite))
+    form.write(path, Output(blocks, count, system, metadata, overwrite, extras))
 
 
 def load(path: Path | str, *, system: System | str | None = None) -> Samples:
@@ -152,8 +176,7 @@ def convert(
     OutputExistsError, FileFormatError, InputError, StorageError
         See :func:`load` and :func:`save`.
     """
-    format_of(Path(destination))
-    check_output(destination, overwrite=overwrite)
+    check_destination(destination, overwrite=overwrite)
     save(load(source, system=system), destination, overwrite=overwrite, system=system)
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from torch import Tensor
+
 from ..errors import InputError, ShapeError, nearest
 from ..registry import Registry
 from ..target import System
@@ -27,6 +29,8 @@ class Output:
     system : whose samples they are, where that is known
     metadata : called after the last block, so that it may report on the whole run
     overwrite : whether an existing file may be replaced
+    extras : arrays of float64 that stand beside the samples, by name, called after the last block; for
+        :attr:`Format.complete` formats alone
     """
 
     blocks: Iterable[Samples]
@@ -34,6 +38,7 @@ class Output:
     system: System | None
     metadata: Callable[[], dict[str, Any]]
     overwrite: bool = False
+    extras: Callable[[], dict[str, Tensor]] = dict
 
     def checked(self, shape: tuple[int, ...]) -> Iterator[Samples]:
         """The blocks, all of samples of ``shape`` (N, D), and all with log weights or none.
@@ -117,6 +122,12 @@ for _suffix, _place in {
     FORMATS.register(_suffix, f"molsampler.export.{_place}")
 
 
+#: Formats that others read and write.
+_FOREIGN = (
+    ".xyz", ".trr", ".nc", ".netcdf", ".gro", ".mdcrd", ".lammpstrj", ".gsd", ".binpos", ".dtr", ".arc",
+)  # fmt: skip
+
+
 def register_format(form: Format) -> None:
     """Add a format under its suffix; save, load, convert, describe and the commands then know it.
 
@@ -149,4 +160,7 @@ def format_of(path: Path, *, argument: str | None = None) -> Format:
         if argument is None
         else f"{argument} {path.name!r} must end in"
     )
-    raise InputError(f"{found} one of {', '.join(known)}{nearest(path.suffix, known)}")
+    hint = nearest(path.suffix, known)
+    if path.suffix.lower() in _FOREIGN:
+        hint = "; MDTraj converts others, as in mdtraj.load('X.dcd', top='X.pdb').save('X.xyz')"
+    raise InputError(f"{found} one of {', '.join(known)}{hint}")

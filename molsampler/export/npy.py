@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
@@ -52,7 +53,7 @@ def read_float64(content: bytes, count: int) -> NDArray[np.float64]:
         raise ValueError("not of version 1.0 of numpy's format")
     try:
         shape, _, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=10_000)
-    except (SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
+    except (SyntaxError, TypeError, KeyError, RecursionError, MemoryError, TokenError) as error:
         raise ValueError(f"its header cannot be read: {error}") from None
     held = len(content) - file.tell()
     if dtype != np.dtype("<f8") or shape != (count,) or held != 8 * count:

@@ -10,7 +10,8 @@ a member too, so these files have no sidecar. Every number keeps every bit.
     log_weights  (n,) float64, log of target over proposal
     metadata     JSON text
 
-Files of other origin may hold ``positions`` alone, in float32 or float64.
+A part of a run (:mod:`molsampler.export.parts`) has one more array, which other readers leave alone. Files of
+other origin may hold ``positions`` alone, in float32 or float64.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -105,6 +107,10 @@ def _write(path: Path, output: Output, shape: tuple[int, int]) -> None:
         for name, spool in spools.items():
             with _member(archive, name) as member:
                 npy.write_spooled(member, spool, count)
+        for name, values in output.extras().items():
+            with _member(archive, name) as member:
+                npy.write_header(member, "<f8", tuple(values.shape))
+                member.write(npy.float64(values))
         with _member(archive, "metadata") as member:
             text = np.array(json.dumps(output.metadata(), allow_nan=False))
             np.lib.format.write_array(member, text, allow_pickle=False)
@@ -123,7 +129,7 @@ def _layout(
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, fortran, dtype = reader(member, max_header_size=MAX_HEADER)
-    except (ValueError, KeyError, SyntaxError, TypeError, EOFError) as error:
+    except (ValueError, KeyError, SyntaxError, TypeError, EOFError, TokenError) as error:
         raise FileFormatError(f"{path}: member {name} is not a plain array: {error}") from None
     if dtype.hasobject:
         raise FileFormatError(f"{path}: member {name} holds pickled objects; refused")
@@ -145,8 +151,10 @@ def _layout(
     return shape, dtype, size
 
 
-def _pieces(member: IO[bytes], size: int, name: str, path: Path) -> Iterator[bytes]:
-    """The array's bytes; reading on to the end makes zipfile compare the CRC-32."""
+def _pieces(
+    member: IO[bytes], size: int, name: str, path: Path, *, whole: bool = True
+) -> Iterator[bytes]:
+    """The array's bytes; reading on to the end of the ``whole`` makes zipfile compare the CRC-32."""
     done = 0
     while done < size:
         piece = member.read(min(_PIECE, size - done))
@@ -154,7 +162,7 @@ def _pieces(member: IO[bytes], size: int, name: str, path: Path) -> Iterator[byt
             raise FileFormatError(f"{path}: member {name} ends after {done} of {size} bytes")
         yield piece
         done += len(piece)
-    if member.read(1):
+    if whole and member.read(1):
         raise FileFormatError(f"{path}: member {name} is longer than announced")
 
 
@@ -235,6 +243,88 @@ def read(path: Path) -> Content:
     return _content(arrays, path)
 
 
+def head(path: Path, *names: str) -> tuple[tuple[int, ...], dict[str, Any], list[NDArray[Any]]]:
+    """Shape of the positions, metadata, and the arrays of other members of those names that are there.
+
+    Raises
+    ------
+    FileFormatError
+        See :func:`read`.
+    """
+    with _opened(path) as archive:
+        infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        if not {"positions", "metadata"} <= infos.keys():
+            raise FileFormatError(f"{path}: arrays 'positions' and 'metadata' are expected")
+        with archive.open(infos["positions"]) as member:
+            shape, _, _ = _layout(member, infos["positions"], path)
+        others = [_array(archive, infos[name], path) for name in names if name in infos]
+        metadata = _metadata(_array(archive, infos["metadata"], path), path)
+    return shape, metadata, others
+
+
+class _Column:
+    """A member that is read some rows at a time."""
+
+    def __init__(self, member: IO[bytes], info: zipfile.ZipInfo, path: Path, descr: str):
+        self.member, self.name, self.path = member, info.filename, path
+        self.shape, self.dtype, _ = _layout(member, info, path)
+        if self.dtype != np.dtype(descr):
+            raise FileFormatError(f"{path}: member {self.name} must be {descr}, got {self.dtype}")
+
+    def take(self, rows: int) -> torch.Tensor:
+        """The next rows."""
+        shape = (rows, *self.shape[1:])
+        buffer = bytearray(math.prod(shape) * self.dtype.itemsize)
+        view, done = memoryview(buffer), 0
+        for piece in _pieces(self.member, len(buffer), self.name, self.path, whole=False):
+            view[done : done + len(piece)] = piece
+            done += len(piece)
+        return torch.from_numpy(np.frombuffer(buffer, dtype=self.dtype).reshape(shape))
+
+    def end(self) -> None:
+        """Read on to the end, where zipfile compares the CRC-32."""
+        if self.member.read(1):
+            raise FileFormatError(f"{self.path}: member {self.name} is longer than announced")
+
+
+def blocks(path: Path, *, rows: int = 2**13) -> Generator[Samples, None, None]:
+    """The samples of a file, ``rows`` at a time, without metadata, in memory that does not grow with it.
+
+    A file that does not keep its checksums is told when its last rows are asked for, before they are given.
+
+    Raises
+    ------
+    FileFormatError
+        See :func:`read`; or positions are not float32, or there are no energies of float64.
+    """
+    from ..samples import Samples
+
+    with _opened(path) as archive, ExitStack() as stack:
+        infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        columns = {}
+        for name, descr in (("positions", "<f4"), ("energies", "<f8"), ("log_weights", "<f8")):
+            if name in infos:
+                member = stack.enter_context(archive.open(infos[name]))
+                columns[name] = _Column(member, infos[name], path, descr)
+            elif name != "log_weights":
+                raise FileFormatError(f"{path}: an array {name!r} is expected, got none")
+        count = columns["positions"].shape[0]
+        for name, column in columns.items():
+            if column.shape[0] != count or len(column.shape) != (3 if name == "positions" else 1):
+                raise FileFormatError(f"{path}: member {name} has the shape {column.shape}")
+        for start in range(0, count, rows):
+            size = min(rows, count - start)
+            taken = {name: column.take(size) for name, column in columns.items()}
+            if start + size == count:
+                for column in columns.values():
+                    column.end()
+            try:
+                samples = Samples(taken["positions"], taken["energies"], taken.get("log_weights"))
+            except NonFiniteError as error:
+                raise FileFormatError(f"{path}: {error}") from None
+            yield samples
+
+
 def _check_members(infos: list[zipfile.ZipInfo], path: Path) -> None:
     names = [info.filename for info in infos]
     if len(infos) > MAX_MEMBERS or len(set(names)) != len(names):
@@ -272,15 +362,8 @@ def _content(arrays: dict[str, NDArray[Any]], path: Path) -> Content:
                 f"{path}: {name} of shape ({len(positions)},) expected, "
                 f"got {array.dtype} {array.shape}"
             )
-    metadata: dict[str, Any] = {}
     text = arrays.get("metadata")
-    if text is not None:
-        try:
-            metadata = json.loads(str(text[()]))
-        except (ValueError, RecursionError, TypeError) as error:
-            raise FileFormatError(f"{path}: metadata is not JSON text: {error}") from None
-        if not isinstance(metadata, dict):
-            raise FileFormatError(f"{path}: metadata must be a JSON object")
+    metadata = {} if text is None else _metadata(text, path)
     # Energies of less than float64 are recomputed where the system is known.
     energies = arrays.get("energies")
     if energies is not None and energies.dtype.itemsize < 8:
@@ -294,6 +377,16 @@ def _content(arrays: dict[str, NDArray[Any]], path: Path) -> Content:
             else arrays["log_weights"].astype("<f8", copy=False),
             metadata,
         )
+
+
+def _metadata(text: NDArray[Any], path: Path) -> dict[str, Any]:
+    try:
+        metadata = json.loads(str(text[()]))
+    except (ValueError, RecursionError, TypeError, IndexError) as error:
+        raise FileFormatError(f"{path}: metadata is not JSON text: {error}") from None
+    if not isinstance(metadata, dict):
+        raise FileFormatError(f"{path}: metadata must be a JSON object")
+    return metadata
 
 
 class NPZFormat:

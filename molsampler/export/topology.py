@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OutputExistsError, StorageError
+from ..errors import FileFormatError, OutputExistsError, StorageError
 from ..storage.files import sha256
 from .lengths import Frames
 from .sidecar import Sidecar, read_sidecar, sidecar_path, topology_path
@@ -60,6 +60,23 @@ def _atoms(text: str) -> list[str]:
     """Serial number, names and element of each atom of a PDB text's first model."""
     lines = text.split("ENDMDL", 1)[0].splitlines()
     return [line[:30] + line[76:78] for line in lines if line.startswith(("ATOM", "HETATM"))]
+
+
+def is_left_topology(path: Path) -> bool:
+    """Whether a file is the ``X.pdb`` that a trajectory's sidecar records as its topology, and no samples."""
+    if path != topology_path(path) or not path.is_file() or path.is_symlink():
+        return False
+    try:
+        sidecar = read_sidecar(sidecar_path(path))
+    except FileFormatError:
+        return False
+    return (
+        sidecar is not None
+        and sidecar.topology is not None
+        and sidecar.topology.file == path.name
+        and not sidecar.records(path.name)
+        and sidecar.topology.sha256 == sha256(path)
+    )
 
 
 def check_topology(data: Path, wanted: str, *, overwrite: bool) -> bool:

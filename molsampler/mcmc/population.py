@@ -22,6 +22,10 @@ from ..target import Target
 from . import adapt, ais, mala, smc
 from .divergence import UNREST, FallWatch, require_finite
 
+#: Levels of annealing that are expected before the first two are known: five for a mixture, eight for small
+#: molecules, twenty for clusters of some ten particles, thirty of fifty.
+EXPECTED_LEVELS = 20
+
 #: Transitions of the equilibration between looks at the median energy.
 _WATCH_EVERY = 50
 
@@ -57,14 +61,27 @@ class GaussianChain(Gaussian):
         return root @ super().sample(n, generator=generator, like=like)
 
 
+class ExchangeConfig(Frozen):
+    """Replica exchange up to ``hottest`` times the temperature of the target, by ``chains`` ladders side by
+    side; neighbours exchange at least the share ``acceptance`` of the times they try
+    (:mod:`molsampler.mcmc.replica_exchange`)."""
+
+    hottest: float = Field(4.0, gt=1)
+    acceptance: float = Field(0.3, gt=0, lt=1)
+    chains: int = Field(512, ge=2)
+
+
 class PopulationConfig(Frozen):
     """``size`` chains start from a Gaussian of ``start_scale`` (in the system's length unit), are annealed
-    by SMC with ``anneal_moves`` MALA steps per level and equilibrated by ``equilibration`` more."""
+    by SMC with ``anneal_moves`` MALA steps per level and equilibrated by ``equilibration`` more. With
+    ``exchange`` these are sweeps of a ladder of temperatures, from whose coldest rung the population is
+    gathered over the second half of them."""
 
     size: int = Field(8192, ge=2)
     start_scale: float = Field(1.0, gt=0)
     anneal_moves: int = Field(5, ge=1)
     equilibration: int = Field(1000, ge=0)
+    exchange: ExchangeConfig | None = None
 
 
 class Population(NamedTuple):
@@ -123,15 +140,7 @@ class State(NamedTuple):
             "steps": self.steps,
         }
         if self.annealing is not None:
-            run = self.annealing
-            for name in _ANNEALING:
-                flat[f"annealing/{name}"] = getattr(run, name)
-            particles = run.particles
-            flat["annealing/position"] = particles.position
-            flat["annealing/log_weight"] = particles.log_weight
-            for end in (0, 1):
-                flat[f"annealing/energy{end}"] = particles.energies[end]
-                flat[f"annealing/score{end}"] = particles.scores[end]
+            flat |= flat_annealing(self.annealing)
         if self.chains is not None:
             for name, value in self.chains._asdict().items():
                 flat[f"chains/{name}"] = value
@@ -150,14 +159,7 @@ class State(NamedTuple):
             adaptation = adapt.Adaptation(flat["log_step"], int(flat["updates"]))
             annealing = chains = None
             if "annealing/position" in flat:
-                particles = ais.State(
-                    flat["annealing/position"],
-                    flat["annealing/log_weight"],
-                    (flat["annealing/energy0"], flat["annealing/energy1"]),
-                    (flat["annealing/score0"], flat["annealing/score1"]),
-                )
-                numbers = {name: flat[f"annealing/{name}"] for name in _ANNEALING}
-                annealing = smc.State(particles, adaptation, **numbers)
+                annealing = annealing_of(flat, adaptation)
             else:
                 chains = mala.State(*(flat[f"chains/{name}"] for name in mala.State._fields))
             return cls(annealing, chains, adaptation, int(flat["steps"]))
@@ -171,6 +173,56 @@ class State(NamedTuple):
 _ANNEALING = ("lam", "last_lam", "log_normaliser_ratio", "levels", "moved")
 
 
+def flat_annealing(run: smc.State) -> dict[str, Tensor | float | int]:
+    """Tensors and numbers of a state of annealing by name, without its adaptation."""
+    flat: dict[str, Tensor | float | int] = {
+        f"annealing/{name}": getattr(run, name) for name in _ANNEALING
+    }
+    particles = run.particles
+    flat["annealing/position"] = particles.position
+    flat["annealing/log_weight"] = particles.log_weight
+    for end in (0, 1):
+        flat[f"annealing/energy{end}"] = particles.energies[end]
+        flat[f"annealing/score{end}"] = particles.scores[end]
+    return flat
+
+
+def annealing_of(flat: Mapping[str, Any], adaptation: adapt.Adaptation) -> smc.State:
+    """The state of annealing that was flattened; a key that is missing is a KeyError."""
+    particles = ais.State(
+        flat["annealing/position"],
+        flat["annealing/log_weight"],
+        (flat["annealing/energy0"], flat["annealing/energy1"]),
+        (flat["annealing/score0"], flat["annealing/score1"]),
+    )
+    return smc.State(
+        particles, adaptation, **{name: flat[f"annealing/{name}"] for name in _ANNEALING}
+    )
+
+
+def start_of(config: PopulationConfig, space: Space, molecule: Molecule | None) -> Gaussian:
+    """Where chains start: a Gaussian, or a Gaussian chain on the bond graph of a molecule with bonds."""
+    if molecule is not None and molecule.bonds:
+        return GaussianChain(space, config.start_scale, molecule)
+    return Gaussian(space, config.start_scale)
+
+
+def require_start(energy: Tensor, start_scale: float) -> None:
+    """Refuse energies ``(b,)`` of annealed chains of which none is finite.
+
+    Raises
+    ------
+    UnboundedEnergyError
+        They are.
+    """
+    if not torch.isfinite(energy).any():
+        raise UnboundedEnergyError(
+            f"none of {len(energy):,} chains has a finite energy in a Gaussian of "
+            f"start_scale={start_scale:g}: the energy is infinite or NaN there; give "
+            "target_score.start_scale the size of a configuration"
+        )
+
+
 class Equilibration:
     """Makes a population, from the energy alone, one move of all its chains at a time.
 
@@ -182,9 +234,7 @@ class Equilibration:
         self, config: PopulationConfig, target: Target, *, molecule: Molecule | None = None
     ):
         self.config, self.target = config, target
-        self.base = Gaussian(target.space, config.start_scale)
-        if molecule is not None and molecule.bonds:
-            self.base = GaussianChain(target.space, config.start_scale, molecule)
+        self.base = start_of(config, target.space, molecule)
         dof = target.space.dof
         self._annealed, self._settled = FallWatch(dof), FallWatch(dof, UNREST)
 
@@ -238,30 +288,39 @@ class Equilibration:
 
     def _watch(self, energy: Tensor) -> None:
         """Look at the target's energies ``(b,)`` of chains that are being annealed."""
-        if not torch.isfinite(energy).any():
-            raise UnboundedEnergyError(
-                f"none of {len(energy):,} chains has a finite energy in a Gaussian of "
-                f"start_scale={self.config.start_scale:g}: the energy is infinite or NaN there; give "
-                "target_score.start_scale the size of a configuration"
-            )
+        require_start(energy, self.config.start_scale)
         self._annealed(energy)
 
     def population(self, state: State) -> Population:
         """What a finished state holds."""
         return Population(cast(mala.State, state.chains), float(state.adaptation.step_size))
 
+    def unflatten(self, flat: Mapping[str, Any]) -> State:
+        """See :meth:`State.unflatten`."""
+        return State.unflatten(flat)
+
+    def expected_evaluations(self, state: State, spent: int) -> int:
+        """An estimate of the energy evaluations of the whole, of which ``spent`` were made."""
+        config, at = self.config, self.progress(state)
+        if at.phase != "annealing":
+            return spent + config.size * (config.equilibration - state.steps)
+        annealing = at.total or EXPECTED_LEVELS * config.anneal_moves
+        return int(config.size * (2 + annealing + config.equilibration))
+
     def progress(self, state: State) -> Progress:
-        """Moves done and to be done in the present phase; the number of levels is an estimate."""
-        run, moves = state.annealing, self.config.anneal_moves
-        if run is None:
+        """Moves done and to be done in the present phase."""
+        if state.annealing is None:
             return Progress("equilibration", state.steps, self.config.equilibration)
-        done = max(run.levels - 1, 0) * moves + run.moved
-        levels = smc.expected_levels(run)
-        if levels is None:
-            return Progress("annealing", done, None, f"level {run.levels}")
-        return Progress(
-            "annealing", done, levels * moves, f"level {run.levels} of about {levels:.0f}"
-        )
+        return annealing_progress(state.annealing, self.config.anneal_moves)
+
+
+def annealing_progress(run: smc.State, moves: int) -> Progress:
+    """Moves done and to be done; the number of levels is an estimate."""
+    done = max(run.levels - 1, 0) * moves + run.moved
+    levels = smc.expected_levels(run)
+    if levels is None:
+        return Progress("annealing", done, None, f"level {run.levels}")
+    return Progress("annealing", done, levels * moves, f"level {run.levels} of about {levels:.0f}")
 
 
 def equilibrate(

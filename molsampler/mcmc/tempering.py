@@ -29,10 +29,12 @@ class State(NamedTuple):
 
 
 class PTInfo(NamedTuple):
-    """MALA's info ``(k, b)`` and the share of accepted exchanges between neighbours (NaN if untried)."""
+    """MALA's info ``(k, b)``, the share of accepted exchanges between neighbours (NaN if untried), and the
+    rung ``(k, b)`` from which each configuration came."""
 
     move: Info
     exchanged: Tensor
+    origin: Tensor
 
 
 class Tempered:
@@ -44,7 +46,8 @@ class Tempered:
 
     def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
         energy, score = self.target.energy_and_score(x)
-        return self.beta * energy, self.beta[..., None, None] * score
+        beta = self.beta.to(energy)
+        return beta * energy, beta[..., None, None] * score
 
 
 def geometric_ladder(replicas: int, *, hottest: float) -> Tensor:
@@ -87,9 +90,22 @@ def step(
     energy = choose(info.accepted, moved.energy / beta, state.energy)
     score = choose(info.accepted, moved.score / beta[..., None, None], state.score)
 
+    now, exchanged, origin = exchange(
+        State(position, energy, score, state.beta, state.sweep), generator=generator
+    )
+    return now, PTInfo(info, exchanged, origin)
+
+
+def exchange(state: State, *, generator: torch.Generator | None) -> tuple[State, Tensor, Tensor]:
+    """One round of exchanges: of pairs from even rungs if ``state.sweep`` is even, from odd ones if not.
+
+    Returns the state after it, the share of accepted exchanges ``(k - 1,)`` (NaN if untried), and the
+    rung ``(k, b)`` from which each configuration came.
+    """
+    energy = state.energy
     replicas, chains = energy.shape
     exchanged = energy.new_full((max(replicas - 1, 0),), torch.nan)
-    index = torch.arange(replicas, device=energy.device)[:, None].repeat(1, chains)
+    origin = torch.arange(replicas, device=energy.device)[:, None].repeat(1, chains)
     lower = torch.arange(state.sweep % 2, replicas - 1, 2, device=energy.device)
     if len(lower):
         gap = state.beta[lower] - state.beta[lower + 1]
@@ -98,17 +114,60 @@ def step(
             log_ratio.shape, generator=generator, dtype=energy.dtype, device=energy.device
         )
         swap = draw.log() < log_ratio
-        index[lower] = torch.where(swap, index[lower] + 1, index[lower])
-        index[lower + 1] = torch.where(swap, index[lower + 1] - 1, index[lower + 1])
+        origin[lower] = torch.where(swap, origin[lower] + 1, origin[lower])
+        origin[lower + 1] = torch.where(swap, origin[lower + 1] - 1, origin[lower + 1])
         exchanged[lower] = swap.to(energy).mean(1)
     chain = torch.arange(chains, device=energy.device)[None].expand(replicas, chains)
     return (
         State(
-            position[index, chain],
-            energy[index, chain],
-            score[index, chain],
+            state.position[origin, chain],
+            energy[origin, chain],
+            state.score[origin, chain],
             state.beta,
             state.sweep + 1,
         ),
-        PTInfo(info, exchanged),
+        exchanged,
+        origin,
     )
+
+
+def rows(state: State) -> tuple[mala.State, Tensor]:
+    """All configurations as rows ``(k b, n, d)``, with energies and scores of the target itself, and the
+    inverse temperature of each, ``(k b,)``: what ``Tempered(target, beta)`` is a density of."""
+    chains = state.energy.shape[1]
+    found = mala.State(*(field.flatten(0, 1) for field in state[:3]))
+    return found, state.beta.repeat_interleave(chains)
+
+
+class RoundTrips(NamedTuple):
+    """Journeys from the coldest rung to the hottest and back, of the configurations on a ladder.
+
+    ``heading`` ``(k, b)`` is 1 for those that were at the cold end and not at the hot one since, 2 for those
+    that were there after it, 0 for those that were not at the cold end yet;
+    ``finished`` counts the returns, ``sweeps`` the rounds of exchanges.
+    """
+
+    heading: Tensor
+    finished: int
+    sweeps: int
+
+    @classmethod
+    def start(cls, state: State) -> RoundTrips:
+        """None made yet."""
+        heading = torch.zeros(state.energy.shape, dtype=torch.int8, device=state.energy.device)
+        heading[0] = 1
+        return cls(heading, 0, 0)
+
+    def after(self, origin: Tensor) -> RoundTrips:
+        """Those after a round of exchanges, by what :func:`exchange` says of it."""
+        chain = torch.arange(origin.shape[1], device=origin.device)[None].expand(origin.shape)
+        heading = self.heading[origin, chain]
+        returned = int((heading[0] == 2).sum())
+        heading[-1] = torch.where(heading[-1] == 1, 2, heading[-1])
+        heading[0] = 1
+        return RoundTrips(heading, self.finished + returned, self.sweeps + 1)
+
+    @property
+    def rate(self) -> float:
+        """Round trips a sweep, in each ladder of replicas."""
+        return self.finished / max(self.sweeps * self.heading.shape[1], 1)

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from ..errors import FileFormatError
 from ..mcmc.population import Equilibration, Population, PopulationConfig, Progress
-from ..mcmc.population import State as Chains
+from ..mcmc.replica_exchange import ReplicaExchange
 from ..target import CountingTarget
 from .base import Preparation, Problem, State
 
-#: Levels of annealing that are expected before the first two are known: five for a mixture, eight for small
-#: molecules, twenty for clusters of some ten particles, thirty of fifty.
-_LEVELS = 20
+
+class _Chains(Protocol):
+    """A population in the making."""
+
+    def flatten(self) -> State: ...
+
+
+class _Maker(Protocol):
+    """What makes a population, one move of all its chains at a time."""
+
+    def init(self, *, generator: torch.Generator, like: Tensor) -> _Chains: ...
+
+    def step(self, state: Any, *, generator: torch.Generator) -> _Chains: ...
+
+    def finished(self, state: Any) -> bool: ...
+
+    def unflatten(self, flat: Mapping[str, Any]) -> _Chains: ...
+
+    def progress(self, state: Any) -> Progress: ...
+
+    def expected_evaluations(self, state: Any, spent: int) -> int: ...
+
+    def population(self, state: Any) -> Population: ...
 
 
 class PopulationPreparation(Preparation):
@@ -24,7 +45,8 @@ class PopulationPreparation(Preparation):
     def __init__(self, config: PopulationConfig, problem: Problem):
         self.config, self.problem = config, problem
         self.target = CountingTarget(problem.target)
-        self.equilibration = Equilibration(config, self.target, molecule=problem.molecule)
+        kind = Equilibration if config.exchange is None else ReplicaExchange
+        self.equilibration: _Maker = kind(config, self.target, molecule=problem.molecule)
 
     def init(self) -> State:
         rng = torch.Generator(device=self.problem.device).manual_seed(self.problem.seed)
@@ -35,25 +57,20 @@ class PopulationPreparation(Preparation):
     def step(self, state: State) -> State:
         rng = self.random(state)
         self.target.evaluations = int(state["energy_evaluations"])
-        chains = Chains.unflatten(state)
+        chains = self.equilibration.unflatten(state)
         return self._flat(self.equilibration.step(chains, generator=rng), rng)
 
     def progress(self, state: State) -> Progress | None:
-        chains = Chains.unflatten(state)
+        chains = self.equilibration.unflatten(state)
         return None if self.equilibration.finished(chains) else self.equilibration.progress(chains)
 
     def expected_evaluations(self, state: State) -> int:
-        config, chains = self.config, Chains.unflatten(state)
-        at = self.equilibration.progress(chains)
-        if at.phase != "annealing":
-            rest = config.equilibration - chains.steps
-            return int(state["energy_evaluations"]) + config.size * rest
-        annealing = at.total or _LEVELS * config.anneal_moves
-        return int(config.size * (2 + annealing + config.equilibration))
+        made = self.equilibration
+        return made.expected_evaluations(made.unflatten(state), int(state["energy_evaluations"]))
 
     def population(self, state: State) -> Population:
         """The population of the last state."""
-        return self.equilibration.population(Chains.unflatten(state))
+        return self.equilibration.population(self.equilibration.unflatten(state))
 
     def random(self, state: State) -> torch.Generator:
         """The random stream, where a state left it.
@@ -73,7 +90,7 @@ class PopulationPreparation(Preparation):
             ) from None
         return rng
 
-    def _flat(self, chains: Chains, rng: torch.Generator) -> State:
+    def _flat(self, chains: _Chains, rng: torch.Generator) -> State:
         return {
             **chains.flatten(),
             "energy_evaluations": self.target.evaluations,

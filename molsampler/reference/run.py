@@ -221,9 +221,7 @@ def sample_reference(
         source="reference",
         seed=seed,
         version=__version__,
-        temperature=(
-            "reduced: energies in kT" if system.temperature is None else f"{system.temperature:g} K"
-        ),
+        temperature=(f"{system.temperature:g} K" if system.in_kelvin else _reduced(system)),
         convergence={
             "r_hat": _finite(verdict.r_hat),
             "ess": verdict.ess,
@@ -559,3 +557,10 @@ def _mcmc(request: _Request, exchange: bool | str) -> _Run:
             break
     run.collect()
     return run
+
+
+def _reduced(system: System) -> str:
+    moved = system.temperature != system.default_temperature
+    return (
+        f"reduced: {system.temperature:g}, energies in kT" if moved else "reduced: energies in kT"
+    )

@@ -49,8 +49,8 @@ class Card(BaseModel):
     ``system`` is a registered name or an inline specification; ``architecture`` is the generator's
     configuration, ``sampling`` how it is sampled; ``coordinates`` are the internal ones in which it works,
     None for positions, and ``molecule`` what then tells the particles apart; ``temperature`` is in kelvin,
-    None for reduced systems; ``quality`` is a table of measured metrics, one row each; ``verdict`` is that of
-    the training, None where there was none.
+    or that of a reduced system in its own unit, None for those at their default one; ``quality`` is a table
+    of measured metrics, one row each; ``verdict`` is that of the training, None where there was none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -253,16 +253,19 @@ class Sampler:
         refine: int = 0,
         device: str | torch.device | None = None,
         batch_size: int | None = None,
+        blocks: slice | None = None,
     ) -> SampleStream:
         """The samples of :meth:`sample` as a stream of blocks, in memory that does not grow with n.
 
         ``batch_size`` is the number of samples handed on at a time, rounded up to whole internal
-        blocks; it never changes a sample.
+        blocks; it never changes a sample. ``blocks`` picks internal blocks of the run of ``n`` samples,
+        ``slice(A, B)`` counted from zero: the rows are those that the whole run has there. An end beyond the
+        last block means the last one.
 
         Raises
         ------
         InputError, ResourceError
-            See :meth:`sample`.
+            See :meth:`sample`; or ``blocks`` picks none.
         """
         self._warn()
         return SampleStream(
@@ -274,6 +277,7 @@ class Sampler:
             batch_size=_integer(
                 "batch_size", BATCH if batch_size is None else batch_size, 1, 2**31
             ),
+            blocks=blocks,
         )
 
     @contextmanager
@@ -311,12 +315,15 @@ class Sampler:
         refine: int = 0,
         device: str | torch.device | None = None,
         batch_size: int | None = None,
+        blocks: slice | None = None,
         overwrite: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> dict[str, Any]:
         """Write the samples of :meth:`sample` to a file as they come; return their metadata.
 
-        ``progress`` is called with the number of samples done.
+        ``progress`` is called with the number of samples done. ``blocks`` picks a part of the run, as in
+        :meth:`stream`; the file is then an ``.npz`` that :func:`molsampler.export.parts.merge` joins with the
+        others.
 
         Raises
         ------
@@ -325,7 +332,9 @@ class Sampler:
         OutputExistsError, StorageError
             See :func:`molsampler.export.save`.
         """
-        stream = self.stream(n, seed=seed, refine=refine, device=device, batch_size=batch_size)
+        stream = self.stream(
+            n, seed=seed, refine=refine, device=device, batch_size=batch_size, blocks=blocks
+        )
 
         def reported() -> Iterator[Samples]:
             done = 0
@@ -335,14 +344,7 @@ class Sampler:
                 if progress is not None:
                     progress(done)
 
-        VERBS["save_blocks"](
-            reported(),
-            path,
-            count=n,
-            system=self.system,
-            metadata=stream.record,
-            overwrite=overwrite,
-        )
+        VERBS["save_stream"](stream, reported(), path, overwrite=overwrite)
         return stream.metadata()
 
     def generator(self, device: torch.device) -> Generator:

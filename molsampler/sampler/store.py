@@ -247,7 +247,7 @@ def save(
         coordinates=coordinates,
         molecule=_recorded(system.molecule) if coordinates is None else None,
         units=dict(units or _units(system)),
-        temperature=system.temperature if temperature is None else temperature,
+        temperature=_recorded_temperature(system) if temperature is None else temperature,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         training=training,
         quality=[dict(row) for row in quality],
@@ -285,6 +285,11 @@ def save(
 def _recorded(molecule: Molecule | None) -> Molecule | None:
     """What a card keeps of a molecule: networks need no geometry."""
     return molecule and molecule.model_copy(update={"geometry": None, "turning_bonds": None})
+
+
+def _recorded_temperature(system: System) -> float | None:
+    default = system.temperature == system.default_temperature
+    return None if default and not system.in_kelvin else system.temperature
 
 
 def _names(card: Path, weights: Path) -> bool:

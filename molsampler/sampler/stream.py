@@ -3,8 +3,9 @@ r"""Samples of a trained sampler as a stream of blocks.
 Samples do not depend on how many are asked for. They are computed in blocks of a size fixed by the
 particle count (:func:`block_size`), always whole, the last one cut; block :math:`i` draws from a
 generator of its own, seeded by :func:`block_seed` ``(seed, i)``. The first 1,000 of 10,000 samples are
-therefore the same bits as 1,000 samples asked for alone. On a CPU, blocks are computed by as many threads
-as torch has, one block per thread, which scales better than sharing every operation.
+therefore the same bits as 1,000 samples asked for alone, and a range of blocks is the same bits wherever it
+is computed. On a CPU, blocks are computed by as many threads as torch has, one block per thread, which
+scales better than sharing every operation.
 """
 
 from __future__ import annotations
@@ -33,14 +34,12 @@ from ..nn.generators import Generator
 from ..samples import Samples, reduced_energies
 from ..target import COORDINATE_LIMIT, System
 from ..version import __version__
-from ..wasserstein import wasserstein2_1d
 from .card import Card
+from .tally import DRIFT_SAMPLES, Part, Tally
 
 #: Steps and chains of the pilot run that settles the step size of ``refine``.
 PILOT_STEPS = 100
 PILOT_CHAINS = 512
-#: Samples on which the drift is measured at most.
-DRIFT_SAMPLES = 2**17
 
 
 def _mix32(value: int) -> int:
@@ -73,6 +72,28 @@ def block_size(particles: int) -> int:
     return size
 
 
+def block_range(blocks: slice | None, total: int) -> range:
+    """The blocks of a half-open slice of ``total``, counted from zero; its end may lie beyond the last.
+
+    Raises
+    ------
+    InputError
+        There are none in it, or it has a step or a negative end.
+    """
+    if blocks is None:
+        return range(total)
+    ends = [end for end in (blocks.start, blocks.stop) if end is not None]
+    if blocks.step is not None or not all(isinstance(end, int) and end >= 0 for end in ends):
+        raise InputError(
+            f"blocks must be a slice A:B of numbers from 0, without a step, got {blocks}"
+        )
+    chosen = range(total)[blocks]
+    if not chosen:
+        text = ":".join("" if end is None else str(end) for end in (blocks.start, blocks.stop))
+        raise InputError(f"blocks {text} are none of the {total:,} blocks of this run, 0:{total}")
+    return chosen
+
+
 class Source(Protocol):
     """What a stream needs to know of the sampler that it is drawn from."""
 
@@ -93,7 +114,7 @@ class _Block:
     positions: Tensor
     energies: Tensor
     evaluations: int
-    accepted: float
+    accepted: int
     handed: tuple[int, int, int]
     """Molecules with chiral centres; of the wrong hand before and after inversion."""
     before: Tensor | None
@@ -103,7 +124,13 @@ class _Block:
 
 
 class SampleStream:
-    """Samples in blocks, with the statistics of the run so far; see :meth:`Sampler.stream`."""
+    """Samples in blocks, with the statistics of the run so far; see :meth:`Sampler.stream`.
+
+    Attributes
+    ----------
+    n : samples of the whole run
+    count : samples of this stream, fewer where it is a part of the run
+    """
 
     def __init__(
         self,
@@ -114,6 +141,7 @@ class SampleStream:
         refine: int,
         device: torch.device,
         batch_size: int,
+        blocks: slice | None = None,
     ):
         self.sampler = sampler
         self.n = n
@@ -124,14 +152,17 @@ class SampleStream:
         self.batch = -(-batch_size // self.block) * self.block
         if -(-n // self.block) >= 2**32:
             raise InputError(f"n must be below {self.block * (2**32 - 1)}, got {n}")
+        self._range = block_range(blocks, -(-n // self.block))
+        self._part = blocks is not None
+        self.count = min(self._range.stop * self.block, n) - self._range.start * self.block
         self._network = sampler.generator(device)
-        self._step_size: float | None = None
-        self._accepted = 0.0
-        self._blocks = self._nonfinite = self._evaluations = 0
+        self._tally = Tally()
         self._seconds = 0.0
-        self._before: list[Tensor] = []
-        self._after: list[Tensor] = []
-        self._handed = [0, 0, 0]
+
+    @property
+    def partial(self) -> bool:
+        """Whether a range of blocks was asked for, however large."""
+        return self._part
 
     def blocks(self) -> Iterator[Samples]:
         """The samples, ``batch_size`` at a time; their metadata holds what is known beforehand."""
@@ -144,7 +175,7 @@ class SampleStream:
                 batch.append(block)
                 held += len(block.energies)
                 done += len(block.energies)
-                if held >= self.batch or done == self.n:
+                if held >= self.batch or done == self.count:
                     samples = Samples(
                         torch.cat([block.positions for block in batch]),
                         torch.cat([block.energies for block in batch]),
@@ -162,24 +193,23 @@ class SampleStream:
 
     def record(self) -> dict[str, Any]:
         """:meth:`metadata` without times, for files: the same samples make the same file."""
-        result = self._provenance()
-        result.update(energy_evaluations=self._evaluations, nonfinite_energies=self._nonfinite)
-        molecules, wrong_before, wrong_after = self._handed
-        if molecules:
-            result["handedness"] = {
-                "molecules": molecules,
-                "wrong_before_inversion": wrong_before,
-                "wrong_after_inversion": wrong_after,
-            }
-        if self._before:
-            before, after = torch.cat(self._before), torch.cat(self._after)
-            result.update(
-                acceptance=self._accepted / (self._blocks * self.block * self.refine),
-                step_size=self._step_size,
-                drift=energy_drift(before, after),
-                drift_samples=len(before),
-            )
+        result = {**self._provenance(), **self._tally.record()}
+        if self._part:
+            tally = self._tally
+            result["part"] = Part(
+                of=self.n,
+                block_size=self.block,
+                blocks=(self._range.start, self._range.stop),
+                pilot_evaluations=tally.pilot,
+                accepted=tally.accepted,
+                moves=tally.moves,
+            ).model_dump(mode="json")
         return result
+
+    def unrefined_energies(self) -> Tensor:
+        """Energies ``(k,)`` float64 before refinement of those samples given out so far that are among the
+        first ``DRIFT_SAMPLES`` of the run: what the drift of the whole needs of a part."""
+        return torch.cat([torch.zeros(0, dtype=torch.float64), *self._tally.before])
 
     def _provenance(self) -> dict[str, Any]:
         training = self.sampler.card.training
@@ -203,9 +233,9 @@ class SampleStream:
 
     def _computed(self) -> collections.abc.Generator[_Block, None, None]:
         """All blocks in their order, by as many threads as there are where the system allows it."""
-        if self.refine and self._step_size is None:
-            self._step_size = self._pilot()
-        indices = range(1, -(-self.n // self.block) + 1)
+        if self.refine and self._tally.step_size is None:
+            self._tally.step_size = self._pilot()
+        indices = range(self._range.start + 1, self._range.stop + 1)
         threads = torch.get_num_threads()
         shared = self.device.type == "cpu" and self.sampler.system.concurrent
         if not shared or threads == 1:
@@ -227,14 +257,15 @@ class SampleStream:
             torch.set_num_threads(threads)
 
     def _count(self, block: _Block) -> None:
-        self._blocks += 1
-        self._evaluations += block.evaluations
-        self._nonfinite += int((~torch.isfinite(block.energies)).sum())
-        self._accepted += block.accepted
-        self._handed = [a + b for a, b in zip(self._handed, block.handed, strict=True)]
+        tally = self._tally
+        tally.evaluations += block.evaluations
+        tally.nonfinite += int((~torch.isfinite(block.energies)).sum())
+        tally.accepted += block.accepted
+        tally.moves += self.block * self.refine
+        tally.handed = tuple(a + b for a, b in zip(tally.handed, block.handed, strict=True))
         if block.before is not None:
-            self._before.append(block.before)
-            self._after.append(block.energies)
+            tally.before.append(block.before)
+            tally.after.append(block.energies)
 
     def _random(self, index: int) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(block_seed(self.seed, index))
@@ -248,7 +279,7 @@ class SampleStream:
             with torch.no_grad():
                 random = self._random(index)
                 x, evaluations, weights, handed = self._draw(random, kept)
-                accepted, before = 0.0, None
+                accepted, before = 0, None
                 if self.refine:
                     if start < DRIFT_SAMPLES:
                         before = reduced_energies(system, chart.positions(x[:kept])).cpu()
@@ -259,10 +290,10 @@ class SampleStream:
                         mala.init(x.double(), chart.target),
                         chart.target,
                         steps=self.refine,
-                        step_size=self._step_size or 0.0,
+                        step_size=self._tally.step_size or 0.0,
                         generator=random,
                     )
-                    x, accepted = refined.state.position.float(), refined.accepted
+                    x, accepted = refined.state.position.float(), int(refined.accepted)
                     evaluations += self.block * (self.refine + 1)
                 x = chart.oriented(chart.positions(x), generator=random).float()
                 energies = reduced_energies(system, x).cpu()[:kept]
@@ -306,21 +337,10 @@ class SampleStream:
                 x[:PILOT_CHAINS].double(), target, steps=PILOT_STEPS, generator=random
             )
         chains = min(self.block, PILOT_CHAINS)
-        self._evaluations += evaluations + chains * (PILOT_STEPS + 1)
+        self._tally.pilot = evaluations + chains * (PILOT_STEPS + 1)
         return step_size
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:
     found = [part for part in parts if part is not None]
     return torch.cat(found) if found else None
-
-
-def energy_drift(before: Tensor, after: Tensor) -> float | None:
-    """1-D 2-Wasserstein distance between two equally long sets of reduced energies.
-
-    Rows that are not finite in either set are left out; None if none remain.
-    """
-    kept = torch.isfinite(before) & torch.isfinite(after)
-    if not bool(kept.any()):
-        return None
-    return wasserstein2_1d(before[kept], after[kept])

@@ -73,9 +73,10 @@ def load_config(
     """Build a configuration from a preset, then a YAML file, then ``KEY=VALUE`` overrides.
 
     Keys may be dotted (``generator.body.width=32``); those of the objective may be written without
-    ``objective.`` in front (``batch_size=64``). ``invariant`` says whether a system without
-    its own preset gets an equivariant network (True) or a perceptron; ``molecule`` that it gets internal
-    coordinates (:func:`molsampler.molecule.z_matrix.has_internal_coordinates`).
+    ``objective.`` in front (``batch_size=64``). ``system`` is a name or a label such as ``lj13@0.3``.
+    ``invariant`` says whether a system without its own preset gets an equivariant network (True) or a
+    perceptron; ``molecule`` that it gets internal coordinates
+    (:func:`molsampler.molecule.z_matrix.has_internal_coordinates`).
 
     Raises
     ------
@@ -93,13 +94,15 @@ def load_config(
     fallback = book["invariant" if invariant else "other"]
     if molecule:
         fallback = book.get("molecule", fallback)
-    values = _merge(book["common"], book["systems"].get(system, fallback))
+    values = _merge(book["common"], book["systems"].get(system.partition("@")[0], fallback))
     if file is not None:
         values = _updated(values, _read_yaml(Path(file)))
     for item in overrides:
         key, separator, text = item.partition("=")
         if not separator or not key:
-            raise InputError(f"an override must read KEY=VALUE, got {item!r}")
+            names = _names(values)
+            hint = nearest(item, names) or f" (keys: {', '.join(names)})"
+            raise InputError(f"an override must read KEY=VALUE, got {item!r}{hint}")
         values = _updated(values, _nested(key.split("."), _parse_scalar(key, text)))
     values = _merge(values, {"system": system}) if system else values
     return validate(values)
@@ -202,15 +205,22 @@ def _chosen(key: str, *mappings: Mapping[str, Any]) -> Mapping[str, Any]:
 def _placed(update: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The update with keys that only the objective knows put under ``objective``."""
     known = ObjectiveConfig.model_of(_chosen("objective", update, values)).model_fields
-    generator = GeneratorConfig.model_of(_chosen("generator", update, values))
-    inner = [f"generator.{key}" for key in generator.model_fields]
     for key in update:
         if key not in TrainConfig.model_fields and key not in known:
-            hint = nearest(key, [*TrainConfig.model_fields, *known, *inner])
+            names = _names(update, values)
+            hint = nearest(key, names) or f" (known: {', '.join(names)})"
             raise UnknownNameError(f"configuration: unknown key {key!r}{hint}")
     own = {k: v for k, v in update.items() if k in known and k not in TrainConfig.model_fields}
     rest = {key: value for key, value in update.items() if key not in own}
     return _merge(rest, {"objective": own}) if own else rest
+
+
+def _names(*mappings: Mapping[str, Any]) -> list[str]:
+    """The keys that may be set without a prefix, then those of the generator with theirs."""
+    objective = ObjectiveConfig.model_of(_chosen("objective", *mappings))
+    generator = GeneratorConfig.model_of(_chosen("generator", *mappings))
+    inner = [f"generator.{key}" for key in generator.model_fields]
+    return list(dict.fromkeys([*TrainConfig.model_fields, *objective.model_fields, *inner]))
 
 
 def _nested(path: list[str], value: Any) -> dict[str, Any]:

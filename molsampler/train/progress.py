@@ -21,7 +21,8 @@ class Progress:
 
     Attributes
     ----------
-    phase : ``starting``, ``annealing``, ``equilibration``, ``warm-up``, ``training`` or ``evaluation``
+    phase : ``starting``, ``annealing``, ``equilibration`` (or ``cooling`` and ``exchange``), ``warm-up``,
+        ``training`` or ``evaluation``
     done, total : steps of this phase; the total is an estimate in annealing, None where it is not known
     rate : steps a second
     left, left_of_run : seconds to the end of the phase and of the run, None where they are not known

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from molsampler.target import System
+
 from .probe import require_openmm
 from .system import OpenMMSystem
 
@@ -40,6 +42,11 @@ class AlanineDipeptide(OpenMMSystem):
         )
         self._standard = not options.keys() & {"temperature", "name"}
 
-    def record(self) -> str | dict[str, Any]:
-        """The registered name, unless temperature or name are others."""
-        return self.name if self._standard else super().record()
+    def _move(self, source: System) -> None:
+        super()._move(source)
+        if self._standard:
+            self._made_at = source.default_temperature
+
+    def _record(self) -> str | dict[str, Any]:
+        """The registered name, unless the system was made with another temperature or name."""
+        return self.name if self._standard else super()._record()

@@ -129,9 +129,9 @@ class SmilesSystem(OpenMMSystem):
 
         return Chem.Mol(self._molecule)
 
-    def record(self) -> str | dict[str, Any]:
+    def _record(self) -> str | dict[str, Any]:
         """What makes the system, and the hash of its energy by which a reader knows that it got the same."""
-        hashed = super().record()
+        hashed = super()._record()
         digest = hashed["sha256"] if isinstance(hashed, dict) else ""
         return {
             "kind": "smiles",

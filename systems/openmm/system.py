@@ -113,7 +113,7 @@ class OpenMMSystem(System):
     """
 
     length_nm = 1.0
-    temperature: float
+    in_kelvin = True
     _context: tuple[int, ContextEvaluator] | None
     _pool: WorkerPool | None
 
@@ -201,6 +201,22 @@ class OpenMMSystem(System):
             geometry=self.positions,
         )
 
+    def _checked_temperature(self, temperature: Any) -> float:
+        return super()._checked_temperature(kelvin(temperature))
+
+    def _move(self, source: System) -> None:
+        # The hash in the record is one of the temperature, and there is no default one.
+        self._made_at = None
+        # Which bonds turn freely depends on it.
+        self.__dict__.pop("molecule", None)
+        text = source.description.removesuffix(f", {source.temperature:g} K")
+        if text != source.description:
+            self.description = f"{text}, {self.temperature:g} K"
+        if isinstance(source, OpenMMSystem) and not source.workers:
+            with source._lock:
+                source._own_context()
+            self._context = source._context
+
     def _find_symmetry(self, invariant: bool | None, *, in_field: bool) -> None:
         n = self._topology.getNumAtoms()
         alike = len(set(self._types)) == 1 and n > 1
@@ -234,7 +250,7 @@ class OpenMMSystem(System):
 
     # Files
 
-    def record(self) -> str | dict[str, Any]:
+    def _record(self) -> str | dict[str, Any]:
         """Name and SHA-256 of the serialised system and the temperature.
 
         The system itself stays where the user keeps it: readers are given it and compare.

@@ -16,7 +16,12 @@ class LennardJones(PairPotential):
     Noé, arXiv 2006.02425), and half of it is another system. The trap is a pair term too:
     :math:`\sum_i |x_i - \bar x|^2 = \frac1n \sum_{i<j} d_{ij}^2`. Energies are in kT; one unit of
     length, the best pair distance, is drawn as 0.38 nm, that of argon.
+
+    Temperatures are kT over the depth of the pair potential: the energies above are those at 0.5, and at T
+    both terms are multiplied by 0.5 / T.
     """
+
+    temperature = 0.5
 
     def __init__(self, n: int = 13) -> None:
         super().__init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,7 +184,7 @@ class PairPotential(System):
         self.__dict__.update(state)
         self._compile()
 
-    def record(self) -> str | dict[str, Any]:
+    def _record(self) -> str | dict[str, Any]:
         """The keys of :class:`PairPotentialSpec`; the name of a registered family's member."""
         # Subclasses are the registered families, which their names describe.
         if type(self) is not PairPotential:
@@ -199,6 +200,11 @@ class PairPotential(System):
             **self.particles.record(),
             **({} if self.external is None else {"external": self.external}),
         }
+
+    @property
+    def _hottest(self) -> float:
+        # Whoever wrote an expression may have written it in kelvin.
+        return math.inf if type(self) is PairPotential else super()._hottest
 
     def topology(self) -> mdtraj.Topology:
         """MDTraj topology: one chain, each particle its own residue, named by its species.
@@ -221,10 +227,10 @@ class PairPotential(System):
         values of particles and species are parameters of the bonds, and a ``CustomExternalForce``.
 
         Lengths are ``length_nm`` nanometres per unit, energies ``u * kT`` in kJ/mol at
-        ``molsampler.units.TWIN_TEMPERATURE``, masses ``TWIN_MASS`` dalton. Systems in fewer than
-        three dimensions keep their unused coordinates at zero: forces along them then vanish, but
-        the integrator has to leave them out of the thermal noise. Nothing removes the motion of
-        the centre of mass, on which the energy does not depend.
+        :attr:`twin_temperature`, which changes as u does not, so that the twin is the same at all
+        temperatures; masses ``TWIN_MASS`` dalton. Systems in fewer than three dimensions keep their unused
+        coordinates at zero: forces along them then vanish, but the integrator has to leave them out of the
+        thermal noise. Nothing removes the motion of the centre of mass, on which the energy does not depend.
         """
         import openmm
 

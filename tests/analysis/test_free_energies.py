@@ -273,7 +273,7 @@ def test_units_without_a_temperature_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'kJ/mol'"):
         free_energy(samples, unit="kJ/mole")
     system = Harmonic()
-    system.temperature = 310.0
+    system.temperature, system.in_kelvin = 310.0, True
     with pytest.raises(InputError, match="those of 310 K"):
         free_energy(samples, system, temperature=300.0)
 

@@ -15,7 +15,18 @@ import molsampler
 import molsampler.cli
 from molsampler.errors import InputError
 
-VERBS = ("systems", "sample", "train", "reference", "compare", "export", "info", "demo", "doctor")
+VERBS = (
+    "systems",
+    "sample",
+    "merge",
+    "train",
+    "reference",
+    "compare",
+    "export",
+    "info",
+    "demo",
+    "doctor",
+)
 COMMAND = [sys.executable, "-c", "import sys; from molsampler.cli import main; sys.exit(main())"]
 
 

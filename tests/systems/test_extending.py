@@ -88,7 +88,7 @@ def test_a_kind_from_outside_trains_samples_compares_and_exports(example, tmp_pa
     [
         ("particels: 5", UnknownNameError,
          "unknown key 'particels'; did you mean 'particles'? (known: kind, name, description, "
-         "collective_variables, basins, particles, stiffness)"),
+         "collective_variables, basins, temperature, particles, stiffness)"),
         ("stiffness: 1", InputError, "missing key(s) 'particles'"),
         ("particles: 2", InputError, "particles must be an integer of at least 3, got 2"),
         ("particles: 5\nstiffness: .inf", InputError,

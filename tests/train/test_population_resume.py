@@ -64,6 +64,28 @@ def test_stopped_after_every_move_equals_uninterrupted_bit_for_bit(tmp_path, mon
         same(tmp_path / "whole", tmp_path / "other")
 
 
+def test_so_does_one_that_is_stopped_in_replica_exchange(tmp_path, monkeypatch):
+    exchange = "target_score.exchange={hottest: 2, chains: 8}"
+    system = get_system("dw4")
+    train(system, tmp_path / "whole", config("dw4", exchange))
+    step, phases = PopulationPreparation.step, []
+    with monkeypatch.context() as patch:
+
+        def interrupted(self, state):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return step(self, state)
+
+        patch.setattr(PopulationPreparation, "step", interrupted)
+        for _ in range(60):
+            stopped = train(system, tmp_path / "parts", config("dw4", exchange))
+            phases.append(stopped.phase)
+            if stopped.phase not in ("annealing", "cooling", "exchange"):
+                break
+    assert set(phases) >= {"annealing", "cooling", "exchange"}
+    assert train(system, tmp_path / "parts", config("dw4", exchange)).status == "completed"
+    same(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_a_state_in_the_making_survives_flattening_at_every_move():
     system = get_system("dw4")
     made = population.Equilibration(
