@@ -136,7 +136,12 @@ class Sampler:
             ("generator", f"{card.architecture.get('kind')}, {weights:,} parameters"),
             ("configurations", " × ".join(map(str, self.system.shape))),
             ("coordinates", "positions" if card.coordinates is None else "internal"),
-            ("temperature", "reduced" if card.temperature is None else f"{card.temperature:g} K"),
+            (
+                "temperature",
+                f"{self.system.temperature:g} K"
+                if self.system.in_kelvin
+                else f"{self.system.temperature:g}, reduced",
+            ),
             ("energy evaluations a sample", str(generator.evaluations_per_sample)),
         ]
         if (training := card.training) is not None:
