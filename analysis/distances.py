@@ -9,38 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from molsampler.errors import ShapeError
 from molsampler.molecule.graph import pair_types
+from molsampler.structure import interatomic_distances as interatomic_distances
 from molsampler.target import System
 
 from .draws import Draw
 from .energies import BINS, Binned, total_variation
 from .metric import Distance, Value
-
-
-def interatomic_distances(x: Tensor) -> Tensor:
-    r"""Distances :math:`|x_i - x_j|` of all pairs ``i < j``, shape ``(*b, n (n - 1) / 2)``.
-
-    Parameters
-    ----------
-    x : positions ``(*b, n, d)`` with at least two particles, system length unit
-
-    Raises
-    ------
-    ShapeError
-        ``x`` has fewer than two dimensions or fewer than two particles.
-    """
-    if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[-2] < 2:
-        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ShapeError(
-            f"x must be a tensor (*batch, particle, dimension) of two or more particles, got {got}"
-        )
-    i, j = torch.triu_indices(x.shape[-2], x.shape[-2], 1, device=x.device)
-    distances: Tensor = torch.linalg.vector_norm(x[..., i, :] - x[..., j, :], dim=-1)
-    return distances
 
 
 def distance_total_variation(
@@ -61,7 +38,8 @@ def distance_total_variation(
     Raises
     ------
     InputError
-        See :func:`interatomic_distances` and :func:`molsampler.analysis.energies.total_variation`.
+        See :func:`molsampler.structure.interatomic_distances` and
+        :func:`molsampler.analysis.energies.total_variation`.
     """
     a, b = interatomic_distances(samples), interatomic_distances(reference)
     if types is None or len(set(types)) < 2:

@@ -29,6 +29,10 @@ class ExpressionError(InputError):
     """A pair-potential expression cannot be parsed or differentiated."""
 
 
+class RowError(InputError, IndexError):
+    """There is no such sample."""
+
+
 class UnknownNameError(InputError, LookupError):
     """A system, preset or configuration key does not exist; the message suggests the nearest name."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,16 +14,28 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from .errors import InputError, NonFiniteError, ShapeError
+from . import notebook
+from .errors import InputError, NonFiniteError, RowError, ShapeError
 from .estimate import Estimate, effective_count, log_mean, mean
+from .structure import RadialDistribution, radial_distribution, radius_of_gyration
 from .target import COORDINATE_LIMIT, System
 from .verbs import VERBS
 
 if TYPE_CHECKING:
     import ase
+    import MDAnalysis
     import mdtraj
+    import pandas
+    import py3Dmol
+    from matplotlib.figure import Figure
 
 log = logging.getLogger("molsampler.samples")
+
+#: Bars of the histogram that notebooks show.
+SPARKS = 40
+
+#: Ends of the names of metadata whose first characters identify them.
+DIGESTS = ("_hash", "_sha256")
 
 #: Rows whose energies are evaluated at once by :meth:`Samples.of`.
 ENERGY_BLOCK = 4096
@@ -146,17 +160,49 @@ class Samples:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, index: slice | Tensor) -> Samples:
-        """The samples of a slice, a mask or an index tensor; the metadata is shared."""
-        if not isinstance(index, slice | Tensor) or (
-            isinstance(index, Tensor) and index.dim() != 1
-        ):
-            raise InputError(
-                f"samples are indexed by a slice or a 1-D tensor, got {index!r}; "
-                "one sample i is samples[i:i+1]"
-            )
-        log_weights = None if self.log_weights is None else self.log_weights[index]
-        return Samples(self.positions[index], self.energies[index], log_weights, self.metadata)
+    def __getitem__(self, index: Any) -> Samples:
+        """The samples of a number, a slice, a mask ``(n,)`` or a list of numbers; the metadata is shared.
+
+        One number gives samples of length one. Tensors, NumPy arrays and lists will do.
+
+        Raises
+        ------
+        RowError
+            There is no such sample.
+        InputError
+            The index is of none of these forms, or a mask has not one entry a sample.
+        """
+        rows = self._rows(index)
+        log_weights = None if self.log_weights is None else self.log_weights[rows]
+        return Samples(self.positions[rows], self.energies[rows], log_weights, self.metadata)
+
+    def __iter__(self) -> Iterator[Samples]:
+        """The samples one by one, each as samples of length one."""
+        return (self[row] for row in range(len(self)))
+
+    def _rows(self, index: Any) -> slice | Tensor:
+        if isinstance(index, slice):
+            if index.step is not None and operator.index(index.step) < 0:
+                return torch.tensor(range(*index.indices(len(self))), dtype=torch.long)
+            return index
+        form = "samples are indexed by a number, a slice, a mask or a list of numbers"
+        try:
+            rows = torch.as_tensor(index)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"{form}, got {index!r:.80}") from None
+        if rows.dtype == torch.bool:
+            if tuple(rows.shape) != (len(self),):
+                raise InputError(f"a mask must have shape ({len(self)},), got {tuple(rows.shape)}")
+            return rows
+        if not rows.numel():
+            rows = rows.reshape(-1).long()
+        if rows.dim() > 1 or rows.is_floating_point() or rows.is_complex():
+            raise InputError(f"{form}, got {index!r:.80}")
+        rows = rows.reshape(-1).long()
+        outside = (rows < -len(self)) | (rows >= len(self))
+        if bool(outside.any()):
+            raise RowError(f"there are {len(self)} samples, no sample {int(rows[outside][0])}")
+        return rows
 
     def with_metadata(self, **metadata: Any) -> Samples:
         """The same samples with entries of the metadata replaced or added."""
@@ -235,6 +281,11 @@ class Samples:
             self.positions[rows], self.energies[rows], None, {**self.metadata, "resampled": drawn}
         )
 
+    @property
+    def positions_nm(self) -> Tensor:
+        """Positions ``(n, N, D)`` float32 in nanometres, by the ``length_nm`` of :meth:`system`."""
+        return (self.positions.double() * self.system().length_nm).float()
+
     def system(self) -> System:
         """The system that the metadata names; see :func:`molsampler.systems.resolve_recorded`."""
         return cast(
@@ -255,11 +306,8 @@ class Samples:
         InputError
             The system has no particles in space, hence no topology.
         """
-        resolved = self.system() if system is None else VERBS["resolve"](system)
-        if self.log_weights is not None:
-            log.warning(
-                "an MDTraj trajectory has no weights: keep log_weights, or resample() first"
-            )
+        resolved = self._resolved(system)
+        self._warn_of_weights("an MDTraj trajectory")
         return cast("mdtraj.Trajectory", VERBS["to_mdtraj"](self.positions, resolved))
 
     def to_ase(self, *, system: System | str | None = None) -> list[ase.Atoms]:
@@ -276,11 +324,189 @@ class Samples:
         MissingDependencyError
             ASE is not installed.
         """
-        resolved = self.system() if system is None else VERBS["resolve"](system)
-        return cast("list[ase.Atoms]", VERBS["to_ase"](self, resolved))
+        return cast("list[ase.Atoms]", VERBS["to_ase"](self, self._resolved(system)))
+
+    def to_mdanalysis(self, *, system: System | str | None = None) -> MDAnalysis.Universe:
+        """MDAnalysis universe with one frame a sample, in angstroms; z = 0 for planar systems.
+
+        ``system`` is as in :meth:`to_mdtraj`, and so is the warning about weights.
+
+        Raises
+        ------
+        InputError
+            The system has no particles in space.
+        MissingDependencyError
+            MDAnalysis is not installed.
+        """
+        resolved = self._resolved(system)
+        universe = VERBS["to_mdanalysis"](self.positions, resolved)
+        self._warn_of_weights("an MDAnalysis universe")
+        return cast("MDAnalysis.Universe", universe)
+
+    def to_pandas(self, *variables: str, system: System | str | None = None) -> pandas.DataFrame:
+        """One row a sample: ``energy`` in kT, ``log_weight`` where there are weights, collective variables.
+
+        ``variables`` are texts such as ``"torsion:4,6,8,10"`` or ``"distance:0,1"``
+        (:mod:`molsampler.collective_variables`), or names that the system's file defines. ``attrs`` of the
+        table holds the metadata.
+
+        Raises
+        ------
+        InputError
+            A variable is of no known form, or does not fit the positions.
+        MissingDependencyError
+            pandas is not installed.
+        """
+        named = {} if system is None else VERBS["resolve"](system).collective_variables
+        if system is None and variables and self.metadata.get("system") is not None:
+            named = self.system().collective_variables
+        return cast("pandas.DataFrame", VERBS["to_pandas"](self, variables, named))
+
+    def plot(self, *, system: System | str | None = None) -> Figure:
+        """Matplotlib figure of the distributions of energies, distances and torsions, by the weights.
+
+        Distances are those of all pairs, in the system's unit of length; torsions are those about inner
+        bonds, where the system has a topology with bonds. Samples of infinite energy are counted in the
+        title.
+        ``system`` is needed where the metadata does not name a registered one.
+
+        Raises
+        ------
+        InputError
+            There are no samples, or every weight is zero.
+        """
+        return cast("Figure", VERBS["plot"](self, self._resolved(system)))
+
+    def view(
+        self,
+        frames: int = 10,
+        *,
+        system: System | str | None = None,
+        width: int = 480,
+        height: int = 360,
+    ) -> py3Dmol.view:
+        """Structures to turn in a notebook: the first ``frames`` samples, played one after the other.
+
+        With weights the frames are drawn by them (:meth:`resample`, seed 0). The widget loads 3Dmol.js from
+        the network.
+
+        Raises
+        ------
+        InputError
+            The system has no particles in space, or there are no samples.
+        MissingDependencyError
+            py3Dmol is not installed.
+        """
+        return VERBS["view"](self, self._resolved(system), frames, width, height)
+
+    def radius_of_gyration(self) -> Tensor:
+        """Radius of gyration ``(n,)`` float64 of each sample, in the system's unit of length; see
+        :func:`molsampler.structure.radius_of_gyration`."""
+        return radius_of_gyration(self.positions)
+
+    def rdf(
+        self,
+        *,
+        bins: int = 60,
+        r_max: float | None = None,
+        radius: float | None = None,
+        pairs: Sequence[tuple[int, int]] | None = None,
+    ) -> RadialDistribution:
+        """Radial distribution function of the cluster, by the weights, in the system's unit of length.
+
+        There is no cell: pair distances are divided by those of an ideal gas in a ball of the same mean
+        square pair distance, so that g = 1 for points spread evenly in a ball. See
+        :func:`molsampler.structure.radial_distribution` for arguments and errors.
+        """
+        return radial_distribution(
+            self.positions,
+            log_weights=self.log_weights,
+            bins=bins,
+            r_max=r_max,
+            radius=radius,
+            pairs=pairs,
+        )
 
     def save(
         self, path: Path | str, *, overwrite: bool = False, system: System | str | None = None
     ) -> None:
         """Write in the format of the path's suffix; see :func:`molsampler.export.save`."""
         VERBS["save"](self, path, overwrite=overwrite, system=system)
+
+    def _resolved(self, system: System | str | None) -> System:
+        return self.system() if system is None else cast(System, VERBS["resolve"](system))
+
+    def _warn_of_weights(self, form: str) -> None:
+        if self.log_weights is not None:
+            log.warning("%s has no weights: keep log_weights, or resample() first", form)
+
+    def _name(self) -> str:
+        """What the metadata calls the system."""
+        system = self.metadata.get("system")
+        name = system.get("name") if isinstance(system, Mapping) else system
+        return "an unnamed system" if name is None else str(name)
+
+    def _mean_energy(self) -> str:
+        """Mean and standard deviation of the finite energies, by the weights."""
+        finite = torch.isfinite(self.energies)
+        weights = self._shares()[finite]
+        if not bool(weights.sum() > 0):
+            return "none finite"
+        u, weights = self.energies[finite], weights / weights.sum()
+        middle = float((weights * u).sum())
+        if len(u) == 1:
+            return f"{middle:.2f} kT"
+        return f"{middle:.2f} ± {math.sqrt(float((weights * (u - middle).square()).sum())):.2f} kT"
+
+    def _shares(self) -> Tensor:
+        """Share ``(n,)`` of each sample in the sum of the weights; zero where every weight is."""
+        if self.log_weights is None:
+            return torch.full((len(self),), 1 / max(len(self), 1), dtype=torch.float64)
+        return torch.softmax(self.log_weights, 0).nan_to_num()
+
+    def __repr__(self) -> str:
+        n, particles, dimension = self.positions.shape
+        weighted = "" if self.log_weights is None else f", ESS {self.ess:.0f}"
+        return (
+            f"<Samples of {self._name()!r} n={n} shape=({particles}, {dimension}), "
+            f"energy {self._mean_energy()}{weighted}>"
+        )
+
+    def _repr_html_(self) -> str:
+        n, particles, dimension = self.positions.shape
+        facts = [
+            ("samples", f"{n:,} of {particles} × {dimension} coordinates"),
+            ("energy, mean ± spread", self._mean_energy()),
+        ]
+        if infinite := int(torch.isinf(self.energies).sum()):
+            facts.append(("infinite energies", f"{infinite:,}"))
+        if self.log_weights is None:
+            facts.append(("weights", "none, every sample counts the same"))
+        elif n:
+            share = self.ess / n
+            facts.append(("weights", f"effective number {self.ess:,.0f} ({100 * share:.3g} %)"))
+            facts.append(("largest weight", f"{100 * float(self._shares().max()):.3g} %"))
+            if (log_z := self.log_z) is not None:
+                facts.append(("log Z", f"{log_z.value:.3f} ± {log_z.se:.3f}"))
+        facts += [
+            (name.replace("_", " "), f"{value:.12}" if name.endswith(DIGESTS) else str(value))
+            for name, value in self.metadata.items()
+            if name != "system" and isinstance(value, str | int | float)
+        ]
+        return notebook.card(f"Samples of {self._name()}", facts, picture=self._sparkline())
+
+    def _sparkline(self) -> str:
+        """Histogram of the middle 99.8 % of the finite energies, by the weights."""
+        finite = torch.isfinite(self.energies) & (self._shares() > 0)
+        u, weights = self.energies[finite], self._shares()[finite]
+        if not len(u):
+            return ""
+        order = u.argsort()
+        below = weights[order].cumsum(0) / weights.sum()
+        low = float(u[order][int((below < 0.001).sum())])
+        high = float(u[order][min(int((below < 0.999).sum()), len(u) - 1)])
+        index = ((u - low) / ((high - low) or 1.0) * SPARKS).floor().long()
+        inside = (u >= low) & (u <= high)
+        heights = torch.zeros(SPARKS, dtype=torch.float64)
+        heights.index_add_(0, index[inside].clamp(max=SPARKS - 1), weights[inside])
+        return notebook.bars(heights.tolist(), f"{low:.4g}", f"{high:.4g}", label="energy / kT")

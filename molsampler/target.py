@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+from . import notebook
 from .collective_variables import Intervals
 from .errors import InputError, NonFiniteError, ShapeError
 from .molecule.molecule import Molecule
@@ -386,3 +387,31 @@ class System:
         moved = self.temperature != self.default_temperature
         where = f" temperature={self.temperature:g}" if moved else ""
         return f"<{type(self).__name__} {self.name!r} shape={self.shape}{where}>"
+
+    def _repr_html_(self) -> str:
+        n, d = self.shape
+        same = (
+            "translation, rotation and reflection" * self.invariant,
+            "exchange of particles" * self.exchangeable,
+        )
+        facts = [
+            ("kind", type(self).__name__),
+            ("configurations", f"{n} particle{'s' * (n > 1)} in {d} dimension{'s' * (d > 1)}"),
+            ("units", self.units),
+            ("temperature", f"{self.temperature:g}{' K' if self.in_kelvin else ', reduced'}"),
+            ("energy unchanged by", "; ".join(filter(None, same)) or "nothing that is known"),
+        ]
+        if self.description:
+            facts.insert(0, ("description", self.description))
+        if (molecule := self.molecule) is not None:
+            turning = len(molecule.turning_bonds or ())
+            facts.append(
+                (
+                    "molecule",
+                    f"{len(molecule.bonds)} bonds, {turning} of them turning, "
+                    f"{len(molecule.chiral_centres)} chiral centre(s)",
+                )
+            )
+        if self.collective_variables:
+            facts.append(("collective variables", ", ".join(self.collective_variables)))
+        return notebook.card(f"System {self.name}", facts)

@@ -8,13 +8,14 @@ import math
 import numbers
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .. import memory
+from .. import memory, notebook
 from ..errors import FileFormatError, InputError, ResourceError, ShapeError
 from ..molecule.chart import Chart, chart_of
 from ..nn.generators import Generator
@@ -146,7 +147,35 @@ class Sampler:
         return cls(card, known, generator, path, digest)
 
     def __repr__(self) -> str:
-        return f"<Sampler of {self.system.name!r} shape={self.system.shape} {self.hash[:12]}>"
+        kind = self.card.architecture.get("kind")
+        return (
+            f"<Sampler of {self.system.name!r} shape={self.system.shape} kind={kind!r} "
+            f"{self.hash[:12]}>"
+        )
+
+    def _repr_html_(self) -> str:
+        card, generator = self.card, self.generator(torch.device("cpu"))
+        weights = sum(p.numel() for p in generator.parameters())
+        facts = [
+            ("generator", f"{card.architecture.get('kind')}, {weights:,} parameters"),
+            ("configurations", " × ".join(map(str, self.system.shape))),
+            ("coordinates", "positions" if card.coordinates is None else "internal"),
+            ("temperature", self._own if self.temperatures is None else str(self.temperatures)),
+            ("energy evaluations a sample", str(generator.evaluations_per_sample)),
+        ]
+        if (training := card.training) is not None:
+            cost = training.cost
+            facts.append(
+                (
+                    "training",
+                    f"{cost.energy_evaluations:.3g} energy evaluations in {cost.seconds / 60:.0f} min, "
+                    f"seed {training.seed}",
+                )
+            )
+        if card.verdict is not None:
+            facts.append(("verdict", str(card.verdict)))
+        facts += [("artifact", str(self.path)), ("hash", self.hash[:12])]
+        return notebook.card(f"Sampler of {self.system.name}", facts)
 
     @property
     def temperatures(self) -> TemperatureRange | None:
@@ -218,6 +247,7 @@ class Sampler:
         temperature: float | None = None,
         device: str | torch.device | None = None,
         batch_size: int | None = None,
+        progress: bool | Callable[[int], None] = False,
     ) -> Samples:
         """Draw ``n`` samples; the same seed, device and version give the same samples, bit for bit.
 
@@ -227,9 +257,10 @@ class Sampler:
         between the samples before and after. Samples of non-finite energy are kept, and counted as
         ``nonfinite_energies``. Molecules with chiral centres come out right-handed: wrong ones are
         inverted as a whole, which is exact (see :mod:`molsampler.molecule.chirality`), and ``handedness``
-        counts them before and after. ``device`` None is CUDA where there is one. A sampler that its training
-        called not usable says so in a warning of the log. ``temperature`` is one of the range that the card
-        states, by default the system's own; energies are those at it, and the samples record it.
+        counts them before and after. ``device`` None is CUDA where there is one. ``progress`` shows a bar in
+        notebooks and terminals, or is a function called with the number of samples done. A sampler that its
+        training called not usable says so in a warning of the log. ``temperature`` is one of the range that the
+        card states, by default the system's own; energies are those at it, and the samples record it.
 
         Raises
         ------
@@ -261,11 +292,13 @@ class Sampler:
         energies = torch.empty(n, dtype=torch.float64)
         weights: list[Tensor] = []
         done = 0
-        for block in stream.blocks():
-            positions[done : done + len(block)] = block.positions
-            energies[done : done + len(block)] = block.energies
-            weights += [] if block.log_weights is None else [block.log_weights]
-            done += len(block)
+        with self._told(progress, n) as tell:
+            for block in stream.blocks():
+                positions[done : done + len(block)] = block.positions
+                energies[done : done + len(block)] = block.energies
+                weights += [] if block.log_weights is None else [block.log_weights]
+                done += len(block)
+                tell(done)
         return Samples(
             positions, energies, torch.cat(weights) if weights else None, stream.metadata()
         )
@@ -332,6 +365,25 @@ class Sampler:
             ),
             blocks=blocks,
         )
+
+    @contextmanager
+    def _told(
+        self, progress: bool | Callable[[int], None], n: int
+    ) -> Iterator[Callable[[int], None]]:
+        """What is called with the number of samples done."""
+        if callable(progress):
+            yield progress
+            return
+        if not isinstance(progress, bool):
+            raise InputError(f"progress must be True, False or a function, got {progress!r}")
+        if not progress:
+            yield lambda done: None
+            return
+        from rich.progress import Progress
+
+        with Progress() as bars:
+            bar = bars.add_task(f"sampling {self.system.name}", total=n)
+            yield lambda done: bars.update(bar, completed=done)
 
     def _warn(self) -> None:
         """Say once what training said of a sampler that is not usable."""
