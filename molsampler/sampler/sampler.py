@@ -259,8 +259,8 @@ class Sampler:
         inverted as a whole, which is exact (see :mod:`molsampler.molecule.chirality`), and ``handedness``
         counts them before and after. ``device`` None is CUDA where there is one. ``progress`` shows a bar in
         notebooks and terminals, or is a function called with the number of samples done. A sampler that its
-        training called not usable says so in a warning of the log. ``temperature`` is one of the range that the
-        card states, by default the system's own; energies are those at it, and the samples record it.
+        training called not usable says so in a warning of the log. ``temperature`` is one of the range that
+        the card states, by default the system's own; energies are those at it, and the samples record it.
 
         Raises
         ------
