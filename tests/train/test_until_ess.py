@@ -56,7 +56,7 @@ def test_it_stops_when_enough_draws_are_effective(tmp_path) -> None:
     # It stays stopped.
     again = train(Bent(), tmp_path / "run", config("until_ess=0.7"))
     assert again.iteration == result.iteration
-    assert again.energy_evaluations == result.energy_evaluations
+    assert again.evaluations == result.evaluations
 
 
 def test_what_is_never_reached_is_not_usable(tmp_path, capsys) -> None:
