@@ -256,7 +256,7 @@ class DiKLReplay(NetworkObjective):
                 start=iteration * plan.refresh,
                 count=min(plan.refresh, plan.size),
                 steps=plan.refresh_steps,
-                generator=work.rng,
+                generator=work.streams[prefix],
             )
         else:
             moved, rate = refresh_rows(
@@ -266,7 +266,7 @@ class DiKLReplay(NetworkObjective):
                 iteration=iteration,
                 count=min(plan.refresh, plan.size),
                 steps=plan.refresh_steps,
-                generator=work.rng,
+                generator=work.streams[prefix],
             )
         moved.put(work.tensors, work.numbers, prefix)
         return rate
