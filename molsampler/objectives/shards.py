@@ -184,4 +184,5 @@ def unpack(content: bytes) -> dict[str, Any]:
     import safetensors.torch
 
     values: dict[str, Any] = safetensors.torch.load(content)
-    return {**values, **json.loads(values.pop("/").numpy().tobytes())}
+    rest = json.loads(values.pop("/").numpy().tobytes())
+    return {**values, **rest}

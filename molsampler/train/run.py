@@ -195,7 +195,7 @@ def _facts(system: System, config: TrainConfig) -> dict[str, str]:
     return {
         "version of molsampler": __version__,
         "version of torch": torch.__version__,
-        "system": f"{system.label} (SHA-256 {hashlib.sha256(record.encode()).hexdigest()[:12]})",
+        "definition of the system": f"{system.label} (SHA-256 {hashlib.sha256(record.encode()).hexdigest()[:12]})",
         "number of threads": str(torch.get_num_threads()),
         "compiler": "there" if shutil.which("g++") else "missing",
         **{key: repr(value) for key, value in configuration.leaves(config).items()},
