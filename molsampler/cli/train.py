@@ -83,7 +83,7 @@ def train(
         show("starting")
         from ..train.ranks import meet
 
-        with meet() as peers:
+        with meet("the same command resumes") as peers:
             result = _train(
                 show,
                 peers,

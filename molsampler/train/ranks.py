@@ -39,8 +39,10 @@ _BROKEN, _SILENT = 6, 20
 
 
 @contextmanager
-def meet() -> Iterator[Peers]:
+def meet(then: str = "") -> Iterator[Peers]:
     """The processes that torchrun started with this one; this one alone where it started no others.
+
+    ``then`` says what to do where one is lost.
 
     Raises
     ------
@@ -51,7 +53,7 @@ def meet() -> Iterator[Peers]:
     if torchrun.count() == 1:
         yield Alone()
         return
-    ranks = Ranks()
+    ranks = Ranks(then)
     try:
         ranks.meet()
         yield ranks
@@ -72,7 +74,8 @@ def meet() -> Iterator[Peers]:
 class Ranks:
     """The processes of one torchrun; see :class:`~molsampler.objectives.shards.Peers`."""
 
-    def __init__(self) -> None:
+    def __init__(self, then: str = "") -> None:
+        self.then = f"; {then}" if then else ""
         self.rank, self.count = torchrun.rank(), torchrun.count()
         self.ended = threading.Event()
         self._broken = False
@@ -258,7 +261,7 @@ class Ranks:
                 if missed[rank] >= (_BROKEN if self._broken else _SILENT):
                     self._end(
                         f"rank {rank} of {self.count} ({self._names[rank]}) is lost: nothing was heard of it "
-                        f"for {missed[rank]} s; the same command resumes"
+                        f"for {missed[rank]} s{self.then}"
                     )
 
     def _end(self, sentence: str, *, grace: float = 0.0) -> None:

@@ -191,11 +191,11 @@ def train(
 
 def _facts(system: System, config: TrainConfig) -> dict[str, str]:
     """What processes that train together have to have in common."""
-    record = json.dumps(system.record(), sort_keys=True)
+    record = json.dumps(system.record(), sort_keys=True).encode()
     return {
         "version of molsampler": __version__,
         "version of torch": torch.__version__,
-        "definition of the system": f"{system.label} (SHA-256 {hashlib.sha256(record.encode()).hexdigest()[:12]})",
+        "definition of the system": f"{system.label} ({hashlib.sha256(record).hexdigest()[:12]})",
         "number of threads": str(torch.get_num_threads()),
         "compiler": "there" if shutil.which("g++") else "missing",
         **{key: repr(value) for key, value in configuration.leaves(config).items()},
