@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -176,7 +176,7 @@ def pack(values: Mapping[str, Any]) -> bytes:
     }
     rest = json.dumps({key: value for key, value in values.items() if key not in tensors})
     tensors["/"] = torch.frombuffer(bytearray(rest.encode()), dtype=torch.uint8)
-    return cast(bytes, safetensors.torch.save(tensors))
+    return safetensors.torch.save(tensors)
 
 
 def unpack(content: bytes) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from ..errors import RankError
 from ..objectives.shards import Alone, Peers
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
 #: Seconds in which all have to be there, and those that an exchange may take.
 _MEETING, _EXCHANGE = 120.0, 3600.0
@@ -72,12 +72,18 @@ def meet(then: str = "") -> Iterator[Peers]:
 
 
 class Ranks:
-    """The processes of one torchrun; see :class:`~molsampler.objectives.shards.Peers`."""
+    """The processes of one torchrun; see :class:`~molsampler.objectives.shards.Peers`.
+
+    Attributes
+    ----------
+    exchanged : bytes received from others, and seconds spent on it, waiting included
+    """
 
     def __init__(self, then: str = "") -> None:
         self.then = f"; {then}" if then else ""
         self.rank, self.count = torchrun.rank(), torchrun.count()
         self.ended = threading.Event()
+        self.exchanged = (0, 0.0)
         self._broken = False
         self._compared = 0
         self._store: Store | None = None
@@ -97,18 +103,19 @@ class Ranks:
             The store cannot be reached or made, or not all come.
         """
         import torch.distributed as dist
+        from torch.distributed.rendezvous import rendezvous
 
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         limit = timedelta(seconds=_MEETING)
         try:
-            self._store, _, _ = next(dist.rendezvous("env://", timeout=limit))
+            store, _, _ = next(rendezvous("env://", timeout=limit))
         except (RuntimeError, ValueError, OSError) as error:
             raise RankError(
                 f"processes cannot meet at {where}: {str(error).splitlines()[0]}; torchrun --standalone "
                 "finds a free port on one machine"
             ) from None
-        self._store.set(f"name/{self.rank}", f"process {os.getpid()} on {socket.gethostname()}")
-        self._beats = self._store.clone()
+        self._store, self._beats = store, store.clone()
+        store.set(f"name/{self.rank}", f"process {os.getpid()} on {socket.gethostname()}")
         threading.Thread(target=self._watch, daemon=True).start()
         names = self._read("name", time.monotonic() + _MEETING)
         self._names = {rank: name.decode() for rank, name in enumerate(names)}
@@ -116,7 +123,7 @@ class Ranks:
         with self._exchange():
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if cuda else "gloo",
-                store=dist.PrefixStore("group", self._store),
+                store=dist.PrefixStore("group", store),  # type: ignore[attr-defined]
                 rank=self.rank,
                 world_size=self.count,
                 timeout=timedelta(seconds=_EXCHANGE),
@@ -155,8 +162,12 @@ class Ranks:
 
         own = own.contiguous()
         found = [torch.empty_like(own) for _ in range(self.count)]
+        began = time.perf_counter()
         with self._exchange():
             dist.all_gather(found, own)
+        size, seconds = self.exchanged
+        size += (self.count - 1) * own.numel() * own.element_size()
+        self.exchanged = size, seconds + time.perf_counter() - began
         return found
 
     def collect(self, own: bytes) -> list[bytes]:
