@@ -2,12 +2,13 @@
 
     python benchmarks/zoo.py [NAMES] --max-time 20m -o FOLDER [--markdown]
 
-A system is a YAML file in ``benchmarks/zoo`` or ``benchmarks/systems``, its name that of the file. Each gets a
-folder with its reference, run and row, made by the commands ``reference`` and ``train``; what is there already
-is not made again, so that the same command goes on where it was stopped. ``--max-time`` is the longest that
-the training of one system, and that its reference, may take. A run that had too little time is judged by what
-it had reached, and goes on with ``--again``. Values stand as sampler / floor: energies are in kT, ``broken`` are
-rows of 30,000 draws, without refinement, whose energy is beyond the reference's range by more than its width.
+A system is a YAML file in ``benchmarks/zoo`` or ``benchmarks/systems``, its name that of the file. Each
+gets a folder with its reference, run and row, made by the commands ``reference`` and ``train``; what is
+there is not made again, so that the same command goes on where it was stopped. ``--max-time`` is the
+longest that the training of one system, and that its reference, may take. A run that had too little time
+is judged by what it had reached, and goes on with ``--again``. Values stand as sampler / floor: energies
+are in kT, ``broken`` are rows of 30,000 draws, without refinement, whose energy is beyond the reference's
+range by more than its width.
 """
 
 from __future__ import annotations
