@@ -61,6 +61,14 @@ def train(
             help="Stop when this share of 10,000 fresh draws is effective; exit code 3 if it never is.",
         ),
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="ARTIFACT|NAME",
+            help="Start from the weights of a trained sampler with the same generator.",
+        ),
+    ] = None,
     max_time: Annotated[
         float | None,
         typer.Option(
@@ -94,6 +102,7 @@ def train(
                 overrides=overrides or (),
                 temperature=temperature,
                 until_ess=until_ess,
+                start=start,
                 max_time=max_time,
                 device=device,
                 trust_code=trust_code,
@@ -122,6 +131,7 @@ def _train(
     overrides: Sequence[str],
     temperature: str | None,
     until_ess: float | None,
+    start: str | None,
     max_time: float | None,
     device: str,
     trust_code: bool,
@@ -130,7 +140,7 @@ def _train(
 
     from ..molecule.z_matrix import why_no_internal_coordinates
     from ..temperatures import TemperatureRange
-    from ..train import load_config
+    from ..train import load_config, started_from
     from ..train import train as run
 
     target = get_system(system, trust_code=trust_code)
@@ -146,11 +156,14 @@ def _train(
         invariant=target.invariant,
         molecule=not lacking,
     )
+    if start is not None:
+        settings = started_from(settings, start)
     command = ["molsampler", "train", system, "RUN_DIR", "--preset", preset]
     command += ["--config", str(config)] if config is not None else []
     command += [part for item in overrides for part in ("--set", item)]
     command += ["--until-ess", str(until_ess)] if until_ess is not None else []
     command += ["--temperature", temperature] if temperature is not None else []
+    command += ["--from", start] if start is not None else []
     command += ["--trust-code"] if trust_code else []
 
     def told(state: Progress) -> None:

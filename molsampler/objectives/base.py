@@ -133,6 +133,16 @@ class Objective(ABC):
         """A fresh state from the last one of the preparation, for objectives that have one."""
         raise NotImplementedError
 
+    def with_generator(self, state: State, weights: Mapping[str, Tensor]) -> State:
+        """A fresh state with the weights of a trained generator of the same architecture.
+
+        Raises
+        ------
+        InputError
+            They do not fit, or the objective takes none.
+        """
+        raise InputError(f"{type(self).__name__} cannot start from a trained sampler")
+
     def evaluations_per_step(self, *, warmup: bool) -> int | None:
         """Energy evaluations that a step needs, None where it is not known before one is made."""
         return None

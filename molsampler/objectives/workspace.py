@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ..errors import FileFormatError
+from ..errors import FileFormatError, InputError
 from .base import Objective, Problem, State
 from .shards import Shards
 
@@ -206,6 +206,19 @@ class NetworkObjective(Objective):
         """The state of a workspace, which stays live."""
         self._work, self._last = work, work.flatten()
         return self._last
+
+    def with_generator(self, state: State, weights: Mapping[str, Tensor]) -> State:
+        work = self.adopted(state)
+        for name in ("generator", "ema"):
+            if name in work.modules:
+                try:
+                    work.modules[name].load_state_dict(weights)
+                except RuntimeError as error:
+                    raise InputError(
+                        "the weights of the sampler to start from do not fit the generator: "
+                        f"{str(error).splitlines()[-1].strip()}"
+                    ) from None
+        return self.flat(work)
 
     def random(self) -> torch.Generator:
         """A random stream on the problem's device, seeded by its seed."""

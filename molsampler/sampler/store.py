@@ -249,7 +249,7 @@ def save(
         architecture=generator.config.model_dump(mode="json"),
         sampling=generator.sampling.model_dump(mode="json"),
         coordinates=coordinates,
-        molecule=_recorded(system.molecule) if coordinates is None else None,
+        molecule=recorded(system.molecule) if coordinates is None else None,
         units=dict(units or _units(system)),
         temperature=_recorded_temperature(system) if temperature is None else temperature,
         temperatures=generator.temperatures,
@@ -287,7 +287,7 @@ def save(
         remove(temporary)
 
 
-def _recorded(molecule: Molecule | None) -> Molecule | None:
+def recorded(molecule: Molecule | None) -> Molecule | None:
     """What a card keeps of a molecule: networks need no geometry."""
     return molecule and molecule.model_copy(update={"geometry": None, "turning_bonds": None})
 

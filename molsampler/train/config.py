@@ -25,6 +25,13 @@ _FOLDER = Path(__file__).parent / "presets"
 _SEAL = "# SHA-256 of the lines below: "
 
 
+class Start(Frozen):
+    """The trained sampler whose weights a training starts from, as it was named, and their hash."""
+
+    sampler: str
+    weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
 class TrainConfig(Frozen):
     """Everything that decides a training run, apart from the target and the machine.
 
@@ -36,7 +43,7 @@ class TrainConfig(Frozen):
     (:mod:`molsampler.train.criterion`); ``auto`` is ``ess`` where draws carry weights, ``discrepancy``
     where the objective keeps a population, else ``drift``. ``until_ess`` ends
     training at the first evaluation whose effective share of weights reaches it, and is what the verdict then
-    asks for. ``probe`` has the energy probed before a fresh run (:mod:`molsampler.wellposed`).
+    asks for. ``start`` is the sampler to start from (:func:`molsampler.train.start.started_from`). ``probe`` has the energy probed before a fresh run (:mod:`molsampler.wellposed`).
     """
 
     system: str
@@ -60,6 +67,7 @@ class TrainConfig(Frozen):
     max_bad_steps: int = Field(20, ge=1)
     compile: bool = False
     probe: bool = True
+    start: Start | None = None
 
     def how_to_sample(self) -> Sampling:
         """``sampling`` in the form of the generator's kind."""

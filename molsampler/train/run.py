@@ -49,6 +49,7 @@ from .criterion import Evaluation
 from .estimate import estimate
 from .folder import RunFolder
 from .progress import Progress, Teller
+from .start import coordinates_of, start_of
 from .state import LOG_FORMAT, TrainState
 from .stop import Stop, StopRequestedError
 from .trainer import Trainer, weights_of
@@ -160,9 +161,12 @@ def train(
         # Whether the system can be had there, in the unit that it has.
         target.at(config.temperatures.low)
         target.at(config.temperatures.high)
-    chart = chart_of(
-        target, internal_coordinates(target) if config.coordinates == "internal" else None
-    )
+    coordinates = internal_coordinates(target) if config.coordinates == "internal" else None
+    weights = None
+    if config.start is not None:
+        card, weights = start_of(config.start, target)
+        coordinates = coordinates_of(card, coordinates, config.start)
+    chart = chart_of(target, coordinates)
     _require_memory(config, chart.target)
     folder = RunFolder(run_dir)
     with (
@@ -186,7 +190,7 @@ def train(
             at=None if known is None else _at(target, chart),
             peers=peers,
         )
-        return _Run(folder, config, target, chart, problem, command, stop, teller).run()
+        return _Run(folder, config, target, chart, problem, command, stop, teller, weights).run()
 
 
 def _facts(system: System, config: TrainConfig) -> dict[str, str]:
@@ -248,6 +252,7 @@ class _Run:
     command: str
     stop: Stop
     teller: Teller
+    weights: dict[str, Tensor] | None
 
     @property
     def first(self) -> bool:
@@ -290,6 +295,8 @@ class _Run:
         if self.first:
             self.folder.rewind_metrics(0)
         fresh = self._fresh()
+        if self.weights is not None:
+            fresh = self.objective.with_generator(fresh, self.weights)
         state = TrainState(fresh, weights_of(self.objective.generator(fresh)))
         state.seconds = self.preparing
         self._checkpoint(state)

@@ -53,6 +53,11 @@ class GeneratorConfig(Kind):
         """The same generator with lengths in the system's unit instead of data scales of ``length``."""
         return self
 
+    def data_scale_of(self, scaled: GeneratorConfig) -> float:
+        """The length for which :meth:`scaled` gives ``scaled``, which is of the same kind; one where lengths
+        do not enter."""
+        return 1.0
+
     def conditioned(self, temperatures: TemperatureRange) -> Self:
         """The same generator with the temperature as an input, of a range.
 
