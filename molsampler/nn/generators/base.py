@@ -47,7 +47,7 @@ class GeneratorConfig(Kind):
     kinds: ClassVar[Registry[type[GeneratorConfig]]] = Registry("generator kind")
     default = "implicit"
     #: Whether draws carry weights.
-    knows_density: ClassVar[bool] = False
+    weighted: ClassVar[bool] = False
 
     def scaled(self, length: float) -> Self:
         """The same generator with lengths in the system's unit instead of data scales of ``length``."""
