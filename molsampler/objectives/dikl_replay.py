@@ -38,7 +38,7 @@ from ..nn.generators import Generator
 from ..target import CountingTarget, Target
 from .base import Metrics, ObjectiveConfig, Problem, State
 from .dikl_loss import Weighting, diffuse, dikl_loss, weight
-from .preparation import PopulationPreparation
+from .preparation import PopulationPreparation, data_scale
 from .schedules import AnySchedule, LogUniformConfig
 from .workspace import NetworkObjective, Workspace, average
 
@@ -126,7 +126,7 @@ class DiKLReplay(NetworkObjective):
         config, problem = self.config, self.problem
         population = self.preparation.population(prepared)
         x = population.state.position
-        scale = config.data_scale or _data_scale(x, problem)
+        scale = config.data_scale or data_scale(x, problem)
         work = self.build({"data_scale": scale})
         work.rng = self.preparation.random(prepared)
         cast(Generator, work.modules["generator"]).start_from(x)
@@ -390,15 +390,6 @@ class DiKLReplay(NetworkObjective):
         if name == "score" and self.config.score_final_lr is not None:
             final = self.config.score_final_lr
         return rise * (final + (1 - final) * fall)
-
-
-def _data_scale(x: Tensor, problem: Problem) -> float:
-    """Root-mean-square coordinate of configurations ``(b, n, d)`` about their mean."""
-    space = problem.target.space
-    centred = space.project(x - x.mean(0))
-    rms = centred.square().sum(dim=(-2, -1)).mean() / space.dof
-    # Two digits are enough, and survive a change of hardware.
-    return float(f"{math.sqrt(float(rms)):.2g}")
 
 
 def _told(context: Tensor | None) -> tuple[Tensor, ...]:
