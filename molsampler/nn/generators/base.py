@@ -227,6 +227,7 @@ class Generator(nn.Module):
 GENERATORS = GeneratorConfig.kinds
 GENERATORS.register("implicit", "molsampler.nn.generators.implicit:ImplicitConfig")
 GENERATORS.register("direct", "molsampler.nn.generators.direct:DirectConfig")
+GENERATORS.register("diffusion", "molsampler.nn.generators.diffusion:DiffusionConfig")
 GENERATORS.register("spline", "molsampler.nn.generators.spline:SplineConfig")
 
 #: A field of a configuration that holds a generator of any registered kind.
