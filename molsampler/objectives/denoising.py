@@ -183,7 +183,7 @@ class Denoising(NetworkObjective):
         )
         if taken:
             denoised = denoised.detach()
-            mixture.update(t, (denoised - x) / width, (denoised - by_target) / width)
+            mixture.update(mixture.sums(t, (denoised - x) / width, (denoised - by_target) / width))
             work.tensors["mixture"] = mixture.moments
             averaged = cast(Diffusion, work.modules["ema"])
             average(averaged, work.modules["generator"], self._decay(iteration))
