@@ -140,6 +140,56 @@ def test_the_table_of_errors_learns_what_it_sees() -> None:
     assert float(generator.error_at(torch.tensor([2.0]))) == pytest.approx(4.0 / 5.0, rel=1e-3)
 
 
+class Uneven:
+    """A Gaussian whose particles lie on either axis with other widths."""
+
+    space = SPACE
+    std = torch.tensor([1.4, 0.1], dtype=torch.float64)
+
+    def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scaled = x / self.std.to(x)
+        return 0.5 * scaled.square().sum(dim=(-2, -1)), -scaled / self.std.to(x)
+
+    def denoised(self, x: Tensor, sigma: Tensor) -> Tensor:
+        std = self.std.to(x)
+        return x * std**2 / (std**2 + sigma[:, None, None] ** 2)
+
+
+def uneven(steps: int) -> Diffusion:
+    """With the perfect denoiser of the uneven Gaussian and the table of its errors."""
+    target, generator = Uneven(), made(steps)
+    generator.__dict__["_run"] = target.denoised
+    sigma = generator.config.sigma_min * (
+        generator.config.sigma_max / generator.config.sigma_min
+    ) ** torch.linspace(0, 1, len(generator.error), dtype=torch.float64)
+    square = target.std**2
+    error = (square * sigma[:, None] ** 2 / (square + sigma[:, None] ** 2)).mean(1)
+    generator.error.copy_(error / generator.denoiser.output_scale(sigma.float()) ** 2)
+    return generator
+
+
+def test_levels_lie_where_steps_err_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = {}
+    for name, least in (("dense", 0.02), ("even", 1e6)):
+        monkeypatch.setattr("molsampler.nn.generators.diffusion._LEAST_SPREAD", least)
+        generator = uneven(24)
+        sigma = generator.levels(like=generator.error)
+        assert bool((sigma.diff() > 0).all())
+        assert float(sigma[1]) == pytest.approx(generator.config.sigma_min)
+        assert float(sigma[-1]) == pytest.approx(generator.config.sigma_max)
+        weight = generator.draw(4000, Uneven(), generator=stream()).log_weight
+        assert weight is not None
+        found, truth = log_mean(weight), 3 * float((2 * math.pi * Uneven.std.prod()).log())
+        assert abs(found.value - truth) < 4 * found.se
+        shares[name] = effective_count(weight) / 4000
+    assert shares["dense"] > shares["even"] + 0.02
+    # Between the two widths of the target there are more of them than elsewhere.
+    between = (sigma[1:] > 0.1) & (sigma[1:] < 1.4)
+    monkeypatch.setattr("molsampler.nn.generators.diffusion._LEAST_SPREAD", 0.02)
+    dense = uneven(24).levels(like=generator.error)[1:]
+    assert int(((dense > 0.1) & (dense < 1.4)).sum()) > int(between.sum())
+
+
 def test_turned_and_relabelled_noise_gives_the_same_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

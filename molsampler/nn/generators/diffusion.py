@@ -1,15 +1,21 @@
 r"""Diffusion generator: noise is taken away in many small steps, and every path of them has an exact weight.
 
 A denoiser :math:`D(x, \sigma) \approx E[x_0 | x_\sigma = x]` of the target, of clean data noised by
-:math:`x_\sigma = x_0 + \sigma\varepsilon`, carries a Gaussian through the levels
-:math:`\sigma_K > \dots > \sigma_1 > \sigma_0 = 0`, equally spaced in their logarithm but for the last, by
+:math:`x_\sigma = x_0 + \sigma\varepsilon`, carries a Gaussian through levels of noise
+:math:`\sigma_K > \dots > \sigma_1 > \sigma_0 = 0` by
 
 .. math:: x_{k-1} = x_k + (1 - r_k)\,(D(x_k, \sigma_k) - x_k) + \sqrt{v_k}\,\xi_k, \qquad
           r_k = \sigma_{k-1}^2 / \sigma_k^2, \quad
           v_k = (1 - r_k)\,\sigma_{k-1}^2 + (1 - r_k)^2\, V(\sigma_k),
 
-with the mean squared error V of the denoiser, per coordinate: of isotropic Gaussian steps with this mean, the
-likeliest (the optimal variance of Bao et al., arXiv 2201.06503).
+with the mean squared error V of the denoiser, per coordinate: of isotropic Gaussian steps with this mean,
+the likeliest (the optimal variance of Bao et al., arXiv 2201.06503). What they miss is that coordinates are
+known unequally well. A step of :math:`h` in :math:`\log\sigma` loses, to leading order,
+:math:`h^2 (E\,\mathrm{tr}\,J^2 - (\mathrm{tr}\,J)^2 / d)` with the derivative J of D in d dimensions; levels
+lie as dense as the root of that, which makes the sum least. No derivative of D is taken for it: with
+:math:`\rho = V / \sigma^2 = E\,\mathrm{tr}\,J / d`, the relation of information and error (Guo et al.,
+IEEE Trans. Inf. Theory 51, 1261 (2005)) gives
+:math:`E\,\mathrm{tr}\,J^2 / d = \rho + \tfrac12\, d\rho / d\log\sigma`.
 
 The density of what comes out is not known; that of its whole path is, and so is that of the path
 that noising takes from the target to the Gaussian. Their ratio,
@@ -44,6 +50,9 @@ from .density import log_weight
 
 #: Nodes of the table of the denoiser's error.
 _NODES = 32
+
+#: Added to the spread of the posterior's variances, so that every level of noise has its steps.
+_LEAST_SPREAD = 0.02
 
 #: Decay of the running averages in that table.
 _DECAY = 0.995
@@ -158,11 +167,33 @@ class Diffusion(Generator):
         return share.clamp(0.0, 1.0) * (_NODES - 1)
 
     def levels(self, *, like: Tensor) -> Tensor:
-        """Noise from zero to the most ``(steps + 1,)`` in float64."""
+        """Noise from zero to the most ``(steps + 1,)`` in float64, dense where steps err most."""
         config = self.config
-        rise = torch.linspace(0, 1, self.sampling.steps, dtype=torch.float64, device=like.device)
+        place = torch.linspace(0, _NODES - 1, 50 * _NODES, dtype=torch.float64, device=like.device)
+        below = place.floor().long().clamp(max=_NODES - 2)
+        density = self._density().to(place)
+        density = torch.lerp(density[below], density[below + 1], place - below)
+        passed = torch.cumulative_trapezoid(density, dx=1.0)
+        passed = torch.cat([passed.new_zeros(1), passed / passed[-1]])
+        wanted = torch.linspace(0, 1, self.sampling.steps, dtype=torch.float64, device=like.device)
+        above = torch.searchsorted(passed, wanted).clamp(1, len(passed) - 1)
+        share = (wanted - passed[above - 1]) / (passed[above] - passed[above - 1])
+        rise = torch.lerp(place[above - 1], place[above], share.clamp(0, 1)) / (_NODES - 1)
         sigma = config.sigma_min * (config.sigma_max / config.sigma_min) ** rise
         return torch.cat([sigma.new_zeros(1), sigma])
+
+    def _density(self) -> Tensor:
+        """Relative density of levels at the nodes ``(nodes,)``."""
+        config = self.config
+        rise = torch.linspace(0, 1, _NODES, dtype=torch.float64, device=self.error.device)
+        sigma = config.sigma_min * (config.sigma_max / config.sigma_min) ** rise
+        known = self.error_at(sigma) / sigma.square()
+        padded = torch.cat([2 * known[:1] - known[1:2], known, 2 * known[-1:] - known[-2:-1]])
+        # What noise there is in the table would be in its slope many times over.
+        known = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
+        (slope,) = torch.gradient(known, spacing=float((sigma[1] / sigma[0]).log()))
+        spread = (known + 0.5 * slope - known.square()).clamp(min=0)
+        return (spread + _LEAST_SPREAD).sqrt()
 
     def variances(self, sigma: Tensor) -> Tensor:
         """Variances ``(steps,)`` of the steps to each of the levels ``sigma`` but the last."""
