@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Device, OfSystem, Overwrite, Seed, TrustCode, given_system
+from .options import Anneal, Device, OfSystem, Overwrite, Seed, TrustCode, given_system
 from .terminal import note, print_json, print_table, progress
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def free_energy(
     number: Annotated[
         int, typer.Option("-n", "--number", min=1, help="Samples to draw from an ARTIFACT.")
     ] = 10_000,
+    anneal: Anneal = 1,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Plot of the profile along CV (.png, .svg or .pdf)."),
@@ -86,7 +87,7 @@ def free_energy(
         )
     cut = None if edges is None else _numbers(edges)
     target = given_system(system, trust_code=trust_code)
-    samples = _samples(source, target, number=number, seed=seed, device=device)
+    samples = _samples(source, target, number=number, anneal=anneal, seed=seed, device=device)
     found = free_energy(
         samples, target, along=along, edges=cut, unit=unit, temperature=temperature, seed=seed
     )
@@ -114,7 +115,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _samples(
-    source: str, system: System | None, *, number: int, seed: int, device: str | None
+    source: str, system: System | None, *, number: int, anneal: int, seed: int, device: str | None
 ) -> Samples:
     """The samples of a file, or fresh ones of a sampler."""
     if Path(source).is_file():
@@ -125,7 +126,7 @@ def _samples(
 
     sampler = Sampler.load(source, system=system)
     with progress(f"sampling {sampler.system.name}", number):
-        return sampler.sample(number, seed=seed, device=device)
+        return sampler.sample(number, anneal=anneal, seed=seed, device=device)
 
 
 def print_free_energy(found: FreeEnergy) -> None:

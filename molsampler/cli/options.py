@@ -41,6 +41,14 @@ Output = Annotated[
 Seed = Annotated[
     int, typer.Option("--seed", min=0, help="Seed; the same seed gives the same samples.")
 ]
+Anneal = Annotated[
+    int,
+    typer.Option(
+        "--anneal",
+        min=1,
+        help="Even out exact weights by annealing of so many levels, each an energy a sample.",
+    ),
+]
 Device = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda or cuda:1; by default CUDA where present.")
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import (
+    Anneal,
     Count,
     Device,
     Json,
@@ -43,6 +44,7 @@ def sample(
     refine: Annotated[
         int, typer.Option("--refine", min=0, help="MALA steps on the exact target afterwards.")
     ] = 0,
+    anneal: Anneal = 1,
     temperature: Annotated[
         float | None,
         typer.Option(
@@ -79,6 +81,7 @@ def sample(
         number,
         seed=seed,
         refine=refine,
+        anneal=anneal,
         temperature=temperature,
         device=device,
         batch_size=batch_size,

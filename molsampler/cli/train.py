@@ -51,6 +51,14 @@ def train(
             help="Train over a range of temperatures; kelvin for molecules.",
         ),
     ] = None,
+    until_ess: Annotated[
+        float | None,
+        typer.Option(
+            "--until-ess",
+            metavar="SHARE",
+            help="Stop when this share of 10,000 fresh draws is effective; exit code 3 if it never is.",
+        ),
+    ] = None,
     max_time: Annotated[
         float | None,
         typer.Option(
@@ -78,6 +86,7 @@ def train(
             config=config,
             overrides=overrides or (),
             temperature=temperature,
+            until_ess=until_ess,
             max_time=max_time,
             device=device,
             trust_code=trust_code,
@@ -102,6 +111,7 @@ def _train(
     config: Path | None,
     overrides: Sequence[str],
     temperature: str | None,
+    until_ess: float | None,
     max_time: float | None,
     device: str,
     trust_code: bool,
@@ -121,7 +131,7 @@ def _train(
         preset,
         target.label,
         file=config,
-        overrides=overrides,
+        overrides=(*overrides, *(() if until_ess is None else (f"until_ess={until_ess}",))),
         temperatures=None if temperature is None else TemperatureRange.parse(temperature),
         invariant=target.invariant,
         molecule=not lacking,
@@ -129,6 +139,7 @@ def _train(
     command = ["molsampler", "train", system, "RUN_DIR", "--preset", preset]
     command += ["--config", str(config)] if config is not None else []
     command += [part for item in overrides for part in ("--set", item)]
+    command += ["--until-ess", str(until_ess)] if until_ess is not None else []
     command += ["--temperature", temperature] if temperature is not None else []
     command += ["--trust-code"] if trust_code else []
 

@@ -204,7 +204,8 @@ class Exact(NetworkObjective):
         return self.flat(work), {**metrics, "nonfinite": float(not sound)}
 
     def generator(self, state: State) -> Generator:
-        return cast(Generator, self.adopted(state).modules["ema"])
+        averaged = cast(Generator, self.adopted(state).modules["ema"])
+        return averaged.with_sampling(self.problem.sampling)
 
     def population(self, state: State) -> Population:
         work = self.adopted(state)

@@ -244,6 +244,7 @@ class Sampler:
         *,
         seed: int = 0,
         refine: int = 0,
+        anneal: int = 1,
         temperature: float | None = None,
         device: str | torch.device | None = None,
         batch_size: int | None = None,
@@ -261,12 +262,15 @@ class Sampler:
         notebooks and terminals, or is a function called with the number of samples done. A sampler that its
         training called not usable says so in a warning of the log. ``temperature`` is one of the range that
         the card states, by default the system's own; energies are those at it, and the samples record it.
+        ``anneal`` is for generators that know their density: weights are evened out by annealing of so many
+        levels, each an energy evaluation a sample, and stay exact (:mod:`molsampler.nn.generators.density`).
 
         Raises
         ------
         InputError
-            ``n``, ``seed``, ``refine``, ``device`` or ``batch_size`` is out of range, or ``temperature`` is
-            outside that of the sampler, or none is given and the system's own is.
+            ``n``, ``seed``, ``refine``, ``anneal``, ``device`` or ``batch_size`` is out of range, or
+            ``temperature`` is outside that of the sampler, or none is given and the system's own is; or
+            the generator does not know its density and was to be annealed.
         ResourceError
             The device is absent, or the samples would not fit in memory: use :meth:`stream` or
             :meth:`sample_to_file`.
@@ -277,6 +281,7 @@ class Sampler:
             n,
             seed=seed,
             refine=refine,
+            anneal=anneal,
             temperature=temperature,
             device=device,
             batch_size=batch_size,
@@ -335,6 +340,7 @@ class Sampler:
         *,
         seed: int = 0,
         refine: int = 0,
+        anneal: int = 1,
         temperature: float | None = None,
         device: str | torch.device | None = None,
         batch_size: int | None = None,
@@ -359,6 +365,7 @@ class Sampler:
             _integer("n", n, 1, 2**40),
             seed=_integer("seed", seed, 0, 2**63 - 1),
             refine=_integer("refine", refine, 0, 10**9),
+            anneal=_integer("anneal", anneal, 1, 10_000),
             device=check_device(device),
             batch_size=_integer(
                 "batch_size", BATCH if batch_size is None else batch_size, 1, 2**31
@@ -399,6 +406,7 @@ class Sampler:
         *,
         seed: int = 0,
         refine: int = 0,
+        anneal: int = 1,
         temperature: float | None = None,
         device: str | torch.device | None = None,
         batch_size: int | None = None,
@@ -423,6 +431,7 @@ class Sampler:
             n,
             seed=seed,
             refine=refine,
+            anneal=anneal,
             temperature=temperature,
             device=device,
             batch_size=batch_size,

@@ -141,6 +141,7 @@ class SampleStream:
         refine: int,
         device: torch.device,
         batch_size: int,
+        anneal: int = 1,
         blocks: slice | None = None,
     ):
         self.sampler = sampler
@@ -155,7 +156,9 @@ class SampleStream:
         self._range = block_range(blocks, -(-n // self.block))
         self._part = blocks is not None
         self.count = min(self._range.stop * self.block, n) - self._range.start * self.block
-        self._network = sampler.generator(device)
+        network = sampler.generator(device)
+        self.anneal = anneal
+        self._network = network if anneal == 1 else network.annealed(anneal)
         self._tally = Tally()
         self._seconds = 0.0
 
@@ -223,8 +226,10 @@ class SampleStream:
             if training is None
             else {"training_energy_evaluations": training.cost.energy_evaluations}
         )
+        annealed = {} if self.anneal == 1 else {"anneal": self.anneal}
         return {
             **spent,
+            **annealed,
             "system": self.sampler.card.system,
             "coordinates": "cartesian" if self.sampler.card.coordinates is None else "internal",
             "artifact_hash": self.sampler.hash,

@@ -34,8 +34,9 @@ class TrainConfig(Frozen):
     objective's population. ``temperatures`` has the sampler trained over a range of them, in kelvin for
     molecules. ``criterion`` is what checkpoints are selected by
     (:mod:`molsampler.train.criterion`); ``auto`` is ``ess`` where draws carry weights, ``discrepancy``
-    where the objective keeps a population, else ``drift``. ``probe`` has the energy probed before a
-    fresh run (:mod:`molsampler.wellposed`).
+    where the objective keeps a population, else ``drift``. ``until_ess`` ends
+    training at the first evaluation whose effective share of weights reaches it, and is what the verdict then
+    asks for. ``probe`` has the energy probed before a fresh run (:mod:`molsampler.wellposed`).
     """
 
     system: str
@@ -50,6 +51,7 @@ class TrainConfig(Frozen):
         "auto", "ess", "discrepancy", "drift", "energy-tvd", "mean-energy", "last"
     ] = "auto"
     calibrate: bool = True
+    until_ess: float | None = Field(None, gt=0, le=1)
     evaluate_every: int = Field(250, ge=1)
     evaluate_samples: int = Field(4000, ge=10)
     evaluate_steps: int = Field(20, ge=1)
@@ -130,6 +132,11 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
         validated(type(config.generator.sampling()), config.sampling)
     except InputError as error:
         raise type(error)(f"configuration: sampling: {error}") from None
+    if config.until_ess is not None and not config.generator.knows_density:
+        raise InputError(
+            f"configuration: until_ess: a generator of kind {config.generator.kind!r} draws without weights; "
+            "take --preset exact"
+        )
     if config.temperatures is not None:
         if not config.objective.over_temperatures:
             raise InputError(

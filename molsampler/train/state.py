@@ -25,7 +25,8 @@ class TrainState:
     which may tie with the least and be later. ``calibration`` is that of the selected one, one until the
     end of training; ``verdict`` are the fields of the selected one's, ``weights`` what is known of its
     draws' weights, where they have any; ``by_temperature`` has a row for each temperature at which it was
-    judged, where it has a range. ``judging_evaluations`` are the energy
+    judged, where it has a range; ``reached`` says that the goal at which to stop is reached.
+    ``judging_evaluations`` are the energy
     evaluations that judging generators has cost; ``log_format`` is that of the lines logged so far, of which
     the first counted warm-up and training together; ``recent`` metrics are for display and not kept.
     """
@@ -47,6 +48,7 @@ class TrainState:
     verdict: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Any] = field(default_factory=dict)
     by_temperature: list[dict[str, Any]] = field(default_factory=list)
+    reached: bool = False
     recent: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -91,7 +93,8 @@ class TrainState:
             state = cls(objective, _under(tensors, _SELECTED))
             objective.update(_under(tensors, _OBJECTIVE))
             # What earlier versions did not keep.
-            values = {"log_format": 1, "verdict": {}, "weights": {}, "by_temperature": [], **values}
+            earlier = {"log_format": 1, "verdict": {}, "weights": {}, "by_temperature": []}
+            values = {**earlier, "reached": False, **values}
             for name in _COUNTERS:
                 setattr(state, name, type(getattr(state, name))(values[name]))
         except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -53,7 +53,7 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        return self.state.steps >= self.total
+        return self.state.steps >= self.total or self.state.reached
 
     @property
     def warmup(self) -> int:
@@ -169,10 +169,14 @@ class Trainer:
                 self.selected(), cases, samples=self.config.evaluate_samples, rng=rng
             )
             self._select(judge(self.selected()), cases)
-        if self.finished:
+        goal = self.config.until_ess
+        hopeful = goal is not None and result.ess is not None and result.ess >= goal
+        if self.finished or hopeful:
             # Fresh draws, more of them: the selected generator was the best of many on its own.
             final = judge(self.selected(), int(_FINAL * self.config.evaluate_samples))
-            self._judge(final, cases)
+            state.reached = hopeful and (final[0].ess or 0.0) >= (goal or 0.0)
+            if self.finished:
+                self._judge(final, cases)
         state.seconds += time.perf_counter() - began
         state.judging_evaluations = self.target.evaluations
         return result
@@ -224,7 +228,9 @@ class Trainer:
 
     def _judge(self, parts: list[Evaluation], cases: list[Case]) -> None:
         result = Evaluation.mean(parts)
-        self.state.verdict = verdict_over(parts, [case.temperature for case in cases]).model_dump()
+        self.state.verdict = verdict_over(
+            parts, [case.temperature for case in cases], ess_goal=self.config.until_ess
+        ).model_dump()
         self.state.by_temperature = [
             {
                 "temperature": case.temperature,

@@ -79,12 +79,12 @@ def by_broken(broken: int, count: int) -> Verdict:
     )
 
 
-def by_weights(evaluation: Evaluation) -> Verdict:
+def by_weights(evaluation: Evaluation, goal: float = ESS_GOAL) -> Verdict:
     """Effective share and largest weight of fresh draws."""
     share, largest = evaluation.ess or 0.0, evaluation.max_weight or 0.0
-    usable = share >= ESS_GOAL and largest <= WEIGHT_GOAL
+    usable = share >= goal and largest <= WEIGHT_GOAL
     sentence = (
-        f"{share:.3f} of {evaluation.samples:,} fresh draws are effective (goal {ESS_GOAL:g}), the largest "
+        f"{share:.3f} of {evaluation.samples:,} fresh draws are effective (goal {goal:g}), the largest "
         f"weight is {largest:.2g} of their sum (goal {WEIGHT_GOAL:g})"
     )
     good_for = (
@@ -95,23 +95,23 @@ def by_weights(evaluation: Evaluation) -> Verdict:
         usable=usable,
         measure="effective share of weights",
         value=_finite(share),
-        goal=ESS_GOAL,
+        goal=goal,
         sentence=sentence + good_for if usable else sentence,
         advice=None
         if usable
-        else "train longer (more iterations), with more couplings (generator.layers), or with more chains "
-        "(population.size) in a new run folder",
+        else "sample with --anneal 20, which evens weights out; or train longer (more iterations), with more "
+        "couplings (generator.layers) or more chains (population.size) in a new run folder",
     )
 
 
-def verdict_of(evaluation: Evaluation) -> Verdict:
-    """The verdict on a generator: by its weights where it knows its density, for others every measure has to
-    reach its goal.
+def verdict_of(evaluation: Evaluation, *, ess_goal: float | None = None) -> Verdict:
+    """The verdict on a generator: by its weights where it knows its density, whose effective share has to
+    reach ``ess_goal``; for others every measure has to reach its goal.
 
     Those are measured against the training's own population, and see no error of that.
     """
     if evaluation.ess is not None:
-        return by_weights(evaluation)
+        return by_weights(evaluation, ESS_GOAL if ess_goal is None else ess_goal)
     measures = [
         by_drift(evaluation.drift, evaluation.spread),
         by_broken(evaluation.broken, evaluation.samples),
@@ -122,13 +122,16 @@ def verdict_of(evaluation: Evaluation) -> Verdict:
 
 
 def verdict_over(
-    evaluations: Sequence[Evaluation], temperatures: Sequence[float | None]
+    evaluations: Sequence[Evaluation],
+    temperatures: Sequence[float | None],
+    *,
+    ess_goal: float | None = None,
 ) -> Verdict:
     """The verdict on a generator that was judged at several temperatures: that on the first where it failed,
     else on the one with the largest distance."""
     if len(evaluations) == 1:
-        return verdict_of(evaluations[0])
-    verdicts = [verdict_of(each) for each in evaluations]
+        return verdict_of(evaluations[0], ess_goal=ess_goal)
+    verdicts = [verdict_of(each, ess_goal=ess_goal) for each in evaluations]
     named = list(zip(verdicts, temperatures, strict=True))
     failed = [each for each in named if not each[0].usable]
     worst, temperature = (failed or sorted(named, key=lambda each: -(each[0].value or 0.0)))[0]

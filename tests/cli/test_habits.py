@@ -17,7 +17,8 @@ from molsampler.reference import load_reference
 from molsampler.samples import Samples
 
 VERBS = (
-    "systems", "sample", "train", "reference", "compare", "free-energy", "export", "info", "demo", "doctor",
+    "systems", "sample", "merge", "train", "reference", "compare", "free-energy", "curve", "export",
+    "info", "demo", "doctor",
 )  # fmt: skip
 
 

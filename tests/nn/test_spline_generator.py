@@ -85,6 +85,55 @@ def test_the_density_integrates_to_one(space, settings) -> None:
     assert abs(z.value - truth) < 5 * z.se < 0.25
 
 
+@CASES
+def test_annealed_draws_carry_exact_weights_that_vary_less(space, settings) -> None:
+    flow, n = made(space, settings, shaken=0.06), 3000
+    n //= max(1, len(flow.images) // 8)
+    narrow = Gaussian(space, 0.9)
+    truth = 0.5 * space.dof * math.log(2 * math.pi * 0.9**2)
+    plain, even = (
+        each.draw(n, narrow, generator=torch.Generator().manual_seed(4))
+        for each in (flow, flow.annealed(8))
+    )
+    assert even.evaluations == 8 * n
+    assert plain.log_weight is not None
+    assert even.log_weight is not None
+    assert effective_count(even.log_weight) > 1.04 * effective_count(plain.log_weight)
+    z = log_mean(even.log_weight)
+    assert abs(z.value - truth) < 5 * z.se < 0.35
+
+    def energy(log_weight: Tensor) -> tuple[float, float]:
+        w, u = torch.softmax(log_weight, 0), narrow.energy_and_score(even.x)[0]
+        mean = float(w @ u)
+        return mean, float((w.square() @ (u - mean).square()).sqrt())
+
+    mean, error = energy(even.log_weight)
+    assert abs(mean - 0.5 * space.dof) < 5 * error
+    # Negative control: they are no draws of the flow, and its own weights are wrong for them.
+    own = -narrow.energy_and_score(even.x)[0] - flow.log_prob(even.x)
+    wrong = log_mean(own)
+    assert abs(wrong.value - truth) > 5 * wrong.se
+
+
+def test_labels_stay_while_a_draw_is_annealed() -> None:
+    """On a target that tells particles apart, which the average over labels does not know."""
+    space = Euclidean(2, 1)
+    flow = made(space, {"permutations": True})
+
+    class Apart:
+        def __init__(self) -> None:
+            self.space = space
+
+        def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            away = x - torch.tensor([[-1.0], [1.0]], dtype=x.dtype)
+            return 2.0 * away.square().sum((1, 2)), -4.0 * away
+
+    draw = flow.annealed(6).draw(6000, Apart(), generator=torch.Generator().manual_seed(0))
+    assert draw.log_weight is not None
+    z = log_mean(draw.log_weight)
+    assert abs(z.value - math.log(math.pi / 2)) < 5 * z.se < 0.2
+
+
 def test_quadrature_in_the_plane() -> None:
     space = Euclidean(1, 2)
     flow = made(space, {})

@@ -14,7 +14,8 @@ from molsampler.systems import get_system, list_systems
 
 
 def test_registered_names() -> None:
-    assert list_systems() == ("dw4", "lj13", "lj55", "mog40", "mw32", "alanine-dipeptide")
+    # Other tests of this process may have registered more, which come after.
+    assert list_systems()[:6] == ("dw4", "lj13", "lj55", "mog40", "mw32", "alanine-dipeptide")
     for name in list_systems():
         assert get_system(name).name == name
 

@@ -46,6 +46,8 @@ class GeneratorConfig(Kind):
 
     kinds: ClassVar[Registry[type[GeneratorConfig]]] = Registry("generator kind")
     default = "implicit"
+    #: Whether draws carry weights.
+    knows_density: ClassVar[bool] = False
 
     def scaled(self, length: float) -> Self:
         """The same generator with lengths in the system's unit instead of data scales of ``length``."""
@@ -151,6 +153,19 @@ class Generator(nn.Module):
     def calibrated(self, factor: float) -> Self | None:
         """A twin whose one number for calibration is ``factor`` (one changes nothing), None without one."""
         return None
+
+    def annealed(self, levels: int) -> Self:
+        """A twin whose weights are evened out by annealing of ``levels`` levels, as many energies a sample.
+
+        Raises
+        ------
+        InputError
+            The kind does not know its density.
+        """
+        raise InputError(
+            f"annealing needs the density of the generator, and one of kind {self.config.kind!r} does not "
+            "know it; refine its samples instead"
+        )
 
     def with_sampling(self, sampling: Sampling) -> Self:
         """A twin that shares the weights and is sampled otherwise."""

@@ -21,7 +21,8 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,7 @@ from ...space import Space
 from .. import splines
 from ..independent_components import unmixing
 from .base import GeneratorConfig, Sampling
-from .density import DensityGenerator, Drawn
+from .density import DensityGenerator, DensitySampling, Drawn
 
 #: Relabellings that are averaged over at most.
 _MOST_IMAGES = 1000
@@ -45,6 +46,9 @@ _MOST_IMAGES = 1000
 _HARMONICS = 2
 
 _LOG_2PI = math.log(2 * math.pi)
+
+#: A turn, in standard deviations of a uniform angle.
+_TURN = math.sqrt(12.0)
 
 
 class SplineConfig(GeneratorConfig):
@@ -55,6 +59,8 @@ class SplineConfig(GeneratorConfig):
     ``axes`` is what the affine map does: ``own`` keeps the coordinates, each by its own mean and width,
     ``white`` decorrelates them, ``independent`` turns them to independent components.
     """
+
+    knows_density = True
 
     kind: Literal["spline"] = "spline"
     layers: int = Field(10, ge=1, le=256)
@@ -72,7 +78,11 @@ class SplineConfig(GeneratorConfig):
     def build(
         self, space: Space, *, molecule: Molecule | None = None, sampling: Sampling | None = None
     ) -> Spline:
-        return Spline(self, sampling or Sampling(), space)
+        return Spline(self, sampling or DensitySampling(), space)
+
+    @classmethod
+    def sampling(cls, values: Mapping[str, Any] | None = None) -> Sampling:
+        return DensitySampling.model_validate(dict(values or {}))
 
 
 class Spline(DensityGenerator):
@@ -145,13 +155,29 @@ class Spline(DensityGenerator):
     def sample(
         self, n: int, *, context: Tensor | None = None, generator: torch.Generator | None
     ) -> Drawn:
-        if len(self.images) > 1:
-            return super().sample(n, context=context, generator=generator)
         self.refuse_context(context)
-        z = self.flow.noise(n, generator=generator)
+        return self._carried(self.flow.noise(n, generator=generator), generator)
+
+    def _carried(self, z: Tensor, generator: torch.Generator | None) -> Drawn:
         y, log_volume = self.flow.push(z)
         x, rest = self._unflat(y, generator)
+        if len(self.images) > 1:
+            x = self._relabelled(x, generator)
+            return Drawn(x, self.log_prob(x))
         return Drawn(x, self.flow.base_log_prob(z) - log_volume + rest)
+
+    def noise(self, n: int, *, generator: torch.Generator | None) -> Tensor:
+        line, circle = self.flow.both(self.flow.noise(n, generator=generator))
+        return torch.cat([line, circle * _TURN], 1)
+
+    def noise_energy(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        line, circle = self.flow.both(z)
+        energy = 0.5 * line.double().square().sum(-1)
+        return energy, torch.cat([-line, torch.zeros_like(circle)], 1)
+
+    def carried(self, z: Tensor, *, generator: torch.Generator | None) -> Drawn:
+        line, circle = self.flow.both(z)
+        return self._carried(torch.cat([line, (circle / _TURN).remainder(1.0)], 1), generator)
 
     def _relabelled(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         if len(self.images) == 1:
@@ -260,7 +286,7 @@ class Flow(nn.Module):
             Coupling(config, part, lines, size) for part in _halves(size, config.layers)
         )
 
-    def _both(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def both(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Coordinates on a line and those that go round."""
         return z[:, : len(self.lines)], z[:, len(self.lines) :]
 
@@ -291,7 +317,7 @@ class Flow(nn.Module):
             z, log_slope = coupling(z, inverse=False)
             total = total + log_slope
         z, log_slope = self._marginals(z, inverse=False)
-        line, circle = self._both(z)
+        line, circle = self.both(z)
         line = line @ self.mixing.T + self.mean
         total = total + log_slope + self._log_mixing()
         circle, log_quantile = _quantile(circle)
@@ -299,7 +325,7 @@ class Flow(nn.Module):
 
     def pull(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Noise of flat coordinates, and the log volume of the map."""
-        line, circle = self._both(y[:, self.order])
+        line, circle = self.both(y[:, self.order])
         line = self._unmixed(line)
         circle, log_share = _share(circle)
         z, log_slope = self._marginals(torch.cat([line, circle], 1), inverse=True)
@@ -311,7 +337,7 @@ class Flow(nn.Module):
 
     def start_from(self, y: Tensor) -> None:
         """Set what depends on nothing to the moments and quantiles of flat coordinates."""
-        line, circle = self._both(y[:, self.order])
+        line, circle = self.both(y[:, self.order])
         if self.lines:
             if self.config.axes == "own":
                 mean = line.double().mean(0)
@@ -358,7 +384,7 @@ class Flow(nn.Module):
         return free.to(self.line_marginals)
 
     def _marginals(self, z: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        line, circle = self._both(z)
+        line, circle = self.both(z)
         total, reach = z.new_zeros(len(z)), self.config.reach
         if self.lines:
             on_line = splines.knots(self.line_marginals, low=-reach, high=reach, circular=False)
