@@ -8,7 +8,9 @@ from typing import Any
 
 from griffe import Extension, Object
 
-_MATH = re.compile(r"^(?P<indent> *)\.\. math:: *(?P<first>.*)\n(?P<rest>(?:(?P=indent) +.*\n|\s*\n)*)", re.M)
+_MATH = re.compile(
+    r"^(?P<indent> *)\.\. math:: *(?P<first>.*)\n(?P<rest>(?:(?P=indent) +.*\n|\s*\n)*)", re.M
+)
 _ROLE = re.compile(r":(?:class|func|meth|mod|attr|data):`~?([^`]+)`")
 _INLINE_MATH = re.compile(r":math:`([^`]+)`")
 

@@ -70,7 +70,9 @@ reference
 # %%
 ours, theirs = samples.rdf(bins=50), reference.rdf(bins=50, r_max=samples.rdf().edges[-1])
 figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
-axes.fill_between(theirs.r, theirs.g - 2 * theirs.se, theirs.g + 2 * theirs.se, alpha=0.3, label="dynamics")
+axes.fill_between(
+    theirs.r, theirs.g - 2 * theirs.se, theirs.g + 2 * theirs.se, alpha=0.3, label="dynamics"
+)
 axes.errorbar(ours.r, ours.g, ours.se, fmt=".", markersize=4, label="one-step samples")
 axes.set_xlabel("r (length unit of the potential)")
 axes.set_ylabel("g(r)")
@@ -82,7 +84,9 @@ plt.show()
 
 # %%
 shell = np.searchsorted(ours.edges[1:], 1.35)
-print(f"neighbours within {ours.edges[shell + 1]:.2f}: {ours.neighbours[shell]:.2f} and {theirs.neighbours[shell]:.2f}")
+print(
+    f"neighbours within {ours.edges[shell + 1]:.2f}: {ours.neighbours[shell]:.2f} and {theirs.neighbours[shell]:.2f}"
+)
 
 # %% [markdown]
 # The radius of gyration is one number a sample; `expectation` gives means with standard errors, by the weights
@@ -90,7 +94,9 @@ print(f"neighbours within {ours.edges[shell + 1]:.2f}: {ours.neighbours[shell]:.
 
 # %%
 for name, each in (("one-step samples", samples), ("dynamics", reference)):
-    size, error = each.expectation(lambda x: (x - x.mean(1, keepdim=True)).square().sum(-1).mean(-1).sqrt())
+    size, error = each.expectation(
+        lambda x: (x - x.mean(1, keepdim=True)).square().sum(-1).mean(-1).sqrt()
+    )
     print(f"radius of gyration, {name}: {size:.4f} ± {error:.4f}")
 
 # %% [markdown]
@@ -103,7 +109,9 @@ for name, each in (("one-step samples", samples), ("dynamics", reference)):
 # %%
 for name, each in (("one-step samples", samples), ("dynamics", reference)):
     found = free_energy(each)
-    print(f"C / k, {name}: {found.C.value:.1f} ± {found.C.se:.1f}; mean energy {found.U.value:.2f} ± {found.U.se:.2f} kT")
+    print(
+        f"C / k, {name}: {found.C.value:.1f} ± {found.C.se:.1f}; mean energy {found.U.value:.2f} ± {found.U.se:.2f} kT"
+    )
 
 # %% [markdown]
 # ## Is it right?
@@ -112,7 +120,9 @@ for name, each in (("one-step samples", samples), ("dynamics", reference)):
 # its floor: the same distance between two halves of the reference, which is what perfect samples would have.
 
 # %%
-comparison = compare(samples, reference, sampler.system, repeats=4, transport_repeats=0, monte_carlo=False)
+comparison = compare(
+    samples, reference, sampler.system, repeats=4, transport_repeats=0, monte_carlo=False
+)
 print(headline(comparison))
 for metric in comparison.metrics:
     print(f"{metric.name:20} {metric.value:.3f} ± {metric.se:.3f}   floor {metric.floor:.3f}")

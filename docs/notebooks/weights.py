@@ -36,7 +36,9 @@ good = Sampler.load("mog40-exact").sample(20_000, seed=0)
 good
 
 # %%
-print(f"log Z = {good.log_z.value:.4f} ± {good.log_z.se:.4f}, effective {good.ess:,.0f} of {len(good):,}")
+print(
+    f"log Z = {good.log_z.value:.4f} ± {good.log_z.se:.4f}, effective {good.ess:,.0f} of {len(good):,}"
+)
 print(judge(good.log_weights, len(good)))
 
 # %% [markdown]
@@ -46,7 +48,11 @@ print(judge(good.log_weights, len(good)))
 
 # %%
 raw = Samples(good.positions, good.energies, None, good.metadata)
-exact = 0.5 * (system.means if hasattr(system, "means") else torch.zeros(1, 2)).mean(0).sum() if False else None
+exact = (
+    0.5 * (system.means if hasattr(system, "means") else torch.zeros(1, 2)).mean(0).sum()
+    if False
+    else None
+)
 for name, each in (("raw", raw), ("weighted", good)):
     u, error = each.expectation(lambda x: system.energy(x.double()))
     print(f"mean energy, {name}: {u:.4f} ± {error:.4f} kT")
@@ -64,6 +70,7 @@ print(plain, plain.log_weights)
 # Every parameter gets a little noise. The density of the disturbed network is still known exactly, so weighted
 # means are still right; what falls is the effective number, and the verdict says when it is too small to use.
 
+
 # %%
 def disturbed(amount: float, n: int = 20_000) -> Samples:
     sampler = Sampler.load("mog40-exact")
@@ -71,7 +78,11 @@ def disturbed(amount: float, n: int = 20_000) -> Samples:
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter += amount * parameter.std(correction=0) * torch.randn(parameter.shape, generator=random)
+            parameter += (
+                amount
+                * parameter.std(correction=0)
+                * torch.randn(parameter.shape, generator=random)
+            )
     return sampler.sample(n, seed=0)
 
 
@@ -91,7 +102,9 @@ for amount in (0.0, 0.02, 0.05, 0.1, 0.3):
 left = good[good.positions[:, 0, 0] <= 0]
 share = len(left) / len(good)
 blind = Samples(left.positions, left.energies, left.log_weights + math.log(share), left.metadata)
-print(f"effective {100 * blind.ess / len(blind):.1f} %, usable: {judge(blind.log_weights, len(blind)).usable}")
+print(
+    f"effective {100 * blind.ess / len(blind):.1f} %, usable: {judge(blind.log_weights, len(blind)).usable}"
+)
 print(f"log Z {blind.log_z.value:.3f} ± {blind.log_z.se:.3f}, the truth is 0")
 
 # %% [markdown]
