@@ -13,7 +13,6 @@ import contextlib
 import io
 import re
 import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
