@@ -1,0 +1,5 @@
+# %% [markdown]
+# # other_tools
+
+# %%
+print(1)

@@ -1,0 +1,5 @@
+# %% [markdown]
+# # own_molecule
+
+# %%
+print(1)

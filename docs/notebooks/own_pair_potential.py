@@ -1,0 +1,5 @@
+# %% [markdown]
+# # own_pair_potential
+
+# %%
+print(1)
