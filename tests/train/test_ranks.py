@@ -85,7 +85,7 @@ def same_run(first, second):
 @pytest.mark.parametrize(
     ("counts", "extra", "known"),
     [
-        ((2, 3, 4), (), {}),
+        ((3, 4), (), {}),
         ((3,), ("target_score.size=72",), {"temperatures": TemperatureRange(low=0.5, high=2.0)}),
         ((2,), ("target_score.exchange={hottest: 2, chains: 8}",), {}),
     ],
