@@ -1,4 +1,4 @@
-"""What the site makes from the code: the reference of commands, notebooks, equations, links to source files."""
+"""What the site makes from the code: the reference of commands, notebooks, equations, links to sources."""
 
 from __future__ import annotations
 

@@ -44,7 +44,15 @@ config = load_config(
     "fast",
     system.name,
     invariant=True,
-    overrides=("compile=false", "iterations=60", "objective.target_score.warmup=100"),
+    overrides=(
+        "compile=false",
+        "iterations=40",
+        "evaluate_every=40",
+        "evaluate_samples=1000",
+        "generator.body={kind: egnn, width: 32, layers: 3}",
+        "objective.denoiser={kind: egnn, width: 32, layers: 3}",
+        "objective.target_score={size: 1024, equilibration: 300, warmup: 100}",
+    ),
 )
 result = train(system, folder / "run", config)
 result.artifact

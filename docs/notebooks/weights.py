@@ -22,7 +22,7 @@ import math
 import torch
 
 from molsampler import Sampler, Samples
-from molsampler.analysis import free_energy, judge, mode_weights
+from molsampler.analysis import free_energy, judge
 from molsampler.systems import get_system
 
 system = get_system("mog40")
