@@ -99,8 +99,8 @@ def by_weights(evaluation: Evaluation, goal: float = ESS_GOAL) -> Verdict:
         sentence=sentence + good_for if usable else sentence,
         advice=None
         if usable
-        else "spend more on a draw, which evens weights out (flows: sample --anneal 20; diffusion "
-        "generators: sampling.steps); or train longer (more iterations), with a larger network or more chains "
+        else "spend more on a draw, which evens weights out (flows: sample --anneal 20; diffusion: more "
+        "sampling.steps); or train longer (more iterations), with a larger network or more chains "
         "(population.size) in a new run folder",
     )
 
