@@ -185,11 +185,11 @@ def main() -> None:
         "sampler", "n", "ESS / n", "trimmed", "largest", "log Z", "energies a sample",
         "effective samples/s",
     ]  # fmt: skip
-    rows = [
-        line
-        for name in options.samplers
-        for line in lines(name, options.n, options.seeds, options.levels, options.anneal)
-    ]
+    rows = []
+    for name in options.samplers:
+        for line in lines(name, options.n, options.seeds, options.levels, options.anneal):
+            print(" | ".join(line), file=sys.stderr, flush=True)
+            rows.append(line)
     print((markdown if options.markdown else plain)(header, rows))
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from molsampler.estimate import Estimate
 from molsampler.mcmc import mala
 from molsampler.nn.generators import Draw, Sampling
+from molsampler.sampler.verdict import Verdict
 from molsampler.space import Euclidean
 from molsampler.train.criterion import Discrepancy, evaluate
-from molsampler.train.verdict import verdict_of
+from molsampler.train.verdict import verdict_of, with_annealing
 
 
 class Normal:
@@ -88,3 +90,34 @@ def test_what_is_wrong_is_named_with_advice(change, measure):
 
 def test_without_a_population_energies_still_decide():
     assert not judged(lambda x: 1.5 * x, population=False).usable
+
+
+BY_WEIGHTS = Verdict(usable=True, measure="share", value=0.8, goal=0.1, sentence="80 % effective")
+
+
+def test_two_routes_to_log_z_agree_disagree_or_are_not_decided() -> None:
+    own = Estimate(3.0, 0.01)
+    agree = with_annealing(BY_WEIGHTS, own, Estimate(3.1, 0.05))
+    assert agree.usable
+    assert agree.value == 0.8
+    assert agree.sentence.endswith("is +0.100 ± 0.051 from that by weights: two routes agree")
+    above = with_annealing(BY_WEIGHTS, own, Estimate(3.7, 0.05))
+    assert not above.usable
+    assert above.measure == "log Z by weights and by annealing"
+    assert "two routes disagree" in above.sentence
+    assert "the draws miss" in above.advice
+    below = with_annealing(BY_WEIGHTS, own, Estimate(2.3, 0.05))
+    assert not below.usable
+    assert "the annealing misses" in below.advice
+    for unknown in (
+        Estimate(9.0, 0.5),
+        Estimate(-float("inf"), float("inf")),
+        Estimate(float("nan"), float("nan")),
+    ):
+        found = with_annealing(BY_WEIGHTS, own, unknown)
+        assert found.usable
+        assert "not decided" in found.sentence
+    # A sampler that failed by its weights still says that first.
+    failed = BY_WEIGHTS.model_copy(update={"usable": False, "value": 0.01, "advice": "longer"})
+    both = with_annealing(failed, own, Estimate(3.7, 0.05))
+    assert (both.measure, both.value, both.advice) == ("share", 0.01, "longer")
