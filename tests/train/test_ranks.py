@@ -389,6 +389,22 @@ def test_a_rank_killed_at_ten_random_moments(tmp_path):
 
 
 @pytest.mark.slow
+def test_torchrun_starts_all_again_where_it_may(tmp_path):
+    folder, log = tmp_path / "parts", tmp_path / "log"
+    program = ["--max-restarts", "1", "-m", "molsampler"]
+    launched = Launched(2, *arguments(folder, "iterations=20"), log=log, program=program)
+    metrics = folder / "metrics.jsonl"
+    launched.wait_for(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") > 6)
+    os.kill(launched.rank(1), signal.SIGKILL)
+    launched.wait()
+    assert len(launched.errors) == 1
+    assert "resuming from" in launched.said
+    assert "completed at iteration" in launched.said
+    train(get_system("dw4"), tmp_path / "whole", config("shards=2", "iterations=20"))
+    assert same_run(folder, tmp_path / "whole")
+
+
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_named(tmp_path):
     folder = tmp_path / "run"
     launched = Launched(2, *arguments(folder, "iterations=400"), log=tmp_path / "log")
