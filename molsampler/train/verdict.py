@@ -94,6 +94,9 @@ def by_weights(evaluation: Evaluation, goal: float = ESS_GOAL) -> Verdict:
     sentence = (
         f"{share:.3f} of {evaluation.samples:,} fresh draws are effective (goal {goal:g}), the largest "
         f"weight is {largest:.2g} of their sum (goal {WEIGHT_GOAL:g})"
+        if share
+        else f"every one of {evaluation.samples:,} fresh draws has weight zero: none has a finite energy and "
+        "density"
     )
     good_for = (
         "; averages under the weights are exact to their errors, of what the draws reach: weights do not see "
