@@ -73,6 +73,10 @@ class RunLockedError(MolsamplerError, RuntimeError):
     """Another live process holds the run folder."""
 
 
+class RankError(MolsamplerError, RuntimeError):
+    """Of the processes that work together one is lost, failed, or is not of the same run."""
+
+
 class SimulationError(MolsamplerError, RuntimeError):
     """The simulation library refused a configuration, or a process that runs it died or hung."""
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import typer
 
+from .. import torchrun
+from ..errors import InputError
 from .options import (
     Anneal,
     Count,
@@ -22,10 +26,15 @@ from .options import (
     parse_blocks,
 )
 from .summary import WeightStatistics, energy_line
-from .terminal import print_json, progress
+from .terminal import Update, print_json, progress, quiet
 
 if TYPE_CHECKING:
+    from ..export.energy_statistics import EnergyStatistics
+    from ..objectives.shards import Peers
+    from ..sampler.sampler import Sampler
+    from ..sampler.stream import SampleStream
     from ..samples import Samples
+    from ..target import System
 
 
 def sample(
@@ -69,42 +78,156 @@ def sample(
     json: Json = False,
 ) -> None:
     """Draw independent samples from a trained sampler and write them to a file."""
-    check_samples_output(output, overwrite=overwrite)
-    from ..export.energy_statistics import EnergyStatistics
-    from ..export.parts import check_part_output, save_stream
-    from ..sampler.sampler import Sampler
+    with _met() as peers:
+        if peers is None or peers.rank == 0:
+            check_samples_output(output, overwrite=overwrite)
+        from ..export.parts import check_part_output
+        from ..sampler.sampler import Sampler
 
-    if blocks is not None:
-        check_part_output(output, argument="--output")
-    sampler = Sampler.load(source, system=given_system(system, trust_code=trust_code))
-    stream = sampler.stream(
-        number,
-        seed=seed,
-        refine=refine,
-        anneal=anneal,
-        temperature=temperature,
-        device=device,
-        batch_size=batch_size,
-        blocks=blocks,
-    )
-    statistics, weights = EnergyStatistics(), WeightStatistics()
-    with progress(f"sampling {sampler.system.name}", stream.count) as update:
+        if blocks is not None:
+            check_part_output(output, argument="--output")
+            if peers is not None:
+                raise InputError(
+                    "torchrun shares out the blocks of a run itself: leave out --blocks"
+                )
+        if peers is not None and device is None:
+            # Each the GPU of its number, where there are any.
+            import torch
+
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        sampler = Sampler.load(source, system=given_system(system, trust_code=trust_code))
+
+        def stream(blocks: slice | None) -> SampleStream:
+            return sampler.stream(
+                number,
+                seed=seed,
+                refine=refine,
+                anneal=anneal,
+                temperature=temperature,
+                device=torchrun.own_device(device),
+                batch_size=batch_size,
+                blocks=blocks,
+            )
+
+        drawn: _Drawn | None
+        if peers is None:
+            drawn = _drawn(stream(blocks), output, overwrite=overwrite)
+        else:
+            with quiet() if peers.rank > 0 else nullcontext():
+                drawn = _together(peers, sampler, number, stream, output, overwrite=overwrite)
+    if drawn is not None and torchrun.rank() == 0:
+        _say(drawn, output, ranged=sampler.temperatures is not None, refine=refine, json=json)
+
+
+def _met() -> AbstractContextManager[Peers | None]:
+    """The processes that torchrun started with this one, None where it started none."""
+    if torchrun.count() == 1:
+        return nullcontext()
+    from ..train.ranks import meet
+
+    return cast("AbstractContextManager[Peers | None]", meet())
+
+
+class _Drawn(NamedTuple):
+    """What there is to say of samples that were written."""
+
+    energies: EnergyStatistics
+    weights: WeightStatistics
+    system: System
+    metadata: dict[str, Any]
+
+    def add(self, samples: Samples) -> None:
+        self.energies.add(samples.energies)
+        if samples.log_weights is not None:
+            self.weights.add(samples.log_weights)
+
+
+def _drawn(stream: SampleStream, output: Path, *, overwrite: bool) -> _Drawn:
+    """Write the samples of a stream."""
+    from ..export.energy_statistics import EnergyStatistics
+    from ..export.parts import save_stream
+
+    drawn = _Drawn(EnergyStatistics(), WeightStatistics(), stream.system, {})
+    with _shown(f"sampling {stream.sampler.system.name}", stream.count) as update:
 
         def counted() -> Iterator[Samples]:
             for block in stream.blocks():
                 yield block
-                statistics.add(block.energies)
-                if block.log_weights is not None:
-                    weights.add(block.log_weights)
-                update(statistics.count)
+                drawn.add(block)
+                update(drawn.energies.count)
 
         save_stream(stream, counted(), output, overwrite=overwrite)
-    energies, metadata = statistics.summary().model_dump(), stream.metadata()
+    return drawn._replace(metadata=stream.metadata())
+
+
+def _shown(title: str, total: int) -> AbstractContextManager[Update]:
+    return progress(title, total) if torchrun.rank() == 0 else nullcontext(_unseen)
+
+
+def _unseen(done: float, detail: str = "", *, total: float | None = None) -> None:
+    pass
+
+
+def _together(
+    peers: Peers,
+    sampler: Sampler,
+    number: int,
+    stream: Callable[[slice], SampleStream],
+    output: Path,
+    *,
+    overwrite: bool,
+) -> _Drawn | None:
+    """Have every process write its share of the blocks, and rank 0 the file of them all."""
+    import torch
+
+    from ..export import npz
+    from ..export.energy_statistics import EnergyStatistics
+    from ..export.parts import merge
+    from ..sampler.stream import block_size
+    from ..storage.files import remove
+    from ..version import __version__
+
+    peers.compare(
+        {
+            "version of molsampler": __version__,
+            "version of torch": torch.__version__,
+            "sampler": sampler.hash,
+            "number of samples": str(number),
+        }
+    )
+    blocks = -(-number // block_size(sampler.system.shape[0]))
+    # Rounded up, so that rank 0 has a share of however few.
+    ends = [-(-rank * blocks // peers.count) for rank in range(peers.count + 1)]
+    parts = [output.with_name(f".{output.name}.tmp-{rank}.npz") for rank in range(peers.count)]
+    first, last = ends[peers.rank : peers.rank + 2]
+    whole = None
+    try:
+        if first < last:
+            whole = _drawn(stream(slice(first, last)), parts[peers.rank], overwrite=True)
+        peers.gather(torch.zeros(1))
+        if peers.rank == 0:
+            written = [part for rank, part in enumerate(parts) if ends[rank] < ends[rank + 1]]
+            system = cast(_Drawn, whole).system
+            metadata = merge(written, output, overwrite=overwrite, system=system)
+            whole = _Drawn(EnergyStatistics(), WeightStatistics(), system, metadata)
+            for part in written:
+                for block in npz.blocks(part):
+                    whole.add(block)
+        # No part goes before the file of them all is there.
+        peers.gather(torch.zeros(1))
+    finally:
+        remove(parts[peers.rank])
+    return whole
+
+
+def _say(drawn: _Drawn, output: Path, *, ranged: bool, refine: int, json: bool) -> None:
+    statistics, weights, system, metadata = drawn
+    energies = statistics.summary().model_dump()
     if json:
         print_json(
             {
                 "file": output,
-                "n": stream.count,
+                "n": statistics.count,
                 "energies": energies,
                 **weights.summary(),
                 **metadata,
@@ -112,9 +235,9 @@ def sample(
         )
         return
     at = ""
-    if sampler.temperatures is not None:
-        at = f" at temperature {stream.system.temperature:g}"
-    print(f"wrote {output}: {stream.count:,} samples of {sampler.system.name}{at}")
+    if ranged:
+        at = f" at temperature {system.temperature:g}"
+    print(f"wrote {output}: {statistics.count:,} samples of {system.name}{at}")
     print(energy_line(energies))
     if said := weights.line():
         print(said)

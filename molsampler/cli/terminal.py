@@ -191,6 +191,24 @@ def phases(title: str, *, every: float = 10.0) -> Iterator[Show]:
 
 
 @contextmanager
+def quiet() -> Iterator[Show]:
+    """:func:`phases` of a process beside the one that speaks for all; records and warnings say nothing."""
+
+    def show(text: str, *, done: float = 0.0, total: float | None = None) -> None:
+        pass
+
+    logger = logging.getLogger("molsampler")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield show
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
 def progress(title: str, total: float | None, *, every: float = 10.0) -> Iterator[Update]:
     """Show progress, rate, remaining and elapsed time on standard error while the body runs.
 

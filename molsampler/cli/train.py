@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .. import torchrun
 from . import clock
 from .options import Json, System, TrustCode, parse_duration
-from .terminal import Show, duration, note, phases, print_json
+from .terminal import Show, duration, note, phases, print_json, quiet
 
 if TYPE_CHECKING:
+    from ..objectives.shards import Peers
     from ..train import Progress, TrainResult
 
 #: Metrics that progress lines show.
@@ -75,23 +77,30 @@ def train(
     exit code 130 and 143. A sampler that was trained and is not usable, as the verdict says, ends with 3.
     """
     file = Path(system)
-    with phases(f"training {file.stem if file.suffix in ('.yaml', '.yml') else file.name}") as show:
+    title = f"training {file.stem if file.suffix in ('.yaml', '.yml') else file.name}"
+    with phases(title) if torchrun.rank() == 0 else quiet() as show:
         # Said before anything is imported that takes long.
         show("starting")
-        result = _train(
-            show,
-            system,
-            run_dir,
-            preset=preset.value,
-            config=config,
-            overrides=overrides or (),
-            temperature=temperature,
-            until_ess=until_ess,
-            max_time=max_time,
-            device=device,
-            trust_code=trust_code,
-        )
-    if json:
+        from ..train.ranks import meet
+
+        with meet("the same command resumes") as peers:
+            result = _train(
+                show,
+                peers,
+                system,
+                run_dir,
+                preset=preset.value,
+                config=config,
+                overrides=overrides or (),
+                temperature=temperature,
+                until_ess=until_ess,
+                max_time=max_time,
+                device=device,
+                trust_code=trust_code,
+            )
+    if torchrun.rank() > 0:
+        pass
+    elif json:
         verdict = result.verdict and result.verdict.model_dump()
         print_json({**asdict(result), "verdict": verdict})
     else:
@@ -104,6 +113,7 @@ def train(
 
 def _train(
     show: Show,
+    peers: Peers,
     system: str,
     run_dir: Path,
     *,
@@ -125,7 +135,7 @@ def _train(
 
     target = get_system(system, trust_code=trust_code)
     lacking = why_no_internal_coordinates(target)
-    if lacking and target.molecule is not None and target.molecule.bonds:
+    if torchrun.rank() == 0 and lacking and target.molecule is not None and target.molecule.bonds:
         note(f"{target.name} {lacking}: trained in Cartesian coordinates")
     settings = load_config(
         preset,
@@ -151,10 +161,11 @@ def _train(
         run_dir,
         settings,
         max_time=max_time,
-        device=device,
+        device=torchrun.own_device(device),
         on_progress=told,
         command=shlex.join(command),
         began=clock.began(),
+        peers=peers,
     )
 
 

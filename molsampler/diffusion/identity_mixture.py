@@ -39,9 +39,11 @@ class IdentityMixture:
         clamped: Tensor = share.clamp(0.0, 1.0)
         return clamped[self._bin(t)]
 
-    def update(self, t: Tensor, denoising: Tensor, target: Tensor) -> None:
-        """Take in residuals ``(b, n, d)`` of both identities at times ``t`` ``(b,)``."""
-        index = self._bin(t)
+    @staticmethod
+    def sums(t: Tensor, denoising: Tensor, target: Tensor) -> Tensor:
+        """What residuals ``(b, n, d)`` of both identities at times ``t`` ``(b,)`` say: moments summed by bin,
+        and counts in the last row, ``(4, BINS)``."""
+        index = IdentityMixture._bin(t)
         products = torch.stack(
             [
                 (denoising * denoising).mean(dim=(-2, -1)),
@@ -52,7 +54,12 @@ class IdentityMixture:
         count = torch.zeros(BINS, dtype=t.dtype, device=t.device).index_add_(
             0, index, torch.ones_like(t)
         )
-        total = torch.zeros_like(self.moments).index_add_(1, index, products)
+        total = products.new_zeros(3, BINS).index_add_(1, index, products)
+        return torch.cat([total, count[None]])
+
+    def update(self, sums: Tensor) -> None:
+        """Take in :meth:`sums`."""
+        total, count = sums[:3], sums[3]
         seen = count > 0
         mean = total / count.clamp(min=1.0)
         self.moments = torch.where(seen, _DECAY * self.moments + (1 - _DECAY) * mean, self.moments)

@@ -8,7 +8,7 @@ Over a range of temperatures every row has one, and neighbours exchange (:mod:`m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -108,16 +108,33 @@ class Population(NamedTuple):
         state = at_temperature(self.state, rows, target, temperature, nodes=nodes)
         return Population(state, self.step_size)
 
-    def put(self, tensors: dict[str, Tensor], numbers: dict[str, float | int]) -> None:
-        """Enter the chains into a flat mapping of tensors and one of numbers."""
+    @classmethod
+    def joined(cls, parts: Sequence[Population]) -> Population:
+        """One population of several, in their order; its step size is their mean."""
+        if len(parts) == 1:
+            return parts[0]
+        fields = zip(*(part.state for part in parts), strict=True)
+        rows = [part.temperature for part in parts if part.temperature is not None]
+        return cls(
+            mala.State(*(torch.cat(field) for field in fields)),
+            sum(part.step_size for part in parts) / len(parts),
+            torch.cat(rows) if rows else None,
+        )
+
+    def put(
+        self, tensors: dict[str, Tensor], numbers: dict[str, float | int], prefix: str = ""
+    ) -> None:
+        """Enter the chains into a flat mapping of tensors and one of numbers, under a prefix."""
         for key, value in self.state._asdict().items():
-            tensors[f"population/{key}"] = value
-        numbers["population_step"] = self.step_size
+            tensors[f"{prefix}population/{key}"] = value
+        numbers[f"{prefix}population_step"] = self.step_size
         if self.temperature is not None:
-            tensors["population/temperature"] = self.temperature
+            tensors[f"{prefix}population/temperature"] = self.temperature
 
     @classmethod
-    def taken(cls, tensors: Mapping[str, Tensor], numbers: Mapping[str, float | int]) -> Population:
+    def taken(
+        cls, tensors: Mapping[str, Any], numbers: Mapping[str, Any], prefix: str = ""
+    ) -> Population:
         """The chains of such mappings.
 
         Raises
@@ -126,11 +143,11 @@ class Population(NamedTuple):
             They hold none.
         """
         try:
-            fields = {key: tensors[f"population/{key}"] for key in mala.State._fields}
+            fields = {key: tensors[f"{prefix}population/{key}"] for key in mala.State._fields}
             return cls(
                 mala.State(**fields),
-                float(numbers["population_step"]),
-                tensors.get("population/temperature"),
+                float(numbers[f"{prefix}population_step"]),
+                tensors.get(f"{prefix}population/temperature"),
             )
         except KeyError as error:
             raise FileFormatError(f"the checkpoint does not hold {error}") from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 import torch
@@ -23,6 +23,7 @@ from ..nn.generators import Generator, GeneratorConfig, Sampling
 from ..registry import Registry
 from ..target import Target
 from ..temperatures import TemperatureRange
+from .shards import Alone, Peers
 
 #: Everything that a bit-exact resume needs. Every state holds ``iteration``, the steps taken, and
 #: ``energy_evaluations``, what they and :meth:`Objective.init` have cost. Tensors may be live: a state is
@@ -51,6 +52,7 @@ class Problem:
     compile : whether networks may be compiled
     temperatures : the range over which there is to be trained, None for the target's own temperature alone
     at : the target at temperatures ``(n,)``, row by row, or at one for all; None without a range
+    peers : the processes that train together
     """
 
     target: Target
@@ -63,6 +65,7 @@ class Problem:
     compile: bool = False
     temperatures: TemperatureRange | None = None
     at: Callable[[Tensor], Target] | None = None
+    peers: Peers = field(default_factory=Alone)
 
 
 class Preparation(ABC):
@@ -89,6 +92,13 @@ class Preparation(ABC):
     @abstractmethod
     def progress(self, state: State) -> Progress | None:
         """Where it stands, None when nothing is left to do."""
+
+    def whole(self, state: State) -> State:
+        """What a checkpoint has to hold, at rank 0: ``state`` with what other processes hold of it.
+
+        Every process has to ask. Nothing where one of them has not begun.
+        """
+        return state
 
     @abstractmethod
     def expected_evaluations(self, state: State) -> int:
@@ -144,8 +154,21 @@ class Objective(ABC):
     def generator(self, state: State) -> Generator:
         """The generator to be judged and shipped; it is live, copy it to keep it."""
 
+    def whole(self, state: State) -> State:
+        """What a checkpoint has to hold, at rank 0: ``state`` with what other processes hold of it.
+
+        Every process has to ask.
+
+        Raises
+        ------
+        RankError
+            They no longer hold the same networks.
+        """
+        return state
+
     def population(self, state: State) -> Population | None:
-        """Chains at equilibrium that generators can be compared with, None where there are none."""
+        """Chains at equilibrium that generators can be compared with, None where there are none; ``state`` is
+        a whole one."""
         return None
 
 
@@ -164,6 +187,11 @@ class ObjectiveConfig(Kind):
         """Configurations that are held at once at least, for an estimate of memory."""
         return self.batch_size
 
+    @property
+    def most_ranks(self) -> int:
+        """Processes that can train it together at most."""
+        return 1
+
     def build(self, problem: Problem) -> Objective:
         """The objective for a problem."""
         raise NotImplementedError
@@ -171,6 +199,7 @@ class ObjectiveConfig(Kind):
 
 OBJECTIVES = ObjectiveConfig.kinds
 OBJECTIVES.register("dikl-replay", "molsampler.objectives.dikl_replay:DiKLReplayConfig")
+OBJECTIVES.register("denoising", "molsampler.objectives.denoising:DenoisingConfig")
 OBJECTIVES.register("exact", "molsampler.objectives.exact:ExactConfig")
 OBJECTIVES.register("dikl-posterior", "molsampler.objectives.dikl_posterior:DiKLPosteriorConfig")
 

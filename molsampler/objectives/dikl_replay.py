@@ -12,6 +12,10 @@ Over a range of temperatures every chain of the population has one of them, ever
 drawn from the range, uniform in its logarithm, and all three networks are told it: what they learn is the
 same as at one temperature, row by row. The least-variance mixture and the data scale are those of the range
 as a whole.
+
+With ``shards`` every shard has its part of the population, made and moved on by itself, and its part of every
+batch, drawn from its own random stream (:mod:`molsampler.objectives.shards`). Networks, averages and the
+mixture are shared: gradients and moments are summed over shards before every step.
 """
 
 from __future__ import annotations
@@ -20,11 +24,12 @@ import copy
 import logging
 import math
 import shutil
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal, cast
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..diffusion.identity_mixture import IdentityMixture
@@ -36,11 +41,12 @@ from ..nn.bodies import AnyBody, EGNNBody
 from ..nn.denoiser import Denoiser, score_of
 from ..nn.generators import Generator
 from ..target import CountingTarget, Target
-from .base import Metrics, ObjectiveConfig, Problem, State
+from .base import Metrics, ObjectiveConfig, Preparation, Problem, State
 from .dikl_loss import Weighting, diffuse, dikl_loss, weight
-from .preparation import PopulationPreparation
+from .preparation import PopulationPreparation, ShardedPreparation, data_scale
 from .schedules import AnySchedule, LogUniformConfig
-from .workspace import NetworkObjective, Workspace, average
+from .shards import Shards
+from .workspace import Applied, NetworkObjective, Workspace, average
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +80,10 @@ class DiKLReplayConfig(ObjectiveConfig):
     lengths in the networks' configurations. Learning rates rise over the first hundred iterations, stay
     to ``decay_start`` and fall by a cosine to ``final_lr`` of themselves (``score_final_lr`` for the model's
     denoiser, which follows a generator that never stands still).
+
+    ``shards`` is how many processes can train together at most, each with its share of ``batch_size``,
+    ``target_score.size`` and ``target_score.refresh``. Another number of shards is another run; the number of
+    processes changes nothing.
     """
 
     over_temperatures: ClassVar[bool] = True
@@ -94,10 +104,43 @@ class DiKLReplayConfig(ObjectiveConfig):
     max_grad_norm: float = Field(10.0, gt=0)
     ema: float = Field(0.998, ge=0, lt=1)
     data_scale: float | None = Field(None, gt=0)
+    shards: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _shared_out(self) -> Self:
+        plan = self.target_score
+        whole = {
+            "batch_size": self.batch_size,
+            "target_score.size": plan.size,
+            "target_score.refresh": plan.refresh,
+        }
+        for key, value in whole.items():
+            if value % self.shards:
+                raise ValueError(f"shards={self.shards} must divide {key}={value}")
+        if self.shards > 1 and plan.size < 2 * self.shards:
+            raise ValueError(f"shards={self.shards} leaves less than two chains a shard")
+        return self
 
     @property
     def rows(self) -> int:
         return self.batch_size + self.target_score.size
+
+    @property
+    def most_ranks(self) -> int:
+        return self.shards
+
+    def plan_of_shard(self) -> ReplayConfig:
+        """The population of one shard."""
+        plan, shards = self.target_score, self.shards
+        exchange = plan.exchange
+        if exchange is not None:
+            exchange = exchange.model_copy(update={"chains": max(exchange.chains // shards, 2)})
+        shared = {
+            "size": plan.size // shards,
+            "refresh": plan.refresh // shards,
+            "exchange": exchange,
+        }
+        return plan.model_copy(update=shared)
 
     def build(self, problem: Problem) -> DiKLReplay:
         return DiKLReplay(self, problem)
@@ -112,49 +155,64 @@ class DiKLReplay(NetworkObjective):
         self.space = problem.target.space
         self.target = CountingTarget(problem.target)
         self.like = torch.empty(0, device=problem.device)
-        self._preparation = PopulationPreparation(config.target_score, problem)
+        self.shards = Shards(config.shards, problem.peers)
+        self.plan, self.batch = config.plan_of_shard(), config.batch_size // config.shards
+        self._preparations = {
+            shard: PopulationPreparation(
+                self.plan, replace(problem, seed=self.shards.seed(problem.seed, shard))
+            )
+            for shard in self.shards.owned
+        }
+        self._preparation = ShardedPreparation(self._preparations, self.shards)
 
     @property
     def warmup(self) -> int:
         return self.config.target_score.warmup
 
     @property
-    def preparation(self) -> PopulationPreparation:
-        return self._preparation
+    def preparation(self) -> Preparation:
+        return self._preparations[0] if self.shards.count == 1 else self._preparation
 
     def start(self, prepared: State) -> State:
         config, problem = self.config, self.problem
-        population = self.preparation.population(prepared)
-        x = population.state.position
-        scale = config.data_scale or _data_scale(x, problem)
+        own = {shard: self._preparation.part(prepared, shard) for shard in self.shards.owned}
+        populations = {
+            shard: each.population(own[shard]) for shard, each in self._preparations.items()
+        }
+        x = torch.cat(self.shards.gather([each.state.position for each in populations.values()]))
+        scale = config.data_scale or data_scale(x, problem)
         work = self.build({"data_scale": scale})
-        work.rng = self.preparation.random(prepared)
+        for shard, each in self._preparations.items():
+            work.streams[self.shards.prefix(shard)] = each.random(own[shard])
         cast(Generator, work.modules["generator"]).start_from(x)
         cast(Generator, work.modules["ema"]).start_from(x)
         for name in ("score", "teacher", "teacher_ema"):
             cast(Denoiser, work.modules[name]).body.start_from(x, spring=0.0)
-        population.put(work.tensors, work.numbers)
+        for shard, population in populations.items():
+            population.put(work.tensors, work.numbers, self.shards.prefix(shard))
         work.tensors["mixture"] = IdentityMixture.fresh(self.like).moments
         work.numbers.update(
             iteration=0,
-            energy_evaluations=int(prepared["energy_evaluations"]),
+            energy_evaluations=self._of_all(
+                sum(int(each["energy_evaluations"]) for each in own.values())
+            ),
             data_scale=scale,
         )
         return self.flat(work)
 
     def evaluations_per_step(self, *, warmup: bool) -> int:
-        plan = self.config.target_score
+        plan, own = self.plan, len(self.shards.owned)
         exchanges = int(self.problem.temperatures is not None)
-        moved = min(plan.refresh, plan.size) * (plan.refresh_steps + exchanges)
+        moved = own * min(plan.refresh, plan.size) * (plan.refresh_steps + exchanges)
         if warmup:
             return moved
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             drawn = self.problem.generator.build(self.space, molecule=self.problem.molecule)
-        return moved + self.config.batch_size * drawn.evaluations_per_sample
+        return moved + own * self.batch * drawn.evaluations_per_sample
 
     def step(self, state: State) -> tuple[State, Metrics]:
         work = self.adopted(state)
-        self.target.evaluations = int(work.numbers["energy_evaluations"])
+        self.target.evaluations = 0
         self._sound = True
         iteration = int(work.numbers["iteration"])
         metrics: Metrics = {}
@@ -169,18 +227,28 @@ class DiKLReplay(NetworkObjective):
             # The networks threw a particle where no energy is.
             log.warning("%s: %s", self._where(iteration), error)
             self._sound = False
-        plan = self.config.target_score
-        if plan.refresh:
+        if self.plan.refresh:
             metrics.update(self._refresh(work, iteration))
         work.numbers["iteration"] = iteration + 1
-        work.numbers["energy_evaluations"] = self.target.evaluations
+        work.numbers["energy_evaluations"] += self._of_all(self.target.evaluations)
         return self.flat(work), {**metrics, "nonfinite": float(not self._sound)}
+
+    def _of_all(self, own: int) -> int:
+        """A number of energy evaluations, summed over processes."""
+        return sum(int(each) for each in self.problem.peers.gather(torch.tensor([own])))
 
     def _refresh(self, work: Workspace, iteration: int) -> Metrics:
         """Move part of the population on."""
-        plan, problem = self.config.target_score, self.problem
-        chains = Population.taken(work.tensors, work.numbers)
-        metrics: Metrics = {}
+        exchanged = [self._refresh_shard(work, iteration, shard) for shard in self.shards.owned]
+        if self.problem.temperatures is None:
+            return {}
+        rates = [torch.tensor([rate], dtype=torch.float64) for rate in exchanged]
+        return {"exchanged": float(self.shards.total(rates)) / self.shards.count}
+
+    def _refresh_shard(self, work: Workspace, iteration: int, shard: int) -> float:
+        """The share of exchanges between temperatures that were accepted, where there are any."""
+        plan, problem, prefix = self.plan, self.problem, self.shards.prefix(shard)
+        chains, rate = Population.taken(work.tensors, work.numbers, prefix), 0.0
         if problem.temperatures is None or problem.at is None:
             moved = refresh(
                 chains,
@@ -188,28 +256,32 @@ class DiKLReplay(NetworkObjective):
                 start=iteration * plan.refresh,
                 count=min(plan.refresh, plan.size),
                 steps=plan.refresh_steps,
-                generator=work.rng,
+                generator=work.streams[prefix],
             )
         else:
-            moved, metrics["exchanged"] = refresh_rows(
+            moved, rate = refresh_rows(
                 chains,
                 Ladder(problem.temperatures, plan.nodes, problem.at),
                 count_evaluations=self.target.counting,
                 iteration=iteration,
                 count=min(plan.refresh, plan.size),
                 steps=plan.refresh_steps,
-                generator=work.rng,
+                generator=work.streams[prefix],
             )
-        moved.put(work.tensors, work.numbers)
-        return metrics
+        moved.put(work.tensors, work.numbers, prefix)
+        return rate
 
     def generator(self, state: State) -> Generator:
         averaged = cast(Generator, self.adopted(state).modules["ema"])
         return averaged.with_sampling(self.problem.sampling)
 
     def population(self, state: State) -> Population:
-        work = self.adopted(state)
-        return Population.taken(work.tensors, work.numbers)
+        prefixes = [self.shards.prefix(shard) for shard in range(self.shards.count)]
+        return Population.joined([Population.taken(state, state, prefix) for prefix in prefixes])
+
+    def whole(self, state: State) -> State:
+        self.shards.require_same(state)
+        return self.shards.collected(state)
 
     def build(self, state: State) -> Workspace:
         """Weights are drawn from a stream of their own, seeded by the run's seed."""
@@ -251,21 +323,71 @@ class DiKLReplay(NetworkObjective):
         self._score = _compiled(score, compiled)
         self._teacher = _compiled(teacher, compiled)
         self._teacher_ema = _compiled(modules["teacher_ema"], compiled)
-        return Workspace(modules, optimisers, rng=self.random())
+        return Workspace(
+            modules,
+            optimisers,
+            streams={self.shards.prefix(shard): self.random() for shard in self.shards.owned},
+            foreign=self.shards.foreign,
+        )
 
     # Steps
 
     def _generator_step(self, work: Workspace) -> Metrics:
         config = self.config
         teacher_loss = [self._teacher_step(work) for _ in range(config.target_score.steps)]
-        context, target = self._drawn_temperatures(work)
-        x = self._run.draw(config.batch_size, target, context=context, generator=work.rng).x
-        score_loss = [
-            self._score_step(work, x.detach(), context) for _ in range(config.score_steps)
-        ]
+        drawn = self._drawn(work)
+        score_loss = [self._score_step(work, drawn) for _ in range(config.score_steps)]
+        step = self._apply(
+            work,
+            "generator",
+            (self._generator_loss(work, shard, *each) for shard, each in drawn.items()),
+            config.generator_lr,
+        )
+        if step.taken:
+            done = int(work.numbers["iteration"]) - self.warmup
+            decay = min(config.ema, (1 + done) / (10 + done))
+            average(work.modules["ema"], work.modules["generator"], decay)
+        difference, clipped = (float(each) / self.shards.count for each in step.beside)
+        metrics = {
+            "score_loss": sum(score_loss) / len(score_loss),
+            "difference": difference,
+            "clipped": clipped,
+            "generator_grad": step.norm,
+        }
+        if teacher_loss:
+            metrics["teacher_loss"] = sum(teacher_loss) / len(teacher_loss)
+        return metrics
 
-        t = self._annealed_times(work, x)
-        diffused = diffuse(x, self.schedule(t), self.space, generator=work.rng)
+    def _drawn(self, work: Workspace) -> dict[int, tuple[Tensor, Tensor | None]]:
+        """Draws of the generator for every owned shard, with their context.
+
+        Raises
+        ------
+        NonFiniteError
+            Those of any shard, owned or not, are where no energy is.
+        """
+        drawn: dict[int, tuple[Tensor, Tensor | None]] = {}
+        failure: NonFiniteError | None = None
+        for shard in self.shards.owned:
+            stream = work.streams[self.shards.prefix(shard)]
+            context, target = self._drawn_temperatures(stream)
+            try:
+                x = self._run.draw(self.batch, target, context=context, generator=stream).x
+                drawn[shard] = x, context
+            except NonFiniteError as error:
+                # The others draw all the same, so that no stream depends on who owns which shard.
+                failure = error
+        if self.shards.any(failure is not None):
+            raise failure or NonFiniteError("draws of another process")
+        return drawn
+
+    def _generator_loss(
+        self, work: Workspace, shard: int, x: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The DiKL loss at a shard's draws; the mean difference of scores and the share of clipped rows."""
+        config, stream = self.config, work.streams[self.shards.prefix(shard)]
+        t = self._annealed_times(work, x, stream)
+        diffused = diffuse(x, self.schedule(t), self.space, generator=stream)
         x_t, scales = diffused.x_t.detach(), diffused.scales
         with torch.no_grad():
             model_score = score_of(self._score, x_t, scales, context)
@@ -278,36 +400,24 @@ class DiKLReplay(NetworkObjective):
             weight=weight(config.weighting, scales, data_scale=scale),
             clip=config.clip,
         )
-        norm, taken = self._apply(work, "generator", result.loss, config.generator_lr)
-        if taken:
-            done = int(work.numbers["iteration"]) - self.warmup
-            decay = min(config.ema, (1 + done) / (10 + done))
-            average(work.modules["ema"], work.modules["generator"], decay)
-        metrics = {
-            "score_loss": sum(score_loss) / len(score_loss),
-            "difference": float(result.norm.nan_to_num().mean()),
-            "clipped": float((result.norm > config.clip).float().mean()),
-            "generator_grad": norm,
-        }
-        if teacher_loss:
-            metrics["teacher_loss"] = sum(teacher_loss) / len(teacher_loss)
-        return metrics
+        beside = [result.norm.nan_to_num().mean(), (result.norm > config.clip).float().mean()]
+        return result.loss, torch.stack(beside)
 
-    def _drawn_temperatures(self, work: Workspace) -> tuple[Tensor | None, Target]:
+    def _drawn_temperatures(self, stream: torch.Generator) -> tuple[Tensor | None, Target]:
         """The context ``(b, 1)`` of a batch of the generator, and the target at its temperatures."""
         known, at = self.problem.temperatures, self.problem.at
         if known is None or at is None:
             return None, self.target
-        drawn = known.draw(self.config.batch_size, generator=work.rng, like=self.like)
+        drawn = known.draw(self.batch, generator=stream, like=self.like)
         return known.context(drawn), self.target.counting(at(drawn))
 
-    def _annealed_times(self, work: Workspace, x: Tensor) -> Tensor:
+    def _annealed_times(self, work: Workspace, x: Tensor, stream: torch.Generator) -> Tensor:
         """Times of the generator's and its score's steps, early in training the noisy ones only.
 
         At high noise the modes of the target are one. The floor falls as training goes, and they
         part while the generator can still move weight between them.
         """
-        t = self.schedule.times(len(x), generator=work.rng, like=x)
+        t = self.schedule.times(len(x), generator=stream, like=x)
         share = self.config.noise_annealing
         if not share:
             return t
@@ -316,33 +426,52 @@ class DiKLReplay(NetworkObjective):
         floor = _ANNEALING_START * max(0.0, 1.0 - done)
         return floor + (1.0 - floor) * t
 
-    def _score_step(self, work: Workspace, x: Tensor, context: Tensor | None) -> float:
+    def _score_step(self, work: Workspace, drawn: dict[int, tuple[Tensor, Tensor | None]]) -> float:
         """Denoising score matching of the model's score on generator samples."""
-        t = self._annealed_times(work, x)
-        x_t, scales, _ = diffuse(x, self.schedule(t), self.space, generator=work.rng)
+        parts = (self._score_loss(work, shard, *each) for shard, each in drawn.items())
+        return self._apply(work, "score", parts, self.config.score_lr).loss
+
+    def _score_loss(
+        self, work: Workspace, shard: int, x: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        x, stream = x.detach(), work.streams[self.shards.prefix(shard)]
+        t = self._annealed_times(work, x, stream)
+        x_t, scales, _ = diffuse(x, self.schedule(t), self.space, generator=stream)
         s = scales.sigma / scales.alpha
         denoised = self._score(x_t / scales.alpha[:, None, None], s, *_told(context))
         width = cast(Denoiser, work.modules["score"]).output_scale(s)[:, None, None]
-        loss = ((denoised - x) / width).square().mean()
-        self._apply(work, "score", loss, self.config.score_lr)
-        return float(loss.detach())
+        return ((denoised - x) / width).square().mean(), x.new_empty(0)
 
     def _teacher_step(self, work: Workspace) -> float:
         """Regression of the target's denoiser on the least-variance mixture of identities."""
-        position, score = work.tensors["population/position"], work.tensors["population/score"]
+        parts = (self._teacher_loss(work, shard) for shard in self.shards.owned)
+        step = self._apply(work, "teacher", parts, self.config.score_lr)
+        # Averages would keep a NaN for ever.
+        if step.taken:
+            mixture = IdentityMixture(work.tensors["mixture"])
+            mixture.update(step.beside.reshape(4, -1))
+            work.tensors["mixture"] = mixture.moments
+            iteration = int(work.numbers["iteration"])
+            decay = min(_TEACHER_EMA, (1 + iteration) / (10 + iteration))
+            average(work.modules["teacher_ema"], work.modules["teacher"], decay)
+        return step.loss
+
+    def _teacher_loss(self, work: Workspace, shard: int) -> tuple[Tensor, Tensor]:
+        """The loss at chains of a shard, and what it says of the two identities."""
+        prefix = self.shards.prefix(shard)
+        stream, chains = work.streams[prefix], Population.taken(work.tensors, work.numbers, prefix)
         index = torch.randint(
-            len(position),
-            (self.config.batch_size,),
-            generator=work.rng,
+            len(chains.state.position),
+            (self.batch,),
+            generator=stream,
             device=self.problem.device,
         )
-        x, score = position[index], score[index]
+        x, score = chains.state.position[index], chains.state.score[index]
         context = None
-        if self.problem.temperatures is not None:
-            temperature = work.tensors["population/temperature"][index]
-            context = self.problem.temperatures.context(temperature)
-        t = self.schedule.times(len(x), generator=work.rng, like=x)
-        x_t, scales, _ = diffuse(x, self.schedule(t), self.space, generator=work.rng)
+        if self.problem.temperatures is not None and chains.temperature is not None:
+            context = self.problem.temperatures.context(chains.temperature[index])
+        t = self.schedule.times(len(x), generator=stream, like=x)
+        x_t, scales, _ = diffuse(x, self.schedule(t), self.space, generator=stream)
         y, s = x_t / scales.alpha[:, None, None], scales.sigma / scales.alpha
         # Both identities in the form of a clean-position estimate.
         by_target = y + s[:, None, None] ** 2 * self.space.project(score)
@@ -351,28 +480,23 @@ class DiKLReplay(NetworkObjective):
         denoised = self._teacher(y, s, *_told(context))
         width = cast(Denoiser, work.modules["teacher"]).output_scale(s)[:, None, None]
         loss = ((denoised - torch.lerp(x, by_target, share)) / width).square().mean()
-        _, taken = self._apply(work, "teacher", loss, self.config.score_lr)
-        if not taken:
-            # Averages would keep a NaN for ever.
-            return float(loss.detach())
         with torch.no_grad():
             denoised = denoised.detach()
-            mixture.update(t, (denoised - x) / width, (denoised - by_target) / width)
-            work.tensors["mixture"] = mixture.moments
-            iteration = int(work.numbers["iteration"])
-            decay = min(_TEACHER_EMA, (1 + iteration) / (10 + iteration))
-            average(work.modules["teacher_ema"], work.modules["teacher"], decay)
-        return float(loss.detach())
+            said = mixture.sums(t, (denoised - x) / width, (denoised - by_target) / width)
+        return loss, said.flatten()
 
-    def _apply(self, work: Workspace, name: str, loss: Tensor, rate: float) -> tuple[float, bool]:
-        norm, taken = work.apply(
+    def _apply(
+        self, work: Workspace, name: str, parts: Iterable[tuple[Tensor, Tensor]], rate: float
+    ) -> Applied:
+        step = work.apply_shards(
             name,
-            loss,
+            parts,
+            shards=self.shards,
             rate=rate * self._rate_factor(name, int(work.numbers["iteration"])),
             max_grad_norm=self.config.max_grad_norm,
         )
-        self._sound = self._sound and taken
-        return norm, taken
+        self._sound = self._sound and step.taken
+        return step
 
     def _where(self, iteration: int) -> str:
         if iteration < self.warmup:
@@ -390,15 +514,6 @@ class DiKLReplay(NetworkObjective):
         if name == "score" and self.config.score_final_lr is not None:
             final = self.config.score_final_lr
         return rise * (final + (1 - final) * fall)
-
-
-def _data_scale(x: Tensor, problem: Problem) -> float:
-    """Root-mean-square coordinate of configurations ``(b, n, d)`` about their mean."""
-    space = problem.target.space
-    centred = space.project(x - x.mean(0))
-    rms = centred.square().sum(dim=(-2, -1)).mean() / space.dof
-    # Two digits are enough, and survive a change of hardware.
-    return float(f"{math.sqrt(float(rms)):.2g}")
 
 
 def _told(context: Tensor | None) -> tuple[Tensor, ...]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ..errors import FileFormatError, InputError
@@ -14,6 +16,14 @@ from ..mcmc.population import Equilibration, Population, PopulationConfig, Progr
 from ..mcmc.replica_exchange import ReplicaExchange
 from ..target import CountingTarget
 from .base import Preparation, Problem, State
+from .shards import Shards
+
+
+class ChainsConfig(PopulationConfig):
+    """The population; ``refresh`` of its chains take ``refresh_steps`` local steps per iteration."""
+
+    refresh: int = Field(64, ge=0)
+    refresh_steps: int = Field(1, ge=1)
 
 
 class _Chains(Protocol):
@@ -112,3 +122,74 @@ class PopulationPreparation(Preparation):
             "energy_evaluations": self.target.evaluations,
             "rng": rng.get_state(),
         }
+
+
+def data_scale(x: Tensor, problem: Problem) -> float:
+    """Root-mean-square coordinate of configurations ``(b, n, d)`` about their mean."""
+    space = problem.target.space
+    centred = space.project(x - x.mean(0))
+    rms = centred.square().sum(dim=(-2, -1)).mean() / space.dof
+    # Two digits are enough, and survive a change of hardware.
+    return float(f"{math.sqrt(float(rms)):.2g}")
+
+
+class ShardedPreparation(Preparation):
+    """Makes the populations of the owned shards, each by itself with its own random stream.
+
+    Shards need other numbers of moves, so one may be finished where another is being annealed.
+    """
+
+    def __init__(self, parts: Mapping[int, PopulationPreparation], shards: Shards):
+        self.parts, self.shards = parts, shards
+
+    def init(self) -> State:
+        return self._joined({shard: part.init() for shard, part in self.parts.items()})
+
+    def step(self, state: State) -> State:
+        made = {}
+        for shard, part in self.parts.items():
+            own = self.part(state, shard)
+            made[shard] = own if part.progress(own) is None else part.step(own)
+        return self._joined(made)
+
+    def progress(self, state: State) -> Progress | None:
+        """That of the owned shard that has most left to do, None when all are finished."""
+        found = [part.progress(self.part(state, shard)) for shard, part in self.parts.items()]
+        working = [at for at in found if at is not None]
+        if not working:
+            return None
+        early = [at for at in working if at.phase == working[0].phase != "equilibration"]
+        return min(early or working, key=lambda at: at.done)
+
+    def whole(self, state: State) -> State:
+        merged = self.shards.collected(state)
+        counts = [
+            merged.get(f"{self.shards.prefix(shard)}energy_evaluations")
+            for shard in range(self.shards.count)
+        ]
+        if self.shards.peers.rank or None in counts:
+            return {}
+        return {**merged, "energy_evaluations": sum(int(count or 0) for count in counts)}
+
+    def expected_evaluations(self, state: State) -> int:
+        return sum(
+            part.expected_evaluations(self.part(state, shard)) for shard, part in self.parts.items()
+        )
+
+    def part(self, state: State, shard: int) -> State:
+        """The state of one shard."""
+        prefix = self.shards.prefix(shard)
+        return {
+            key.removeprefix(prefix): value
+            for key, value in state.items()
+            if key.startswith(prefix)
+        }
+
+    def _joined(self, made: Mapping[int, State]) -> State:
+        joined: State = {
+            f"{self.shards.prefix(shard)}{key}": value
+            for shard, own in made.items()
+            for key, value in own.items()
+        }
+        spent = sum(int(own["energy_evaluations"]) for own in made.values())
+        return {**joined, "energy_evaluations": spent}

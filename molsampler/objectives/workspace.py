@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import cast
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import FileFormatError
 from .base import Objective, Problem, State
+from .shards import Shards
+
+
+class Applied(NamedTuple):
+    """An optimiser step over shards: gradient norm, whether it was taken, mean loss, and the sums of what the
+    shards had beside."""
+
+    norm: float
+    taken: bool
+    loss: float
+    beside: Tensor
 
 
 class Workspace:
-    """Named modules, optimisers, tensors and numbers, and the random stream that training draws from.
+    """Named modules, optimisers, tensors and numbers, and the random streams that training draws from.
 
     ``tensors`` and ``numbers`` may be replaced between steps; modules and optimisers change in place.
+    ``rng`` is the only stream, ``streams`` are those of the owned shards by their prefix; entries of a state
+    under the prefixes ``foreign`` are those of other processes.
     """
 
     def __init__(
@@ -24,11 +38,22 @@ class Workspace:
         modules: dict[str, nn.Module],
         optimisers: dict[str, torch.optim.Optimizer],
         *,
-        rng: torch.Generator,
+        rng: torch.Generator | None = None,
+        streams: Mapping[str, torch.Generator] | None = None,
+        foreign: tuple[str, ...] = (),
     ):
-        self.modules, self.optimisers, self.rng = modules, optimisers, rng
+        self.modules, self.optimisers, self.foreign = modules, optimisers, foreign
+        self.streams = {"": rng} if rng is not None else dict(streams or {})
         self.tensors: dict[str, Tensor] = {}
         self.numbers: dict[str, float | int] = {}
+
+    @property
+    def rng(self) -> torch.Generator:
+        return self.streams[""]
+
+    @rng.setter
+    def rng(self, stream: torch.Generator) -> None:
+        self.streams[""] = stream
 
     def flatten(self) -> State:
         """Everything, by path; tensors are live."""
@@ -41,7 +66,8 @@ class Workspace:
                 for key, value in entry.items():
                     state[f"optimiser/{name}/{index}/{key}"] = torch.as_tensor(value)
         state.update(self.tensors)
-        state["rng"] = self.rng.get_state()
+        for prefix, stream in self.streams.items():
+            state[f"{prefix}rng"] = stream.get_state()
         return state
 
     def load(self, state: State) -> None:
@@ -52,7 +78,7 @@ class Workspace:
         FileFormatError
             It belongs to another configuration.
         """
-        rest = dict(state)
+        rest = {key: value for key, value in state.items() if not key.startswith(self.foreign)}
         try:
             for name, module in self.modules.items():
                 module.load_state_dict(_taken(rest, f"module/{name}/"))
@@ -63,13 +89,14 @@ class Workspace:
                     entries.setdefault(int(index), {})[key] = value
                 groups = optimiser.state_dict()["param_groups"]
                 optimiser.load_state_dict({"state": entries, "param_groups": groups})
-            random = cast(Tensor, rest.pop("rng")).cpu()
+            random = {key: cast(Tensor, rest.pop(f"{key}rng")).cpu() for key in self.streams}
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise FileFormatError(
                 f"the checkpoint does not fit this configuration: {str(error).splitlines()[0]}"
             ) from None
         try:
-            self.rng.set_state(random)
+            for prefix, stream in self.streams.items():
+                stream.set_state(random[prefix])
         except RuntimeError:
             raise FileFormatError(
                 "the checkpoint was made on another kind of device, whose random streams are others; "
@@ -85,9 +112,47 @@ class Workspace:
 
         It is not where loss or gradient are not finite.
         """
-        module, optimiser = self.modules[name], self.optimisers[name]
-        optimiser.zero_grad(set_to_none=True)
+        self.optimisers[name].zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        return self._step(name, loss, rate=rate, max_grad_norm=max_grad_norm)
+
+    def apply_shards(
+        self,
+        name: str,
+        parts: Iterable[tuple[Tensor, Tensor]],
+        *,
+        shards: Shards,
+        rate: float,
+        max_grad_norm: float | None,
+    ) -> Applied:
+        """One optimiser step on the mean of the losses of all shards.
+
+        ``parts`` makes the loss of every owned shard, and what else ``(k,)`` is to be summed over shards.
+        """
+        own, graded = [], []
+        for loss, beside in parts:
+            self.optimisers[name].zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            graded = [
+                each.grad for each in self.modules[name].parameters() if each.grad is not None
+            ]
+            flat = [each.flatten() for each in graded]
+            own.append(torch.cat([*flat, loss.detach()[None], beside.detach().to(loss)]))
+        total = shards.total(own)
+        done = 0
+        for each in graded:
+            size = each.numel()
+            each.copy_(total[done : done + size].view_as(each) / shards.count)
+            done += size
+        loss = total[done] / shards.count
+        norm, taken = self._step(name, loss, rate=rate, max_grad_norm=max_grad_norm)
+        return Applied(norm, taken, float(loss), total[done + 1 :])
+
+    def _step(
+        self, name: str, loss: Tensor, *, rate: float, max_grad_norm: float | None
+    ) -> tuple[float, bool]:
+        """:meth:`apply` once the gradients are there."""
+        module, optimiser = self.modules[name], self.optimisers[name]
         limit = math.inf if max_grad_norm is None else max_grad_norm
         norm = float(nn.utils.clip_grad_norm_(module.parameters(), limit))
         if not math.isfinite(norm) or not math.isfinite(float(loss.detach())):

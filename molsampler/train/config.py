@@ -132,7 +132,7 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
         validated(type(config.generator.sampling()), config.sampling)
     except InputError as error:
         raise type(error)(f"configuration: sampling: {error}") from None
-    if config.until_ess is not None and not config.generator.knows_density:
+    if config.until_ess is not None and not config.generator.weighted:
         raise InputError(
             f"configuration: until_ess: a generator of kind {config.generator.kind!r} draws without weights; "
             "take --preset exact"
@@ -152,12 +152,17 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
 
 def difference(old: TrainConfig, new: TrainConfig) -> list[str]:
     """Lines ``key: old -> new`` for every leaf in which two configurations differ."""
-    first, second = _flatten(old.model_dump()), _flatten(new.model_dump())
+    first, second = leaves(old), leaves(new)
     return [
         f"{key}: {first.get(key)!r} -> {second.get(key)!r}"
         for key in sorted(first.keys() | second.keys())
         if first.get(key) != second.get(key)
     ]
+
+
+def leaves(config: TrainConfig) -> dict[str, Any]:
+    """Every value of a configuration by its dotted key."""
+    return _flatten(config.model_dump())
 
 
 def to_yaml(config: TrainConfig) -> str:

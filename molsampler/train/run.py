@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import math
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,21 +20,30 @@ import torch
 from torch import Tensor
 
 from .. import memory
-from ..errors import FileFormatError, MolsamplerError, ResourceError, UnboundedEnergyError
+from ..errors import (
+    FileFormatError,
+    InputError,
+    MolsamplerError,
+    ResourceError,
+    UnboundedEnergyError,
+)
 from ..mcmc.tempering import Tempered
 from ..molecule.chart import Chart, chart_of
 from ..molecule.chirality import right_handed
 from ..molecule.z_matrix import internal_coordinates
 from ..nn.generators import Generator
 from ..objectives import Preparation, Problem, State
+from ..objectives.shards import Alone, Peers, pack, unpack
 from ..sampler import store
 from ..sampler.card import Cost, Training
 from ..sampler.sampler import Sampler, check_device
 from ..sampler.verdict import Verdict
 from ..storage.files import remove
 from ..target import System, Target
+from ..version import __version__
 from ..wellposed import require_well_posed
 from . import checkpoint, compiler
+from . import config as configuration
 from .config import TrainConfig
 from .criterion import Evaluation
 from .estimate import estimate
@@ -87,6 +98,7 @@ def train(
     on_progress: Callable[[Progress], None] | None = None,
     command: str = "",
     began: float | None = None,
+    peers: Peers | None = None,
 ) -> TrainResult:
     """Train a one-step sampler of ``target`` in ``run_dir``, or resume the training found there.
 
@@ -97,6 +109,8 @@ def train(
     on_progress : called about once a second, and at the beginning of each phase
     command : recorded in the artifact's card
     began : value of ``time.monotonic`` from which ``max_time`` counts, that of the call where None
+    peers : the processes that call this together (:func:`molsampler.train.ranks.meet`), this one alone where
+        None. Rank 0 reads and writes the run folder, judges, and tells ``on_progress``.
 
     Raises
     ------
@@ -112,20 +126,36 @@ def train(
         Too many non-finite iterations in a row; the last good checkpoint is kept.
     ResourceError
         The device does not exist, or its memory is too small for the batch.
+    RankError
+        One of the processes is not of the same run, or fails.
     """
+    peers = Alone() if peers is None else peers
+    first = peers.rank == 0
     began = time.monotonic() if began is None else began
-    teller = Teller(on_progress, began=began)
+    teller = Teller(on_progress if first else None, began=began)
     teller.tell("starting")
     place = check_device("cpu" if device is None else device)
     deadline = None if max_time is None else began + max_time
-    if config.probe and not checkpoint.checkpoints(Path(run_dir) / "checkpoints"):
-        teller.tell("probing the energy")
-        with Stop(deadline) as stop:
+    most = config.objective.most_ranks
+    if peers.count > most:
+        raise InputError(
+            f"{peers.count} processes cannot train an objective of kind {config.objective.kind!r} with "
+            f"{most} shard(s) together: start at most {most}, or give kind 'dikl-replay' more with "
+            f"--set shards={peers.count}"
+        )
+    if peers.count > 1:
+        peers.compare(_facts(target, config))
+    with Stop(deadline) as stop:
+        stopped = False
+        if first and config.probe and not checkpoint.checkpoints(Path(run_dir) / "checkpoints"):
+            teller.tell("probing the energy")
             try:
                 with stop.abandonable():
                     require_well_posed(target, regardless="--set probe=false trains regardless")
             except StopRequestedError:
-                return _before_anything(Path(run_dir), config, stop)
+                stopped = True
+        if peers.gather(torch.tensor([stopped]))[0]:
+            return _before_anything(Path(run_dir), config, stop)
     if config.temperatures is not None:
         # Whether the system can be had there, in the unit that it has.
         target.at(config.temperatures.low)
@@ -134,12 +164,14 @@ def train(
         target, internal_coordinates(target) if config.coordinates == "internal" else None
     )
     _require_memory(config, chart.target)
+    folder = RunFolder(run_dir)
     with (
-        RunFolder(run_dir) as folder,
+        folder if first else nullcontext(),
         _no_artifact_of_an_unbounded_energy(folder),
         Stop(deadline) as stop,
     ):
-        folder.claim(config)
+        if first:
+            folder.claim(config)
         known = config.temperatures
         problem = Problem(
             target=chart.target,
@@ -152,8 +184,30 @@ def train(
             compile=config.compile,
             temperatures=known,
             at=None if known is None else _at(target, chart),
+            peers=peers,
         )
         return _Run(folder, config, target, chart, problem, command, stop, teller).run()
+
+
+def _facts(system: System, config: TrainConfig) -> dict[str, str]:
+    """What processes that train together have to have in common."""
+    record = json.dumps(system.record(), sort_keys=True).encode()
+    return {
+        "version of molsampler": __version__,
+        "version of torch": torch.__version__,
+        "definition of the system": f"{system.label} ({hashlib.sha256(record).hexdigest()[:12]})",
+        "number of threads": str(torch.get_num_threads()),
+        "compiler": "there" if shutil.which("g++") else "missing",
+        **{key: repr(value) for key, value in configuration.leaves(config).items()},
+    }
+
+
+def _agreed(peers: Peers, stop: Stop, *flags: bool) -> list[bool]:
+    """Whether any process has to end, and which flags any has set; all of them then end for one reason."""
+    found = peers.gather(torch.tensor([stop.code, *flags]))
+    code, *others = torch.stack(found).amax(0).tolist()
+    stop.adopt(code)
+    return [bool(code), *map(bool, others)]
 
 
 def _at(system: System, chart: Chart) -> Callable[[Tensor], Target]:
@@ -195,6 +249,11 @@ class _Run:
     stop: Stop
     teller: Teller
 
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that reads, writes and judges."""
+        return self.problem.peers.rank == 0
+
     def run(self) -> TrainResult:
         """Prepare and train, or go on with either, to the end or until stopped."""
         self.objective = self.config.objective.build(self.problem)
@@ -207,7 +266,7 @@ class _Run:
             return self._stopped_early()
         self.trainer = self._trainer(state)
         status = self._train()
-        if status == "completed" and not self._exported():
+        if status == "completed" and self.first and not self._exported():
             self._export()
         return self._result(status)
 
@@ -215,7 +274,7 @@ class _Run:
 
     def _opened(self) -> TrainState:
         """The state to continue from: that of the newest intact checkpoint, or a fresh one."""
-        found = checkpoint.load_latest(self.folder.checkpoints)
+        found = self._found()
         if found is not None:
             tensors, counters, path = found
             # The state of a random stream stays on the host.
@@ -228,15 +287,34 @@ class _Run:
             if kept is None:
                 return self._resumed(TrainState.unflatten(tensors, counters))
             self.prepared, self.preparing = kept
-        self.folder.rewind_metrics(0)
+        if self.first:
+            self.folder.rewind_metrics(0)
         fresh = self._fresh()
         state = TrainState(fresh, weights_of(self.objective.generator(fresh)))
         state.seconds = self.preparing
         self._checkpoint(state)
         return state
 
+    def _found(self) -> tuple[dict[str, Tensor], str, Path] | None:
+        """The newest intact checkpoint, which rank 0 reads and tells."""
+        peers = self.problem.peers
+        found = checkpoint.load_latest(self.folder.checkpoints) if self.first else None
+        if peers.count == 1:
+            return found
+        said = b"" if found is None else pack({**found[0], "counters": found[1]})
+        if not (told := peers.tell(said)):
+            return None
+        tensors = unpack(told)
+        return (
+            tensors,
+            tensors.pop("counters"),
+            self.folder.checkpoints if found is None else found[2],
+        )
+
     def _resumed(self, state: TrainState) -> TrainState:
         self.objective.generator(state.objective)
+        if not self.first:
+            return state
         if state.log_format < LOG_FORMAT:
             aside = self.folder.set_metrics_aside("before")
             _log.warning("the log counted warm-up and training together; it is kept as %s", aside)
@@ -269,12 +347,27 @@ class _Run:
                 at = preparation.progress(self.prepared) if self.prepared else None
                 if at is not None:
                     self.teller.tell(at.phase, at.done, at.total, detail=at.detail)
-                elif self.prepared:
+                working = at is not None or not self.prepared
+                late = self.first and time.monotonic() - kept > _KEEP_EVERY
+                stopped, anyone, late = _agreed(self.problem.peers, self.stop, working, late)
+                if not anyone:
                     return self.prepared
-                self.stop.check()
+                if stopped:
+                    raise StopRequestedError
+                if late:
+                    self._keep(preparation)
+                    kept = time.monotonic()
+                if not working:
+                    continue
                 began = time.perf_counter()
-                with self.stop.abandonable():
-                    fresh = preparation.step(self.prepared) if self.prepared else preparation.init()
+                try:
+                    with self.stop.abandonable():
+                        fresh = (
+                            preparation.step(self.prepared) if self.prepared else preparation.init()
+                        )
+                except StopRequestedError:
+                    # All processes end together, at the next look.
+                    continue
                 spent = time.perf_counter() - began
                 evaluations = int(fresh["energy_evaluations"])
                 self.prepared = fresh
@@ -282,17 +375,15 @@ class _Run:
                     self._say_estimate(measured.rate, preparation.expected_evaluations(fresh))
                 self.preparing += spent
                 self.teller.worked("annealing" if at is None else at.phase, spent, evaluations)
-                if time.monotonic() - kept > _KEEP_EVERY:
-                    self._keep()
-                    kept = time.monotonic()
         except StopRequestedError:
-            if self.prepared:
-                self._keep()
+            self._keep(preparation)
             raise
 
-    def _keep(self) -> None:
-        """Checkpoint the preparation."""
-        checkpoint.save(self.folder.checkpoints, 0, *_flattened(self.prepared, self.preparing))
+    def _keep(self, preparation: Preparation) -> None:
+        """Checkpoint the preparation, if all of it has begun."""
+        whole = preparation.whole(self.prepared)
+        if self.first and whole:
+            checkpoint.save(self.folder.checkpoints, 0, *_flattened(whole, self.preparing))
 
     def _say_estimate(self, rate: float, preparing: int) -> None:
         _log.info("%s", estimate(self.config, self.objective, rate=rate, preparing=preparing))
@@ -316,8 +407,9 @@ class _Run:
         self.teller.evaluations = self.trainer.state.evaluations
         met: set[str] = set()
         spent = 0.0
+        alone = self.problem.peers.count == 1
         while not self.trainer.finished:
-            if self.stop.requested():
+            if _agreed(self.problem.peers, self.stop)[0]:
                 return self._interrupted()
             trainer = self.trainer
             phase = "warm-up" if trainer.warmup < self.objective.warmup else "training"
@@ -325,7 +417,8 @@ class _Run:
             self._tell(phase, now=compiles, detail="compiling" if compiles else "")
             met.add(phase)
             copy = None
-            if compiles or trainer.evaluation_next or spent > _SLOW:
+            # Processes that work together finish their steps: none can give one up by itself.
+            if alone and (compiles or trainer.evaluation_next or spent > _SLOW):
                 copy = trainer.state.flatten()
             began = time.perf_counter()
             try:
@@ -338,8 +431,13 @@ class _Run:
                 self._back_to(copy)
                 return self._interrupted()
             except Exception as error:
-                if copy is None or not (self.problem.compile and compiler.failed(error)):
+                if not (self.problem.compile and compiler.failed(error)):
                     raise
+                if copy is None:
+                    raise ResourceError(
+                        f"the networks could not be compiled ({type(error).__name__}); train with --set "
+                        "compile=false in a new run folder"
+                    ) from error
                 if self.stop.requested():
                     # Ctrl-C reaches the compiler, too.
                     self._back_to(copy)
@@ -363,13 +461,18 @@ class _Run:
 
     def _judged(self) -> Evaluation | None:
         """The evaluation of the generator where it is time for one."""
-        trainer = self.trainer
+        trainer, peers = self.trainer, self.problem.peers
         if not trainer.evaluation_due:
             return None
-        self.teller.tell("evaluation", now=(self.teller.evaluating or 0.0) > 2.0)
-        began = time.perf_counter()
-        result = trainer.evaluate()
-        self.teller.evaluated(time.perf_counter() - began, trainer.state.evaluations)
+        whole = self.objective.whole(trainer.state.objective)
+        result = None
+        if self.first:
+            self.teller.tell("evaluation", now=(self.teller.evaluating or 0.0) > 2.0)
+            began = time.perf_counter()
+            result = trainer.evaluate(whole)
+            self.teller.evaluated(time.perf_counter() - began, trainer.state.evaluations)
+        reached = peers.gather(torch.tensor([trainer.state.reached]))
+        trainer.state.reached = bool(reached[0])
         return result
 
     def _back_to(self, copy: tuple[dict[str, Tensor], str] | None) -> None:
@@ -400,6 +503,8 @@ class _Run:
     def _record(self, values: dict[str, float], judged: Evaluation | None) -> None:
         trainer = self.trainer
         state = trainer.state
+        if not self.first:
+            return
         if judged is not None:
             known = {
                 "discrepancy": judged.discrepancy,
@@ -438,8 +543,11 @@ class _Run:
         if state.bad_in_a_row:
             # A checkpoint is a state worth going back to; the last good one stays the newest.
             return
-        self.folder.sync_metrics()
-        checkpoint.save(self.folder.checkpoints, state.steps, *state.flatten())
+        whole = self.objective.whole(state.objective)
+        if self.first:
+            self.folder.sync_metrics()
+            kept = dataclasses.replace(state, objective=whole)
+            checkpoint.save(self.folder.checkpoints, state.steps, *kept.flatten())
 
     def _export(self) -> None:
         """Write the generator selected so far as an artifact."""
@@ -459,8 +567,7 @@ class _Run:
                     energy_evaluations=state.evaluations,
                     seconds=round(state.seconds, 1),
                     iterations=trainer.iteration,
-                    machine=f"{platform.machine()}, {torch.get_num_threads()} thread(s), "
-                    f"{self.problem.device.type}",
+                    machine=self._machine(),
                 ),
             ),
             quality=[
@@ -479,6 +586,12 @@ class _Run:
             verdict=self._verdict(),
             overwrite=True,
         )
+
+    def _machine(self) -> str:
+        ranks = self.problem.peers.count
+        together = f"{ranks} processes, " if ranks > 1 else ""
+        threads = f"{torch.get_num_threads()} thread(s)"
+        return f"{platform.machine()}, {together}{threads}, {self.problem.device.type}"
 
     def _log_z(self, log_z: float | None) -> float | None:
         """log Z of the measure that the chart states; none where all weights are zero."""

@@ -7,6 +7,7 @@ compiler, an evaluation) is abandoned by an exception out of the handler of an a
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -49,6 +50,18 @@ class Stop:
         """Whether the run has to end."""
         late = self.deadline is not None and time.monotonic() > self.deadline
         return bool(self.received) or late
+
+    @property
+    def code(self) -> int:
+        """Zero, or why the run has to end as a number: the signal, or one above all of them for the time."""
+        return self.signal or (signal.NSIG if self.requested() else 0)
+
+    def adopt(self, code: int) -> None:
+        """Have the run end for the reason of another process."""
+        if code == signal.NSIG:
+            self.deadline = -math.inf
+        elif code and not self.received:
+            self.received.append(code)
 
     def check(self) -> None:
         """Raise if the run has to end.

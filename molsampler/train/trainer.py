@@ -14,7 +14,7 @@ from ..estimate import Estimate, log_mean
 from ..mcmc import log_normaliser
 from ..mcmc.divergence import require_bounded
 from ..nn.generators import Generator
-from ..objectives import Objective
+from ..objectives import Objective, State
 from ..sampler.verdict import Verdict
 from ..target import CountingTarget, Target
 from .config import TrainConfig
@@ -123,8 +123,10 @@ class Trainer:
             )
         return metrics
 
-    def evaluate(self) -> Evaluation:
+    def evaluate(self, whole: State | None = None) -> Evaluation:
         """Judge the objective's generator, and select it if none was better.
+
+        ``whole`` is the objective's state with what other processes hold of it, where there are any.
 
         Its random stream is its own, so judging more or less often changes nothing else. At the end of
         training the selected generator is calibrated.
@@ -139,7 +141,7 @@ class Trainer:
         candidate = self.objective.generator(state.objective)
         rng = torch.Generator(device=self.device)
         rng.manual_seed(self.config.seed + 7919 * (state.steps + 1))
-        cases = self._cases()
+        cases = self._cases(state.objective if whole is None else whole)
 
         def judge(
             generator: Generator, samples: int = self.config.evaluate_samples
@@ -207,9 +209,9 @@ class Trainer:
             ) from None
         return generator.calibrated(self.state.calibration) or generator
 
-    def _cases(self) -> list[Case]:
+    def _cases(self, whole: State) -> list[Case]:
         """What a generator is judged at."""
-        population = self.objective.population(self.state.objective)
+        population = self.objective.population(whole)
         space, known = self.target.space, self.config.temperatures
         if population is not None:
             require_bounded(population.state.energy, space.dof, "chains")

@@ -110,8 +110,9 @@ def by_weights(evaluation: Evaluation, goal: float = ESS_GOAL) -> Verdict:
         sentence=sentence + good_for if usable else sentence,
         advice=None
         if usable
-        else "sample with --anneal 20, which evens weights out; or train longer (more iterations), with more "
-        "couplings (generator.layers) or more chains (population.size) in a new run folder",
+        else "spend more on a draw, which evens weights out (flows: sample --anneal 20; diffusion: more "
+        "sampling.steps); or train longer (more iterations), with a larger network or more chains "
+        "(population.size) in a new run folder",
     )
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molsampler import torchrun
 from molsampler.errors import InputError, SimulationError, nearest
 from molsampler.molecule.chirality import oriented, stereocentres
 from molsampler.molecule.graph import equivalence_classes, rotatable_bonds, within_bonds
@@ -322,7 +323,8 @@ class OpenMMSystem(System):
                 self.platform,
                 self.properties,
                 particles=self.shape[0],
-                workers=self.workers,
+                # Where torchrun starts several processes a machine, they share its workers.
+                workers=max(1, self.workers // torchrun.on_this_machine()),
                 timeout=self.timeout,
             )
         return self._pool

@@ -350,7 +350,7 @@ def test_noise_annealing_starts_high_and_ends_with_every_level(system):
     lowest = []
     for done in (0, 25, 50, 99):
         work.numbers["iteration"] = objective.warmup + done
-        lowest.append(float(objective._annealed_times(work, probe).min()))
+        lowest.append(float(objective._annealed_times(work, probe, work.rng).min()))
     assert lowest[0] >= 0.75
     assert 0.375 <= lowest[1] < 0.4
     assert max(lowest[2:]) < 0.01

@@ -47,7 +47,7 @@ class GeneratorConfig(Kind):
     kinds: ClassVar[Registry[type[GeneratorConfig]]] = Registry("generator kind")
     default = "implicit"
     #: Whether draws carry weights.
-    knows_density: ClassVar[bool] = False
+    weighted: ClassVar[bool] = False
 
     def scaled(self, length: float) -> Self:
         """The same generator with lengths in the system's unit instead of data scales of ``length``."""
@@ -227,6 +227,7 @@ class Generator(nn.Module):
 GENERATORS = GeneratorConfig.kinds
 GENERATORS.register("implicit", "molsampler.nn.generators.implicit:ImplicitConfig")
 GENERATORS.register("direct", "molsampler.nn.generators.direct:DirectConfig")
+GENERATORS.register("diffusion", "molsampler.nn.generators.diffusion:DiffusionConfig")
 GENERATORS.register("spline", "molsampler.nn.generators.spline:SplineConfig")
 
 #: A field of a configuration that holds a generator of any registered kind.
