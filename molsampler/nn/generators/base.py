@@ -138,9 +138,10 @@ class Generator(nn.Module):
         InputError
             The kind does not know its density.
         """
+        paths = ", but that of whole paths, by which its draws are weighed"
         raise InputError(
-            f"a generator of kind {self.config.kind!r} does not know its density; its samples carry no "
-            "weights"
+            f"a generator of kind {self.config.kind!r} does not know its density at a configuration"
+            + (paths if self.config.weighted else "; its samples carry no weights")
         )
 
     def start_from(self, x: Tensor) -> None:
@@ -162,9 +163,10 @@ class Generator(nn.Module):
         InputError
             The kind does not know its density.
         """
+        instead = "give it more sampling.steps" if self.config.weighted else "refine its samples"
         raise InputError(
             f"annealing needs the density of the generator, and one of kind {self.config.kind!r} does not "
-            "know it; refine its samples instead"
+            f"know it; {instead} instead"
         )
 
     def with_sampling(self, sampling: Sampling) -> Self:
