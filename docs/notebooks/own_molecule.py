@@ -61,6 +61,6 @@ samples.ess, samples.log_z
 
 # %%
 found = free_energy(samples)
-print(found.usable, found.reason)
+print(found.usable)
 for basin in found.basins:
     print(basin.name, basin.population, basin.free_energy)
