@@ -141,7 +141,8 @@ class Trainer:
         candidate = self.objective.generator(state.objective)
         rng = torch.Generator(device=self.device)
         rng.manual_seed(self.config.seed + 7919 * (state.steps + 1))
-        cases = self._cases(state.objective if whole is None else whole)
+        whole = state.objective if whole is None else whole
+        cases = self._cases(whole)
 
         def judge(
             generator: Generator, samples: int = self.config.evaluate_samples
@@ -187,7 +188,7 @@ class Trainer:
             state.reached = hopeful and (final[0].ess or 0.0) >= (goal or 0.0)
             if self.finished:
                 self._judge(final, cases)
-                self._anneal(cases, rng)
+                self._anneal(whole, cases, rng)
         state.seconds += time.perf_counter() - began
         state.judging_evaluations = self.target.evaluations
         return result
@@ -262,11 +263,13 @@ class Trainer:
                 "log_z_error": result.log_z_error,
             }
 
-    def _anneal(self, cases: list[Case], rng: torch.Generator) -> None:
+    def _anneal(self, whole: State, cases: list[Case], rng: torch.Generator) -> None:
         """log Z by a second route, where draws have weights, for a small share of the training's energies."""
         state = self.state
-        population = self.objective.population(state.objective)
-        if not state.weights or population is None or self.config.temperatures is not None:
+        if not state.weights or self.config.temperatures is not None:
+            return
+        population = self.objective.population(whole)
+        if population is None:
             return
         spent_so_far = int(state.objective["energy_evaluations"]) + self.target.evaluations
         left = _SECOND_ROUTE * spent_so_far - log_normaliser.evaluations(0, 0)
