@@ -56,11 +56,12 @@ samples = sampler.sample(4_000, seed=0)
 samples.ess, samples.log_z
 
 # %% [markdown]
-# Free energies of the basins against the first. `usable` is false where the weights do not carry them, and `reason`
-# says why: after so short a training that may well be so.
+# Free energies along the central torsion; the edges, in degrees, cut it into gauche, trans and gauche. Each basin has
+# a population and a free energy against the first, with errors. `usable` is false where the weights do not carry
+# them, as may well be after so short a training.
 
 # %%
-found = free_energy(samples)
+found = free_energy(samples, along="torsion:0,1,2,3", edges=(-120, 0, 120))
 print(found.usable)
 for basin in found.basins:
     print(basin.name, basin.population, basin.free_energy)

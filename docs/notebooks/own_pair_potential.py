@@ -46,12 +46,12 @@ config = load_config(
     invariant=True,
     overrides=(
         "compile=false",
-        "iterations=40",
-        "evaluate_every=40",
+        "iterations=400",
+        "evaluate_every=200",
         "evaluate_samples=1000",
         "generator.body={kind: egnn, width: 32, layers: 3}",
         "objective.denoiser={kind: egnn, width: 32, layers: 3}",
-        "objective.target_score={size: 1024, equilibration: 300, warmup: 100}",
+        "objective.target_score={size: 2048, equilibration: 300, warmup: 300}",
     ),
 )
 result = train(system, folder / "run", config)
