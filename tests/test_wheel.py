@@ -45,7 +45,7 @@ def tree(tmp_path: Path) -> Path:
 
 def make_wheel(path: Path, names: list[str]) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
-        for name in (*names, "molsampler-0.1.0.dist-info/METADATA"):
+        for name in (*names, "molsampler-0.2.0.dist-info/METADATA"):
             archive.writestr(name, "")
     return path
 

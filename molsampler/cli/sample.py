@@ -90,6 +90,11 @@ def sample(
                 raise InputError(
                     "torchrun shares out the blocks of a run itself: leave out --blocks"
                 )
+        if peers is not None and device is None:
+            # Each the GPU of its number, where there are any.
+            import torch
+
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         sampler = Sampler.load(source, system=given_system(system, trust_code=trust_code))
 
         def stream(blocks: slice | None) -> SampleStream:

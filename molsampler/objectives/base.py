@@ -209,6 +209,7 @@ class ObjectiveConfig(Kind):
 
 OBJECTIVES = ObjectiveConfig.kinds
 OBJECTIVES.register("dikl-replay", "molsampler.objectives.dikl_replay:DiKLReplayConfig")
+OBJECTIVES.register("denoising", "molsampler.objectives.denoising:DenoisingConfig")
 OBJECTIVES.register("exact", "molsampler.objectives.exact:ExactConfig")
 OBJECTIVES.register("dikl-posterior", "molsampler.objectives.dikl_posterior:DiKLPosteriorConfig")
 

@@ -43,7 +43,7 @@ from ..nn.generators import Generator
 from ..target import CountingTarget, Target
 from .base import Metrics, ObjectiveConfig, Preparation, Problem, State
 from .dikl_loss import Weighting, diffuse, dikl_loss, weight
-from .preparation import PopulationPreparation, ShardedPreparation
+from .preparation import PopulationPreparation, ShardedPreparation, data_scale
 from .schedules import AnySchedule, LogUniformConfig
 from .shards import Shards
 from .workspace import Applied, NetworkObjective, Workspace, average
@@ -180,7 +180,7 @@ class DiKLReplay(NetworkObjective):
             shard: each.population(own[shard]) for shard, each in self._preparations.items()
         }
         x = torch.cat(self.shards.gather([each.state.position for each in populations.values()]))
-        scale = config.data_scale or _data_scale(x, problem)
+        scale = config.data_scale or data_scale(x, problem)
         work = self.build({"data_scale": scale})
         for shard, each in self._preparations.items():
             work.streams[self.shards.prefix(shard)] = each.random(own[shard])
@@ -514,15 +514,6 @@ class DiKLReplay(NetworkObjective):
         if name == "score" and self.config.score_final_lr is not None:
             final = self.config.score_final_lr
         return rise * (final + (1 - final) * fall)
-
-
-def _data_scale(x: Tensor, problem: Problem) -> float:
-    """Root-mean-square coordinate of configurations ``(b, n, d)`` about their mean."""
-    space = problem.target.space
-    centred = space.project(x - x.mean(0))
-    rms = centred.square().sum(dim=(-2, -1)).mean() / space.dof
-    # Two digits are enough, and survive a change of hardware.
-    return float(f"{math.sqrt(float(rms)):.2g}")
 
 
 def _told(context: Tensor | None) -> tuple[Tensor, ...]:

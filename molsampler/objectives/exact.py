@@ -35,25 +35,18 @@ from torch import Tensor
 from ..errors import InputError, NonFiniteError
 from ..estimate import effective_count
 from ..mcmc import mala
-from ..mcmc.population import Population, PopulationConfig, refresh
+from ..mcmc.population import Population, refresh
 from ..nn.generators import Generator
 from ..nn.generators.density import DensityGenerator, log_weight
 from ..target import COORDINATE_LIMIT, CountingTarget
 from .base import Metrics, ObjectiveConfig, Problem, State
-from .preparation import PopulationPreparation
+from .preparation import ChainsConfig, PopulationPreparation
 from .workspace import NetworkObjective, Workspace, average
 
 log = logging.getLogger(__name__)
 
 #: Iterations over which the learning rate rises.
 _RISE = 100
-
-
-class ChainsConfig(PopulationConfig):
-    """The population; ``refresh`` of its chains take ``refresh_steps`` local steps per iteration."""
-
-    refresh: int = Field(64, ge=0)
-    refresh_steps: int = Field(1, ge=1)
 
 
 class ExactConfig(ObjectiveConfig):

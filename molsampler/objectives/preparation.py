@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ..errors import FileFormatError, InputError
@@ -15,6 +17,13 @@ from ..mcmc.replica_exchange import ReplicaExchange
 from ..target import CountingTarget
 from .base import Preparation, Problem, State
 from .shards import Shards
+
+
+class ChainsConfig(PopulationConfig):
+    """The population; ``refresh`` of its chains take ``refresh_steps`` local steps per iteration."""
+
+    refresh: int = Field(64, ge=0)
+    refresh_steps: int = Field(1, ge=1)
 
 
 class _Chains(Protocol):
@@ -113,6 +122,15 @@ class PopulationPreparation(Preparation):
             "energy_evaluations": self.target.evaluations,
             "rng": rng.get_state(),
         }
+
+
+def data_scale(x: Tensor, problem: Problem) -> float:
+    """Root-mean-square coordinate of configurations ``(b, n, d)`` about their mean."""
+    space = problem.target.space
+    centred = space.project(x - x.mean(0))
+    rms = centred.square().sum(dim=(-2, -1)).mean() / space.dof
+    # Two digits are enough, and survive a change of hardware.
+    return float(f"{math.sqrt(float(rms)):.2g}")
 
 
 class ShardedPreparation(Preparation):

@@ -140,7 +140,7 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
         validated(type(config.generator.sampling()), config.sampling)
     except InputError as error:
         raise type(error)(f"configuration: sampling: {error}") from None
-    if config.until_ess is not None and not config.generator.knows_density:
+    if config.until_ess is not None and not config.generator.weighted:
         raise InputError(
             f"configuration: until_ess: a generator of kind {config.generator.kind!r} draws without weights; "
             "take --preset exact"

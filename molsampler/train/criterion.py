@@ -318,7 +318,7 @@ def _of_weights(weights: Tensor | None) -> dict[str, float | None]:
         "ess_error": float(parts.std()) / math.sqrt(_PARTS),
         "log_z": log_z.value,
         "log_z_error": log_z.se,
-        "max_weight": float((weights.max() - torch.logsumexp(weights, 0)).exp()),
+        "max_weight": float((weights.max() - torch.logsumexp(weights, 0)).exp()) if share else None,
     }
 
 

@@ -114,7 +114,10 @@ class Ranks:
                 f"processes cannot meet at {where}: {str(error).splitlines()[0]}; torchrun --standalone "
                 "finds a free port on one machine"
             ) from None
-        self._store, self._beats = store, store.clone()
+        # Torchrun keeps its store when it starts all of them again.
+        attempt = f"molsampler/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._beats: Store = dist.PrefixStore(attempt, store.clone())  # type: ignore[attr-defined]
+        self._store = store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
         store.set(f"name/{self.rank}", f"process {os.getpid()} on {socket.gethostname()}")
         threading.Thread(target=self._watch, daemon=True).start()
         names = self._read("name", time.monotonic() + _MEETING)

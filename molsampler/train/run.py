@@ -612,6 +612,8 @@ class _Run:
         if not weights:
             return []
         known = {**weights, "log_z": self._log_z(weights["log_z"])}
+        if "log_z by annealing" in known:
+            known["log_z by annealing"] = self._log_z(known["log_z by annealing"])
         if known["log_z"] is None:
             known["log_z_error"] = None
         return [

@@ -10,17 +10,25 @@ from collections.abc import Callable
 import torch
 
 from ..errors import DivergenceError, FileFormatError, UnboundedEnergyError
+from ..estimate import Estimate, log_mean
+from ..mcmc import log_normaliser
 from ..mcmc.divergence import require_bounded
 from ..nn.generators import Generator
 from ..objectives import Objective, State
+from ..sampler.verdict import Verdict
 from ..target import CountingTarget, Target
 from .config import TrainConfig
 from .criterion import Case, Discrepancy, Evaluation, calibrate, evaluate
 from .state import TrainState
-from .verdict import verdict_over
+from .verdict import verdict_over, with_annealing
 
 #: Samples of the verdict, in those of an evaluation: ten thousand for the four thousand that are usual.
 _FINAL = 2.5
+
+#: Share of a training's energies that a second route to log Z may take, its rows, and levels at most.
+_SECOND_ROUTE = 0.03
+_SECOND_ROWS = 256
+_SECOND_LEVELS = 1000
 
 #: Temperatures of a range at which a generator is judged: the lowest, the middle and the highest.
 JUDGED = 3
@@ -133,7 +141,8 @@ class Trainer:
         candidate = self.objective.generator(state.objective)
         rng = torch.Generator(device=self.device)
         rng.manual_seed(self.config.seed + 7919 * (state.steps + 1))
-        cases = self._cases(state.objective if whole is None else whole)
+        whole = state.objective if whole is None else whole
+        cases = self._cases(whole)
 
         def judge(
             generator: Generator, samples: int = self.config.evaluate_samples
@@ -179,6 +188,7 @@ class Trainer:
             state.reached = hopeful and (final[0].ess or 0.0) >= (goal or 0.0)
             if self.finished:
                 self._judge(final, cases)
+                self._anneal(whole, cases, rng)
         state.seconds += time.perf_counter() - began
         state.judging_evaluations = self.target.evaluations
         return result
@@ -252,6 +262,38 @@ class Trainer:
                 "log_z": result.log_z,
                 "log_z_error": result.log_z_error,
             }
+
+    def _anneal(self, whole: State, cases: list[Case], rng: torch.Generator) -> None:
+        """log Z by a second route, where draws have weights, for a small share of the training's energies."""
+        state = self.state
+        if not state.weights or self.config.temperatures is not None:
+            return
+        population = self.objective.population(whole)
+        if population is None:
+            return
+        spent_so_far = int(state.objective["energy_evaluations"]) + self.target.evaluations
+        left = _SECOND_ROUTE * spent_so_far - log_normaliser.evaluations(0, 0)
+        levels = min(int(left / _SECOND_ROWS), _SECOND_LEVELS)
+        found, spent = Estimate(-math.inf, math.inf), 0
+        if levels > 1:
+            found = log_mean(
+                log_normaliser.annealing_weights(
+                    cases[0].target,
+                    population.state.position,
+                    n=_SECOND_ROWS,
+                    levels=levels,
+                    generator=rng,
+                ).cpu()
+            )
+            spent = log_normaliser.evaluations(_SECOND_ROWS, levels)
+        own = Estimate(state.weights["log_z"], state.weights["log_z_error"])
+        state.verdict = with_annealing(Verdict(**state.verdict), own, found).model_dump()
+        known = math.isfinite(found.value)
+        state.weights |= {
+            "log_z by annealing": found.value if known else None,
+            "log_z by annealing, error": found.se if known else None,
+            "energies of the annealing": spent,
+        }
 
 
 def weights_of(generator: Generator) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ..estimate import Estimate
 from ..sampler.verdict import Verdict
 from .criterion import Evaluation
 
@@ -30,6 +31,13 @@ WEIGHT_GOAL = 0.05
 #: Largest share of broken rows: none may be seen. One in 30,000 spoils a mean of energies, since a collision
 #: costs as much as it likes; none in 10,000 rows means less than 3 in 10,000 with 95 % confidence.
 BROKEN_GOAL = 0.0
+
+#: Largest error of log Z by annealing from which the routes are compared: eleven effective draws. With fewer
+#: the mean weight tends to be too low by more than its error says.
+ANNEALING_ERROR = 0.3
+
+#: Combined standard errors beyond which two routes to log Z disagree.
+_APART = 4.0
 
 _LONGER = (
     "train longer (more iterations) or with more chains (target_score.size) in a new run folder"
@@ -86,6 +94,9 @@ def by_weights(evaluation: Evaluation, goal: float = ESS_GOAL) -> Verdict:
     sentence = (
         f"{share:.3f} of {evaluation.samples:,} fresh draws are effective (goal {goal:g}), the largest "
         f"weight is {largest:.2g} of their sum (goal {WEIGHT_GOAL:g})"
+        if share
+        else f"every one of {evaluation.samples:,} fresh draws has weight zero: none has a finite energy and "
+        "density"
     )
     good_for = (
         "; averages under the weights are exact to their errors, of what the draws reach: weights do not see "
@@ -99,8 +110,40 @@ def by_weights(evaluation: Evaluation, goal: float = ESS_GOAL) -> Verdict:
         sentence=sentence + good_for if usable else sentence,
         advice=None
         if usable
-        else "sample with --anneal 20, which evens weights out; or train longer (more iterations), with more "
-        "couplings (generator.layers) or more chains (population.size) in a new run folder",
+        else "spend more on a draw, which evens weights out (flows: sample --anneal 20; diffusion: more "
+        "sampling.steps); or train longer (more iterations), with a larger network or more chains "
+        "(population.size) in a new run folder",
+    )
+
+
+def with_annealing(
+    verdict: Verdict, weights: Estimate[float], annealing: Estimate[float]
+) -> Verdict:
+    """A verdict by weights after log Z was also had by annealing from a Gaussian: it says whether the two
+    routes agree, and is not usable where they do not."""
+    if not (math.isfinite(weights.value) and annealing.se <= ANNEALING_ERROR):
+        said = (
+            "log Z by annealing from a Gaussian is not decided: too few of its draws are effective"
+        )
+        return verdict.model_copy(update={"sentence": f"{verdict.sentence}; {said}"})
+    gap = annealing.value - weights.value
+    error = math.hypot(annealing.se, weights.se)
+    difference = (
+        f"log Z by annealing from a Gaussian is {gap:+.3f} ± {error:.3f} from that by weights"
+    )
+    if abs(gap) <= _APART * error:
+        said = f"{difference}: two routes agree"
+        return verdict.model_copy(update={"sentence": f"{verdict.sentence}; {said}"})
+    less = "the draws miss" if gap > 0 else "the annealing misses"
+    return Verdict(
+        usable=False,
+        measure="log Z by weights and by annealing" if verdict.usable else verdict.measure,
+        value=abs(gap) if verdict.usable else verdict.value,
+        goal=_APART * error if verdict.usable else verdict.goal,
+        sentence=f"{verdict.sentence}; {difference}: the two routes disagree",
+        advice=verdict.advice
+        or f"{less} a part of the density, or a density is wrong: compare with a reference (molsampler "
+        "reference, molsampler compare), and start the population wider (population.start_scale)",
     )
 
 

@@ -224,6 +224,33 @@ def test_histograms_are_those_of_the_weighted_law() -> None:
         assert gap(found["raw"], name) > 0.08
 
 
+def test_a_weighted_reference_judges_as_an_independent_one_does() -> None:
+    """Draws of the wrong law that carry weights, as an exact sampler's: the same order, the same gates."""
+    system = Springs()
+    wide = system.sample(12_000, 5, temperature=1.5)
+    raw = Samples.of(system, wide)
+    weighted = Samples.of(system, wide, log_weights=-raw.energies * (1 - 1 / 1.5))
+    judged = {
+        str(temperature): Samples.of(system, system.sample(8000, 7, temperature=temperature))
+        for temperature in (1.0, 1.15, 1.5)
+    }
+    found, truth, wrong = (
+        compare_many(judged, reference, system, n=1000, **CHEAP)
+        for reference in (weighted, Samples.of(system, system.sample(8000, 6)), raw)
+    )
+
+    def distances(table: dict[str, Comparison]) -> list[float]:
+        return [each.metric("energy_w2").value for each in table.values()]
+
+    assert distances(found) == sorted(distances(found))
+    assert distances(truth) == sorted(distances(truth))
+    assert [each.passed for each in found.values()] == [True, False, False]
+    assert [each.passed for each in truth.values()] == [True, False, False]
+    # Negative control: with its weights left out the same reference calls the truth wrong.
+    assert not wrong["1.0"].passed
+    assert wrong["1.5"].passed
+
+
 @pytest.mark.parametrize(("rule", "said"), [(5.7, True), (0.0, False)])
 def test_weights_that_carry_nothing_are_said_so(rule: float, said: bool) -> None:
     system = Springs()

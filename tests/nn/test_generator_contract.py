@@ -30,6 +30,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"body": {"kind": "plain-mlp", "width": 8, "layers": 1}},
         {"body": {"kind": "satorras", "width": 8, "layers": 1}},
     ],
+    "diffusion": [{"body": EGNN}],
     "spline": [
         {"layers": 2, "width": 8},
         {"layers": 2, "width": 8, "rotations": True, "permutations": True, "mirror": True},
@@ -90,8 +91,9 @@ def test_the_target_is_asked_and_not_kept(settings) -> None:
         assert not any(value is narrow for value in vars(module).values())
     other = drawn(generator, target(2.0))
     # Energies decide where samples go, or what they weigh.
-    weighted = isinstance(generator, DensityGenerator)
-    assert torch.equal(x, other) == (weighted or generator.evaluations_per_sample == 0)
+    assert torch.equal(x, other) == (
+        generator.config.weighted or generator.evaluations_per_sample == 0
+    )
     # The first target has left no trace.
     assert torch.equal(drawn(generator, narrow), x)
 
@@ -104,7 +106,8 @@ def test_context_is_refused(settings) -> None:
 def test_a_density_is_known_or_refused_with_the_reason(settings) -> None:
     generator = made(settings)
     draw = generator.draw(N, target(), generator=torch.Generator().manual_seed(0))
-    if draw.log_weight is None:
+    assert (draw.log_weight is not None) == generator.config.weighted
+    if draw.log_weight is None or not isinstance(generator, DensityGenerator):
         with pytest.raises(InputError, match="does not know its density"):
             generator.log_prob(draw.x)
         return

@@ -216,6 +216,21 @@ def test_proposals_mend_the_weights_of_modes(share) -> None:
     assert abs(log_z.value) < 5 * log_z.se < 0.2
 
 
+def test_proposals_mend_what_the_generator_itself_started_from() -> None:
+    """It learned the wrong weights first; its own are mended with those of the chains."""
+    settings = {"batch_size": 256, "draws": 512, "draw_from": 0.0, "reverse_from": 1.0}
+    objective = made(TwoModes(), settings, iterations=40)
+    state = emptied(begun(objective), 0.4)
+    work = objective.adopted(state)
+    for module in work.modules.values():
+        module.start_from(state["population/position"])
+    state = objective.flat(work)
+    assert right_share(state) < 0.3
+    for _ in range(40):
+        state, _ = objective.step(state)
+    assert abs(right_share(state) - 0.5) < 0.12
+
+
 def test_without_proposals_the_weights_stay_as_wrong_as_they_were() -> None:
     """Negative control of the test above."""
     settings = {"batch_size": 256, "draws": 256, "propose": False, "reverse_from": 1.0}

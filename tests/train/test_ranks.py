@@ -14,12 +14,17 @@ import pytest
 import torch
 from ranks import Launched, Threads
 
+from molsampler import torchrun
 from molsampler.cli import main
+from molsampler.diffusion.identity_mixture import IdentityMixture
 from molsampler.errors import InputError, RankError
 from molsampler.mcmc import mala
 from molsampler.objectives import dikl_replay
 from molsampler.objectives.shards import Alone, Shards, pack, unpack
+from molsampler.objectives.workspace import Workspace
 from molsampler.systems import get_system
+from molsampler.systems.openmm import system as openmm_system
+from molsampler.systems.openmm.alanine_dipeptide import AlanineDipeptide
 from molsampler.temperatures import TemperatureRange
 from molsampler.train import checkpoint, load_config, train
 from molsampler.train.ranks import meet
@@ -85,7 +90,7 @@ def same_run(first, second):
 @pytest.mark.parametrize(
     ("counts", "extra", "known"),
     [
-        ((2, 3, 4), (), {}),
+        ((3, 4), (), {}),
         ((3,), ("target_score.size=72",), {"temperatures": TemperatureRange(low=0.5, high=2.0)}),
         ((2,), ("target_score.exchange={hottest: 2, chains: 8}",), {}),
     ],
@@ -215,6 +220,44 @@ def test_shards_that_do_not_divide_are_refused():
         config("shards=3")
 
 
+def test_a_step_over_shards_is_that_on_the_mean_of_their_losses():
+    x, y = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(0))
+
+    def stepped(step):
+        layer = torch.nn.Linear(3, 1)
+        with torch.no_grad():
+            layer.weight.copy_(torch.tensor([[0.3, -0.2, 0.1]]))
+            layer.bias.zero_()
+        adam = torch.optim.SGD(layer.parameters())
+        step(Workspace({"a": layer}, {"a": adam}, rng=torch.Generator()), layer)
+        return layer.weight
+
+    def loss(layer, part):
+        return layer(part).square().mean()
+
+    known = {"rate": 0.1, "max_grad_norm": 0.05}
+    whole = stepped(lambda work, a: work.apply("a", loss(a, torch.cat([x, y])), **known))
+    for parts in ((x, y), (y, x), (x, x)):
+
+        def step(work, a, parts=parts):
+            made = ((loss(a, part), part.sum()[None]) for part in parts)
+            done = work.apply_shards("a", made, shards=Shards(2), **known)
+            torch.testing.assert_close(float(done.beside), float(sum(each.sum() for each in parts)))
+
+        same = torch.allclose(stepped(step), whole, rtol=1e-6)
+        assert same == (parts[0] is not parts[1])
+
+
+def test_moments_of_parts_add_up_to_those_of_the_whole():
+    rng = torch.Generator().manual_seed(0)
+    t, first, second = (
+        torch.rand(*shape, generator=rng) for shape in ((64,), (64, 4, 2), (64, 4, 2))
+    )
+    whole = IdentityMixture.sums(t, first, second)
+    parts = [IdentityMixture.sums(t[k::2], first[k::2], second[k::2]) for k in range(2)]
+    torch.testing.assert_close(parts[0] + parts[1], whole)
+
+
 def test_networks_that_part_are_noticed():
     def work(peer):
         shards = Shards(2, peer)
@@ -253,6 +296,43 @@ def test_a_port_that_is_taken_is_one_clear_error(monkeypatch):
             monkeypatch.setenv(key, value)
         with pytest.raises(RankError, match=r"cannot meet at 127.0.0.1:\d+: .*"), meet():
             pass
+
+
+def test_what_torchrun_says_in_the_environment(monkeypatch):
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+    def said(*values):
+        for name, value in zip(names, values, strict=True):
+            monkeypatch.delenv(name, raising=False)
+            if value:
+                monkeypatch.setenv(name, value)
+        found = torchrun.rank(), torchrun.count(), torchrun.on_this_machine()
+        return *found, torchrun.own_device("cuda"), torchrun.own_device("cpu")
+
+    assert said("", "", "", "") == (0, 1, 1, "cuda", "cpu")
+    assert said("5", "8", "1", "4") == (5, 8, 4, "cuda:1", "cpu")
+    assert said("0", "1", "0", "1") == (0, 1, 1, "cuda", "cpu")
+    # Left over from something else.
+    assert said("", "8", "", "4") == (0, 1, 1, "cuda", "cpu")
+
+
+def test_processes_of_a_machine_share_its_energy_workers(monkeypatch):
+    made = []
+
+    class Pool:
+        def __init__(self, *arguments, workers, **others):
+            made.append(workers)
+            raise LookupError
+
+    monkeypatch.setattr(openmm_system, "WorkerPool", Pool)
+    for local, expected in (("", 6), ("2", 3), ("8", 1)):
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", local or "1")
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local or "1")
+        system = AlanineDipeptide(workers=6)
+        with pytest.raises(LookupError):
+            system.energy(torch.zeros(1, 22, 3))
+        assert made[-1] == expected
 
 
 # Processes
@@ -306,6 +386,22 @@ def test_a_rank_killed_at_ten_random_moments(tmp_path):
         assert spent < 30
         train(get_system("dw4"), folder, config("shards=2", "iterations=20"))
         assert same_run(folder, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_all_again_where_it_may(tmp_path):
+    folder, log = tmp_path / "parts", tmp_path / "log"
+    program = ["--max-restarts", "1", "-m", "molsampler"]
+    launched = Launched(2, *arguments(folder, "iterations=20"), log=log, program=program)
+    metrics = folder / "metrics.jsonl"
+    launched.wait_for(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") > 6)
+    os.kill(launched.rank(1), signal.SIGKILL)
+    launched.wait()
+    assert len(launched.errors) == 1
+    assert "resuming from" in launched.said
+    assert "completed at iteration" in launched.said
+    train(get_system("dw4"), tmp_path / "whole", config("shards=2", "iterations=20"))
+    assert same_run(folder, tmp_path / "whole")
 
 
 @pytest.mark.slow

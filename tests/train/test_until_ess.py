@@ -11,6 +11,7 @@ from torch import Tensor
 from molsampler import Sampler
 from molsampler.cli import main
 from molsampler.errors import InputError
+from molsampler.nn.generators.spline import Spline
 from molsampler.space import Euclidean
 from molsampler.systems import register_system
 from molsampler.target import System
@@ -91,3 +92,34 @@ def test_annealing_by_the_command(tmp_path, capsys) -> None:
     )
     assert not (tmp_path / "x.npz").exists()
     torch.testing.assert_close(even.energies, even.system().energy(even.positions.double()))
+
+
+def test_the_card_has_log_z_by_two_routes(tmp_path, monkeypatch) -> None:
+    settings = ("iterations=100", "evaluate_every=100", "evaluate_steps=40")
+    result = train(Bent(), tmp_path / "run", config(*settings))
+    card = Sampler.load(tmp_path / "run" / "artifact", system=Bent()).card
+    row = next(each for each in card.quality if each["metric"] == "effective share of weights")
+    assert result.verdict is not None
+    assert result.verdict.usable
+    assert "two routes agree" in result.verdict.sentence
+    # Z = 2 pi int r exp(-2 (r - 1)^2) dr.
+    r = torch.linspace(0, 8, 20_001, dtype=torch.float64)
+    truth = float((2 * torch.pi * torch.trapezoid(r * (-2 * (r - 1) ** 2).exp(), r)).log())
+    assert row["log_z by annealing"] == pytest.approx(
+        truth, abs=5 * row["log_z by annealing, error"]
+    )
+    cost = card.training.cost.energy_evaluations
+    assert 0 < row["energies of the annealing"] <= 0.03 * cost
+
+    # Negative control: a density that is twice what it should be gives half the weight.
+    right = Spline.sample
+
+    def wrong(self, n, **keywords):
+        drawn = right(self, n, **keywords)
+        return drawn._replace(log_prob=drawn.log_prob + 0.7)
+
+    monkeypatch.setattr(Spline, "sample", wrong)
+    result = train(Bent(), tmp_path / "wrong", config(*settings))
+    assert result.verdict is not None
+    assert not result.verdict.usable
+    assert "two routes disagree" in result.verdict.sentence

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from molsampler.estimate import Estimate
 from molsampler.mcmc import mala
 from molsampler.nn.generators import Draw, Sampling
+from molsampler.nn.generators.density import log_weight as log_weight_of
+from molsampler.sampler.verdict import Verdict
 from molsampler.space import Euclidean
 from molsampler.train.criterion import Discrepancy, evaluate
-from molsampler.train.verdict import verdict_of
+from molsampler.train.verdict import verdict_of, with_annealing
 
 
 class Normal:
@@ -24,18 +27,20 @@ class Normal:
 class Drawing:
     """Draws of the target, changed by a function."""
 
-    def __init__(self, change):
-        self.change, self.sampling = change, Sampling()
+    def __init__(self, change, log_weight=None):
+        self.change, self.log_weight, self.sampling = change, log_weight, Sampling()
 
     def draw(self, n, target, *, context=None, generator):
-        return Draw(self.change(torch.randn(n, 1, 4, generator=generator)), None, 0)
+        x = self.change(torch.randn(n, 1, 4, generator=generator))
+        weight = None if self.log_weight is None else self.log_weight(torch.zeros(n).double())
+        return Draw(x, weight, 0)
 
 
-def judged(change, *, population=True):
+def judged(change, *, population=True, log_weight=None):
     target = Normal()
     chains = torch.randn(8192, 1, 4, generator=torch.Generator().manual_seed(5))
     found = evaluate(
-        Drawing(change),
+        Drawing(change, log_weight),
         target,
         discrepancy=Discrepancy(mala.init(chains, target), target.space) if population else None,
         samples=10_000,
@@ -88,3 +93,64 @@ def test_what_is_wrong_is_named_with_advice(change, measure):
 
 def test_without_a_population_energies_still_decide():
     assert not judged(lambda x: 1.5 * x, population=False).usable
+
+
+BY_WEIGHTS = Verdict(usable=True, measure="share", value=0.8, goal=0.1, sentence="80 % effective")
+
+
+def test_two_routes_to_log_z_agree_disagree_or_are_not_decided() -> None:
+    own = Estimate(3.0, 0.01)
+    agree = with_annealing(BY_WEIGHTS, own, Estimate(3.1, 0.05))
+    assert agree.usable
+    assert agree.value == 0.8
+    assert agree.sentence.endswith("is +0.100 ± 0.051 from that by weights: two routes agree")
+    above = with_annealing(BY_WEIGHTS, own, Estimate(3.7, 0.05))
+    assert not above.usable
+    assert above.measure == "log Z by weights and by annealing"
+    assert "two routes disagree" in above.sentence
+    assert "the draws miss" in above.advice
+    below = with_annealing(BY_WEIGHTS, own, Estimate(2.3, 0.05))
+    assert not below.usable
+    assert "the annealing misses" in below.advice
+    for unknown in (
+        Estimate(9.0, 0.5),
+        Estimate(-float("inf"), float("inf")),
+        Estimate(float("nan"), float("nan")),
+    ):
+        found = with_annealing(BY_WEIGHTS, own, unknown)
+        assert found.usable
+        assert "not decided" in found.sentence
+    # A sampler that failed by its weights still says that first.
+    failed = BY_WEIGHTS.model_copy(update={"usable": False, "value": 0.01, "advice": "longer"})
+    both = with_annealing(failed, own, Estimate(3.7, 0.05))
+    assert (both.measure, both.value, both.advice) == ("share", 0.01, "longer")
+
+
+def one_rules(weight):
+    weight[3] = 12.0
+    return weight
+
+
+@pytest.mark.parametrize(
+    ("log_weight", "said"),
+    [
+        (lambda weight: weight - torch.inf, "10,000 fresh draws has weight zero"),
+        (one_rules, "the largest weight is 0.94 of their sum (goal 0.05)"),
+    ],
+    ids=["all zero", "one that rules"],
+)
+def test_ill_weights_are_not_usable_and_say_why(log_weight, said) -> None:
+    found = judged(lambda x: x, log_weight=log_weight)
+    assert not found.usable
+    assert said in found.sentence
+    assert found.value < 0.01
+    assert "nan" not in str(found)
+    # Negative control: the same draws with even weights.
+    assert judged(lambda x: x, log_weight=lambda weight: weight).usable
+
+
+@pytest.mark.parametrize("fill", [torch.nan, torch.inf, -torch.inf])
+def test_draws_of_no_finite_energy_have_no_weight(fill) -> None:
+    energy = torch.tensor([1.0, fill, 2.0])
+    assert log_weight_of(energy, torch.zeros(3)).tolist() == [-1.0, -torch.inf, -2.0]
+    assert log_weight_of(torch.ones(3), torch.tensor([0.0, fill, 0.0]))[1] == -torch.inf

@@ -47,7 +47,7 @@ class GeneratorConfig(Kind):
     kinds: ClassVar[Registry[type[GeneratorConfig]]] = Registry("generator kind")
     default = "implicit"
     #: Whether draws carry weights.
-    knows_density: ClassVar[bool] = False
+    weighted: ClassVar[bool] = False
 
     def scaled(self, length: float) -> Self:
         """The same generator with lengths in the system's unit instead of data scales of ``length``."""
@@ -143,9 +143,10 @@ class Generator(nn.Module):
         InputError
             The kind does not know its density.
         """
+        paths = ", but that of whole paths, by which its draws are weighed"
         raise InputError(
-            f"a generator of kind {self.config.kind!r} does not know its density; its samples carry no "
-            "weights"
+            f"a generator of kind {self.config.kind!r} does not know its density at a configuration"
+            + (paths if self.config.weighted else "; its samples carry no weights")
         )
 
     def start_from(self, x: Tensor) -> None:
@@ -167,9 +168,10 @@ class Generator(nn.Module):
         InputError
             The kind does not know its density.
         """
+        instead = "give it more sampling.steps" if self.config.weighted else "refine its samples"
         raise InputError(
             f"annealing needs the density of the generator, and one of kind {self.config.kind!r} does not "
-            "know it; refine its samples instead"
+            f"know it; {instead} instead"
         )
 
     def with_sampling(self, sampling: Sampling) -> Self:
@@ -232,6 +234,7 @@ class Generator(nn.Module):
 GENERATORS = GeneratorConfig.kinds
 GENERATORS.register("implicit", "molsampler.nn.generators.implicit:ImplicitConfig")
 GENERATORS.register("direct", "molsampler.nn.generators.direct:DirectConfig")
+GENERATORS.register("diffusion", "molsampler.nn.generators.diffusion:DiffusionConfig")
 GENERATORS.register("spline", "molsampler.nn.generators.spline:SplineConfig")
 
 #: A field of a configuration that holds a generator of any registered kind.

@@ -60,7 +60,7 @@ class SplineConfig(GeneratorConfig):
     ``white`` decorrelates them, ``independent`` turns them to independent components.
     """
 
-    knows_density = True
+    weighted = True
 
     kind: Literal["spline"] = "spline"
     layers: int = Field(10, ge=1, le=256)

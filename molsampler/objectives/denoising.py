@@ -1,0 +1,207 @@
+r"""A denoiser of the target, for generators that take noise away and weigh the path they took.
+
+A population of chains is made from the energy alone and kept at equilibrium, as in
+:mod:`molsampler.objectives.dikl_replay`; the denoiser of a :mod:`diffusion generator
+<molsampler.nn.generators.diffusion>` is regressed on the least-variance mixture of the score identities of
+its noised copies, over levels of noise uniform in their logarithm, in units of the best linear denoiser's
+error:
+
+.. math:: L = E\left[\,|D(x_0 + \sigma\varepsilon, \sigma) - y|^2 / c_{out}(\sigma)^2\right],
+
+y the mixture of :math:`x_0` and :math:`x_\sigma + \sigma^2 \nabla\log p(x_0)`. At low noise that is, up to a
+constant, the relative entropy of noising to denoising paths, which bounds what the weights vary by.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import shutil
+from typing import Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..diffusion.identity_mixture import IdentityMixture
+from ..diffusion.schedule import LogUniformSigma
+from ..errors import FileFormatError, InputError, NonFiniteError
+from ..mcmc.population import Population, refresh
+from ..nn.generators import Generator
+from ..nn.generators.diffusion import Diffusion, DiffusionConfig
+from ..target import CountingTarget
+from .base import Metrics, ObjectiveConfig, Problem, State
+from .dikl_loss import diffuse
+from .preparation import ChainsConfig, PopulationPreparation, data_scale
+from .workspace import NetworkObjective, Workspace, average
+
+log = logging.getLogger(__name__)
+
+#: Iterations over which the learning rate rises.
+_RISE = 100
+
+
+class DenoisingConfig(ObjectiveConfig):
+    """Settings of :class:`Denoising`.
+
+    The learning rate rises over the first hundred iterations, stays to ``decay_start`` and falls by a cosine
+    to ``final_lr`` of itself.
+    """
+
+    kind: Literal["denoising"] = "denoising"
+    population: ChainsConfig = ChainsConfig()
+    lr: float = Field(1e-3, gt=0)
+    decay_start: float = Field(0.4, ge=0, lt=1)
+    final_lr: float = Field(0.01, ge=0, le=1)
+    max_grad_norm: float = Field(10.0, gt=0)
+    ema: float = Field(0.998, ge=0, lt=1)
+
+    @property
+    def rows(self) -> int:
+        return self.batch_size + self.population.size
+
+    def build(self, problem: Problem) -> Denoising:
+        return Denoising(self, problem)
+
+
+class Denoising(NetworkObjective):
+    """See the module."""
+
+    def __init__(self, config: DenoisingConfig, problem: Problem):
+        super().__init__(problem)
+        if not isinstance(problem.generator, DiffusionConfig):
+            raise InputError(
+                "objective: denoising trains generators of kind 'diffusion', got kind "
+                f"{problem.generator.kind!r}"
+            )
+        self.config, self.kind = config, problem.generator
+        self.space = problem.target.space
+        self.target = CountingTarget(problem.target)
+        self._preparation = PopulationPreparation(config.population, problem)
+
+    @property
+    def preparation(self) -> PopulationPreparation:
+        return self._preparation
+
+    def start(self, prepared: State) -> State:
+        population = self.preparation.population(prepared)
+        x = population.state.position
+        scale = data_scale(x, self.problem)
+        work = self.build({"data_scale": scale})
+        work.rng = self.preparation.random(prepared)
+        for name in ("generator", "ema"):
+            cast(Generator, work.modules[name]).start_from(x)
+        population.put(work.tensors, work.numbers)
+        work.tensors["mixture"] = IdentityMixture.fresh(x).moments
+        work.numbers.update(
+            iteration=0,
+            energy_evaluations=int(prepared["energy_evaluations"]),
+            data_scale=scale,
+        )
+        return self.flat(work)
+
+    def evaluations_per_step(self, *, warmup: bool) -> int:
+        plan = self.config.population
+        return min(plan.refresh, plan.size) * plan.refresh_steps
+
+    def build(self, state: State) -> Workspace:
+        scale = state.get("data_scale")
+        if not isinstance(scale, float) or not 0 < scale < math.inf:
+            raise FileFormatError(f"the checkpoint has no usable data_scale: {scale!r}")
+        problem, kind = self.problem, self.kind.scaled(scale)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(problem.seed)
+            generator = kind.build(self.space, molecule=problem.molecule).to(problem.device)
+        self.schedule = LogUniformSigma(kind.sigma_min, kind.sigma_max)
+        compiled = problem.compile and shutil.which("g++") is not None
+        self._run: Diffusion = generator.compiled() if compiled else generator
+        averaged = copy.deepcopy(generator).requires_grad_(False)
+        optimiser = torch.optim.Adam(generator.parameters(), lr=self.config.lr, betas=(0.9, 0.99))
+        return Workspace(
+            {"generator": generator, "ema": averaged}, {"generator": optimiser}, rng=self.random()
+        )
+
+    def step(self, state: State) -> tuple[State, Metrics]:
+        work = self.adopted(state)
+        self.target.evaluations = int(work.numbers["energy_evaluations"])
+        iteration = int(work.numbers["iteration"])
+        metrics: Metrics = {}
+        sound = True
+        try:
+            metrics, sound = self._regress(work, iteration)
+        except NonFiniteError as error:
+            log.warning("iteration %d: %s", iteration + 1, error)
+            sound = False
+        plan = self.config.population
+        population = Population.taken(work.tensors, work.numbers)
+        if plan.refresh:
+            population = refresh(
+                population,
+                self.target,
+                start=iteration * plan.refresh,
+                count=min(plan.refresh, plan.size),
+                steps=plan.refresh_steps,
+                generator=work.rng,
+            )
+        population.put(work.tensors, work.numbers)
+        work.numbers["iteration"] = iteration + 1
+        work.numbers["energy_evaluations"] = self.target.evaluations
+        return self.flat(work), {**metrics, "nonfinite": float(not sound)}
+
+    def generator(self, state: State) -> Generator:
+        averaged = cast(Generator, self.adopted(state).modules["ema"])
+        return averaged.with_sampling(self.problem.sampling)
+
+    def population(self, state: State) -> Population:
+        work = self.adopted(state)
+        return Population.taken(work.tensors, work.numbers)
+
+    def _regress(self, work: Workspace, iteration: int) -> tuple[Metrics, bool]:
+        chains = Population.taken(work.tensors, work.numbers).state
+        index = torch.randint(
+            len(chains.energy),
+            (self.config.batch_size,),
+            generator=work.rng,
+            device=self.problem.device,
+        )
+        x, score = chains.position[index], chains.score[index]
+        t = self.schedule.times(len(x), generator=work.rng, like=x)
+        y, scales, _ = diffuse(x, self.schedule(t), self.space, generator=work.rng)
+        sigma = scales.sigma
+        by_target = y + sigma[:, None, None].square() * self.space.project(score)
+        mixture = IdentityMixture(work.tensors["mixture"])
+        denoised = self._run.denoised(y, sigma)
+        width = self._run.denoiser.output_scale(sigma)[:, None, None]
+        aim = torch.lerp(x, by_target, mixture.weight(t)[:, None, None])
+        loss = ((denoised - aim) / width).square().mean()
+        norm, taken = work.apply(
+            "generator",
+            loss,
+            rate=self.config.lr * self._factor(iteration),
+            max_grad_norm=self.config.max_grad_norm,
+        )
+        if taken:
+            denoised = denoised.detach()
+            mixture.update(mixture.sums(t, (denoised - x) / width, (denoised - by_target) / width))
+            work.tensors["mixture"] = mixture.moments
+            averaged = cast(Diffusion, work.modules["ema"])
+            average(averaged, work.modules["generator"], self._decay(iteration))
+            averaged.observe(sigma, _per_coordinate(denoised - x, self.space.dof))
+        return {"loss": float(loss.detach()), "generator_grad": norm}, taken
+
+    def _decay(self, iteration: int) -> float:
+        return min(self.config.ema, (1 + iteration) / (10 + iteration))
+
+    def _factor(self, iteration: int) -> float:
+        config = self.config
+        rise = min(1.0, (iteration + 1) / _RISE)
+        done = iteration / self.problem.iterations
+        passed = max(0.0, (done - config.decay_start) / (1 - config.decay_start))
+        fall = 0.5 + 0.5 * math.cos(math.pi * passed)
+        return rise * (config.final_lr + (1 - config.final_lr) * fall)
+
+
+def _per_coordinate(away: Tensor, dof: int) -> Tensor:
+    """Squared lengths ``(b,)`` of displacements ``(b, n, d)``, per degree of freedom."""
+    return away.square().sum(dim=(-2, -1)) / dof
