@@ -140,6 +140,7 @@ def _train(
 
     from ..molecule.z_matrix import why_no_internal_coordinates
     from ..temperatures import TemperatureRange
+    from ..errors import InputError
     from ..train import load_config, started_from
     from ..train import train as run
 
@@ -157,6 +158,11 @@ def _train(
         molecule=not lacking,
     )
     if start is not None:
+        given = [item for item in overrides if item.partition("=")[0].split(".")[0] == "generator"]
+        if given:
+            raise InputError(
+                f"--from takes the generator of {start} as it is: leave out --set {given[0]}"
+            )
         settings = started_from(settings, start)
     command = ["molsampler", "train", system, "RUN_DIR", "--preset", preset]
     command += ["--config", str(config)] if config is not None else []

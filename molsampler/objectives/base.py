@@ -8,14 +8,15 @@ objective can be checkpointed, resumed, judged and shipped.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 import torch
 from pydantic import Field, PlainValidator, SerializeAsAny
 from torch import Tensor
 
+from ..errors import InputError
 from ..frozen import Kind
 from ..mcmc.population import Population, Progress
 from ..molecule.molecule import Molecule
@@ -201,6 +202,18 @@ class ObjectiveConfig(Kind):
     def most_ranks(self) -> int:
         """Processes that can train it together at most."""
         return 1
+
+    def with_data_scale(self, length: float) -> Self:
+        """The same objective with the unit of its lengths given rather than measured.
+
+        Raises
+        ------
+        InputError
+            The kind takes none, and it is not one.
+        """
+        if length != 1:
+            raise InputError(f"an objective of kind {self.kind!r} takes no data scale")
+        return self
 
     def build(self, problem: Problem) -> Objective:
         """The objective for a problem."""

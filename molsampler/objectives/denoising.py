@@ -18,7 +18,7 @@ import copy
 import logging
 import math
 import shutil
-from typing import Literal, cast
+from typing import Literal, Self, cast
 
 import torch
 from pydantic import Field
@@ -46,7 +46,8 @@ class DenoisingConfig(ObjectiveConfig):
     """Settings of :class:`Denoising`.
 
     The learning rate rises over the first hundred iterations, stays to ``decay_start`` and falls by a cosine
-    to ``final_lr`` of itself.
+    to ``final_lr`` of itself. ``data_scale`` is the root-mean-square coordinate of the population unless
+    given: the unit of the lengths in the generator's configuration.
     """
 
     kind: Literal["denoising"] = "denoising"
@@ -56,6 +57,10 @@ class DenoisingConfig(ObjectiveConfig):
     final_lr: float = Field(0.01, ge=0, le=1)
     max_grad_norm: float = Field(10.0, gt=0)
     ema: float = Field(0.998, ge=0, lt=1)
+    data_scale: float | None = Field(None, gt=0)
+
+    def with_data_scale(self, length: float) -> Self:
+        return self.model_copy(update={"data_scale": length})
 
     @property
     def rows(self) -> int:
@@ -87,7 +92,7 @@ class Denoising(NetworkObjective):
     def start(self, prepared: State) -> State:
         population = self.preparation.population(prepared)
         x = population.state.position
-        scale = data_scale(x, self.problem)
+        scale = self.config.data_scale or data_scale(x, self.problem)
         work = self.build({"data_scale": scale})
         work.rng = self.preparation.random(prepared)
         for name in ("generator", "ema"):

@@ -100,6 +100,9 @@ class DiKLPosteriorConfig(ObjectiveConfig):
     ema: float = Field(0.0, ge=0, lt=1)
     data_scale: float = Field(1.0, gt=0)
 
+    def with_data_scale(self, length: float) -> Self:
+        return self.model_copy(update={"data_scale": length})
+
     @property
     def rows(self) -> int:
         return self.batch_size * self.target_score.particles

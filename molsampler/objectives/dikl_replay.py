@@ -121,6 +121,9 @@ class DiKLReplayConfig(ObjectiveConfig):
             raise ValueError(f"shards={self.shards} leaves less than two chains a shard")
         return self
 
+    def with_data_scale(self, length: float) -> Self:
+        return self.model_copy(update={"data_scale": length})
+
     @property
     def rows(self) -> int:
         return self.batch_size + self.target_score.size

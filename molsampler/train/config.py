@@ -43,7 +43,8 @@ class TrainConfig(Frozen):
     (:mod:`molsampler.train.criterion`); ``auto`` is ``ess`` where draws carry weights, ``discrepancy``
     where the objective keeps a population, else ``drift``. ``until_ess`` ends
     training at the first evaluation whose effective share of weights reaches it, and is what the verdict then
-    asks for. ``start`` is the sampler to start from (:func:`molsampler.train.start.started_from`). ``probe`` has the energy probed before a fresh run (:mod:`molsampler.wellposed`).
+    asks for. ``start`` is the sampler to start from (:func:`molsampler.train.start.started_from`). ``probe``
+    has the energy probed before a fresh run (:mod:`molsampler.wellposed`).
     """
 
     system: str

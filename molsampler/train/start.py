@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from pydantic import ValidationError
 from torch import Tensor
@@ -13,7 +10,6 @@ from torch import Tensor
 from ..errors import FileFormatError, InputError
 from ..molecule.internal_coordinates import InternalCoordinates
 from ..nn.generators import GeneratorConfig
-from ..objectives.dikl_replay import DiKLReplayConfig
 from ..sampler import store
 from ..sampler.card import CARD, Card, read_card
 from ..target import System
@@ -21,14 +17,16 @@ from .config import Start, TrainConfig
 
 
 def started_from(config: TrainConfig, sampler: str | os.PathLike[str]) -> TrainConfig:
-    """The configuration with the weights of an artifact, or of a shipped sampler, as a start.
+    """The configuration with the generator of an artifact or shipped sampler, and its weights as a start.
 
-    The data scale becomes that of the sampler, since it is the unit of lengths in its networks.
+    The data scale of the objective becomes that of the sampler, since it is the unit of lengths in its
+    networks.
 
     Raises
     ------
     InputError
-        Its generator is another than that of the configuration; what differs is named.
+        The configuration's generator is of another kind, or of another range of temperatures, or its
+        objective takes no data scale.
     FileFormatError, IntegrityError, UnknownNameError
         It is no usable artifact.
     """
@@ -38,49 +36,28 @@ def started_from(config: TrainConfig, sampler: str | os.PathLike[str]) -> TrainC
         own = GeneratorConfig.parse(card.architecture)
     except ValidationError as error:
         raise FileFormatError(f"{folder}: architecture: {error.errors()[0]['msg']}") from None
-    wanted = config.what_to_train()
-    scale = wanted.data_scale_of(own) if own.kind == wanted.kind else 1.0
-    _require_same(str(sampler), own.model_dump(), wanted.scaled(scale).model_dump())
-    objective = config.objective
-    if isinstance(objective, DiKLReplayConfig):
-        objective = objective.model_copy(update={"data_scale": scale})
-    elif not math.isclose(scale, 1.0):
+    if own.kind != config.generator.kind:
         raise InputError(
-            f"the training cannot start from {sampler}: its lengths are in units of {scale:.4g}, which an "
-            f"objective of kind {objective.kind!r} does not take"
+            f"the training cannot start from {sampler}, whose generator is of kind {own.kind!r} where "
+            f"the preset trains one of kind {config.generator.kind!r}; choose the preset that trained it"
         )
-    start = Start(sampler=str(sampler), weights_sha256=card.weights_sha256)
-    return config.model_copy(update={"start": start, "objective": objective})
-
-
-def _require_same(sampler: str, own: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse a generator of another architecture."""
-    first, second = _flat(own), _flat(wanted)
-    differing = [
-        f"{key} is {first.get(key)!r} there and {second.get(key)!r} here"
-        for key in sorted(first.keys() | second.keys())
-        if not _same(first.get(key), second.get(key))
-    ]
-    if differing:
+    if card.temperatures != config.temperatures:
+        theirs, here = (
+            "one temperature" if each is None else f"the temperatures {each}"
+            for each in (card.temperatures, config.temperatures)
+        )
         raise InputError(
-            f"the training cannot start from {sampler}, whose generator is another one: "
-            f"{'; '.join(differing[:4])}"
+            f"the training cannot start from {sampler}, which is of {theirs} where this one would be of "
+            f"{here}"
         )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "generator") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}.{key}"
-        flat.update(_flat(value, name) if isinstance(value, Mapping) else {name: value})
-    return flat
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two settings are equal, to the rounding of a data scale."""
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-9)
-    return bool(one == other)
+    scale = config.generator.data_scale_of(own)
+    return config.model_copy(
+        update={
+            "start": Start(sampler=str(sampler), weights_sha256=card.weights_sha256),
+            "generator": own.scaled(1 / scale),
+            "objective": config.objective.with_data_scale(scale),
+        }
+    )
 
 
 def start_of(start: Start, system: System) -> tuple[Card, dict[str, Tensor]]:

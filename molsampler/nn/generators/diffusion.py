@@ -86,6 +86,9 @@ class DiffusionConfig(GeneratorConfig):
             }
         )
 
+    def data_scale_of(self, scaled: GeneratorConfig) -> float:
+        return scaled.data_scale / self.data_scale if isinstance(scaled, DiffusionConfig) else 1.0
+
     @classmethod
     def sampling(cls, values: Mapping[str, Any] | None = None) -> DiffusionSampling:
         return DiffusionSampling.model_validate(dict(values or {}))

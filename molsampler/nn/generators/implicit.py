@@ -120,7 +120,9 @@ class ImplicitConfig(GeneratorConfig):
         )
 
     def data_scale_of(self, scaled: GeneratorConfig) -> float:
-        return scaled.latent_scale / self.latent_scale if isinstance(scaled, ImplicitConfig) else 1.0
+        return (
+            scaled.latent_scale / self.latent_scale if isinstance(scaled, ImplicitConfig) else 1.0
+        )
 
     @classmethod
     def sampling(cls, values: Mapping[str, Any] | None = None) -> ImplicitSampling:
