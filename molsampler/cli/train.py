@@ -138,9 +138,9 @@ def _train(
 ) -> TrainResult:
     from molsampler.systems import get_system
 
+    from ..errors import InputError
     from ..molecule.z_matrix import why_no_internal_coordinates
     from ..temperatures import TemperatureRange
-    from ..errors import InputError
     from ..train import load_config, started_from
     from ..train import train as run
 

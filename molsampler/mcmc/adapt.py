@@ -7,27 +7,45 @@ breaks stationarity while it acts, so it ends before samples are kept.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from ..space import Space
 from ..target import Target
 from . import mala
+from .scale import coordinate_scale
 
 #: Acceptance that maximises the efficiency of MALA in high dimension (Roberts & Rosenthal 1998).
 MALA_ACCEPTANCE = 0.574
 
 
 class Adaptation(NamedTuple):
-    """Current step size and number of updates."""
+    """Current step size, number of updates, and lengths ``(n, d)`` of coordinates where they have some."""
 
     log_step: Tensor
     updates: int
+    scale: Tensor | None = None
 
     @property
     def step_size(self) -> Tensor:
         return self.log_step.exp()
+
+    def scaled_to(self, x: Tensor, score: Tensor, space: Space) -> Adaptation:
+        """The same with the lengths of chains ``x`` ``(b, n, d)`` with such scores."""
+        return self._replace(scale=coordinate_scale(x, score, space))
+
+    def flatten(self) -> dict[str, Tensor | int]:
+        """Tensors and numbers by name."""
+        flat: dict[str, Tensor | int] = {"log_step": self.log_step, "updates": self.updates}
+        return flat if self.scale is None else {**flat, "scale": self.scale}
+
+    @classmethod
+    def unflatten(cls, flat: Mapping[str, Any]) -> Adaptation:
+        """The adaptation that was flattened; a key that is missing is a KeyError."""
+        return cls(flat["log_step"], int(flat["updates"]), flat.get("scale"))
 
 
 class Kernel(Protocol):
@@ -59,8 +77,9 @@ def update(
     extra = acceptance.dim() - log_step.dim()
     mean = acceptance.mean(dim=tuple(range(extra))) if extra else acceptance
     gain = (adaptation.updates + 1) ** -0.6
-    return Adaptation(
-        log_step + gain * (mean.to(log_step) - target_acceptance), adaptation.updates + 1
+    return adaptation._replace(
+        log_step=log_step + gain * (mean.to(log_step) - target_acceptance),
+        updates=adaptation.updates + 1,
     )
 
 

@@ -38,10 +38,11 @@ class Path:
     def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
         energy0, score0 = self.start.energy_and_score(x)
         energy1, score1 = self.end.energy_and_score(x)
-        return _mix(self.lam, energy0, energy1), _mix(self.lam, score0, score1)
+        return mixed(self.lam, energy0, energy1), mixed(self.lam, score0, score1)
 
 
-def _mix(lam: float, first: Tensor, second: Tensor) -> Tensor:
+def mixed(lam: float, first: Tensor, second: Tensor) -> Tensor:
+    """Energies or scores on the path, of those at both ends."""
     # At the ends the other side is left out: 0 * inf would be NaN. torch.lerp would give inf - inf.
     if lam <= 0.0:
         return first
@@ -76,7 +77,7 @@ def move(
 ) -> tuple[State, Info]:
     """One transition at ``lam``; the weights are unchanged."""
     position, _, energies, scores = state
-    current = mala.State(position, _mix(lam, *energies), _mix(lam, *scores))
+    current = mala.State(position, mixed(lam, *energies), mixed(lam, *scores))
     ends = _Recording(start, end, lam)
     moved, info = kernel(current, ends, step_size=step_size, generator=generator)
     return (
@@ -106,7 +107,7 @@ class _Recording(Path):
         energy0, score0 = self.start.energy_and_score(x)
         energy1, score1 = self.end.energy_and_score(x)
         self.energies, self.scores = (energy0, energy1), (score0, score1)
-        return _mix(self.lam, energy0, energy1), _mix(self.lam, score0, score1)
+        return mixed(self.lam, energy0, energy1), mixed(self.lam, score0, score1)
 
 
 def run(

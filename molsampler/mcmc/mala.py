@@ -5,6 +5,8 @@ Proposal: :math:`x' = x + D_\epsilon(s(x)) + \sqrt{2\epsilon}\,\xi`, with score 
 ``DRIFT_LIMIT`` standard deviations of the particle's noise, :math:`\sqrt{2\epsilon d}`. The
 truncation acts only where a steep wall would throw a particle across the box; being a function of
 ``x`` alone it enters both proposal densities and the kernel stays reversible.
+
+With ``scale`` the kernel is that of coordinates measured in those lengths (:mod:`molsampler.mcmc.scale`).
 """
 
 from __future__ import annotations
@@ -38,12 +40,13 @@ def init(x: Tensor, target: Target) -> State:
     return State(x, energy, score)
 
 
-def drift(score: Tensor, step: Tensor) -> Tensor:
+def drift(score: Tensor, step: Tensor, scale: Tensor | None = None) -> Tensor:
     """Truncated drift of the proposal, shape ``(*b, n, d)``."""
-    move = step * score
+    move = step * (score if scale is None else scale * score)
     limit = DRIFT_LIMIT * torch.sqrt(2.0 * step * score.shape[-1])
     length: Tensor = move.norm(dim=-1, keepdim=True)
-    return move * (limit / length.clamp(min=1e-30)).clamp(max=1.0)
+    move = move * (limit / length.clamp(min=1e-30)).clamp(max=1.0)
+    return move if scale is None else scale * move
 
 
 def step(
@@ -52,19 +55,26 @@ def step(
     *,
     step_size: float | Tensor,
     generator: torch.Generator | None,
+    scale: Tensor | None = None,
 ) -> tuple[State, Info]:
-    """One transition of every chain; ``step_size`` is the epsilon above, scalar or ``(*b,)``."""
+    """One transition of every chain; ``step_size`` is the epsilon above, scalar or ``(*b,)``.
+
+    ``scale`` ``(n, d)`` are lengths of the coordinates, all one by default.
+    """
     x, energy, score = state
     epsilon = as_column(step_size, x)
     space = target.space
     noise = space.randn(*x.shape[:-2], generator=generator, like=x)
-    forward = space.project(drift(score, epsilon))
+    forward = space.project(drift(score, epsilon, scale))
+    kick = torch.sqrt(2.0 * epsilon) * noise
     proposal, new_energy, new_score, absurd = evaluate(
-        target, x + forward + torch.sqrt(2.0 * epsilon) * noise, x
+        target, x + forward + (kick if scale is None else scale * kick), x
     )
-    backward = space.project(drift(new_score, epsilon))
+    backward = space.project(drift(new_score, epsilon, scale))
     # log q(x | x') - log q(x' | x), with x' - x = forward + sqrt(2 eps) noise.
     residual = proposal - x + backward
+    if scale is not None:
+        residual = residual / scale
     log_q = 0.5 * (noise.square() - residual.square() / (2.0 * epsilon)).sum(dim=(-2, -1))
     info = accept(energy - new_energy + log_q, absurd, generator=generator)
     return (

@@ -32,6 +32,9 @@ EXPECTED_LEVELS = 20
 #: Transitions of the equilibration between looks at the median energy.
 _WATCH_EVERY = 50
 
+#: Transitions of its first half between measurements of the lengths of coordinates.
+_SCALE_EVERY = 10
+
 
 class Gaussian:
     """Isotropic Gaussian on a space, the start of the annealing path."""
@@ -91,7 +94,8 @@ class PopulationConfig(Frozen):
 
 
 class Population(NamedTuple):
-    """Chains at equilibrium, and the MALA step size at which they were equilibrated.
+    """Chains at equilibrium, and the MALA step size at which they were equilibrated, in lengths of the
+    coordinates ``scale`` ``(n, d)`` where these are unlike (:mod:`molsampler.mcmc.scale`).
 
     Over a range of temperatures ``temperature`` ``(n,)`` has those of the rows, whose energies and scores are
     those at it, and the step size is that at the middle of the range.
@@ -100,25 +104,28 @@ class Population(NamedTuple):
     state: mala.State
     step_size: float
     temperature: Tensor | None = None
+    scale: Tensor | None = None
 
     def at(self, temperature: float, target: Target) -> Population:
         """What a population over temperatures says of one of them, whose density ``target`` is."""
         rows = cast(Tensor, self.temperature)
         nodes = len(torch.unique(rows))
         state = at_temperature(self.state, rows, target, temperature, nodes=nodes)
-        return Population(state, self.step_size)
+        return Population(state, self.step_size, scale=self.scale)
 
     @classmethod
     def joined(cls, parts: Sequence[Population]) -> Population:
-        """One population of several, in their order; its step size is their mean."""
+        """One population of several, in their order; step size and lengths are their means."""
         if len(parts) == 1:
             return parts[0]
         fields = zip(*(part.state for part in parts), strict=True)
         rows = [part.temperature for part in parts if part.temperature is not None]
+        scales = [part.scale for part in parts if part.scale is not None]
         return cls(
             mala.State(*(torch.cat(field) for field in fields)),
             sum(part.step_size for part in parts) / len(parts),
             torch.cat(rows) if rows else None,
+            torch.stack(scales).mean(0) if scales else None,
         )
 
     def put(
@@ -128,8 +135,10 @@ class Population(NamedTuple):
         for key, value in self.state._asdict().items():
             tensors[f"{prefix}population/{key}"] = value
         numbers[f"{prefix}population_step"] = self.step_size
-        if self.temperature is not None:
-            tensors[f"{prefix}population/temperature"] = self.temperature
+        for name in ("temperature", "scale"):
+            held = getattr(self, name)
+            if held is not None:
+                tensors[f"{prefix}population/{name}"] = held
 
     @classmethod
     def taken(
@@ -148,6 +157,7 @@ class Population(NamedTuple):
                 mala.State(**fields),
                 float(numbers[f"{prefix}population_step"]),
                 tensors.get(f"{prefix}population/temperature"),
+                tensors.get(f"{prefix}population/scale"),
             )
         except KeyError as error:
             raise FileFormatError(f"the checkpoint does not hold {error}") from None
@@ -175,11 +185,7 @@ class State(NamedTuple):
 
     def flatten(self) -> dict[str, Tensor | float | int]:
         """Tensors and numbers by name."""
-        flat: dict[str, Tensor | float | int] = {
-            "log_step": self.adaptation.log_step,
-            "updates": self.adaptation.updates,
-            "steps": self.steps,
-        }
+        flat: dict[str, Tensor | float | int] = {**self.adaptation.flatten(), "steps": self.steps}
         if self.annealing is not None:
             flat |= flat_annealing(self.annealing)
         if self.chains is not None:
@@ -197,7 +203,7 @@ class State(NamedTuple):
             It is none.
         """
         try:
-            adaptation = adapt.Adaptation(flat["log_step"], int(flat["updates"]))
+            adaptation = adapt.Adaptation.unflatten(flat)
             annealing = chains = None
             if "annealing/position" in flat:
                 annealing = annealing_of(flat, adaptation)
@@ -329,20 +335,25 @@ class Equilibration:
             chains = mala.init(done.position, self._rows(done.position))
             require_finite(chains.energy, "annealed chains")
             self._settled(chains.energy)
-            return State(None, chains, adapt.init(done.step_size))
+            adaptation = adapt.init(done.step_size)._replace(scale=run.adaptation.scale)
+            return State(None, chains, adaptation)
         adaptation = state.adaptation
         chains = cast(mala.State, state.chains)
         target = self._rows(chains.position)
         step_size: float | Tensor = float(adaptation.step_size)
         if self.ladder is not None:
             step_size = step_size * self.ladder.relative(self.size, like=chains.energy)
-        chains, info = mala.step(chains, target, step_size=step_size, generator=generator)
+        chains, info = mala.step(
+            chains, target, step_size=step_size, generator=generator, scale=adaptation.scale
+        )
         if self.ladder is not None and (state.steps + 1) % config.exchange_every == 0:
             odd = (state.steps + 1) // config.exchange_every % 2 == 1
             chains, _ = exchange(chains, target, nodes=self.groups, odd=odd, generator=generator)
-        # The first half tunes the step; the second half runs a fixed kernel, so it has a stationary law.
+        # The first half tunes the kernel; the second half runs a fixed one, so it has a stationary law.
         if 2 * state.steps < config.equilibration:
             adaptation = adapt.update(adaptation, info.acceptance)
+            if state.steps % _SCALE_EVERY == 0:
+                adaptation = adaptation.scaled_to(chains.position, chains.score, self.target.space)
         steps = state.steps + 1
         if steps % _WATCH_EVERY == 0 or steps == config.equilibration:
             self._settled(chains.energy)
@@ -356,9 +367,8 @@ class Equilibration:
     def population(self, state: State) -> Population:
         """What a finished state holds."""
         chains, step_size = cast(mala.State, state.chains), float(state.adaptation.step_size)
-        if self.ladder is None:
-            return Population(chains, step_size)
-        return Population(chains, step_size, self.ladder.rows(self.size, like=chains.energy))
+        rows = None if self.ladder is None else self.ladder.rows(self.size, like=chains.energy)
+        return Population(chains, step_size, rows, state.adaptation.scale)
 
     def unflatten(self, flat: Mapping[str, Any]) -> State:
         """See :meth:`State.unflatten`."""
@@ -421,15 +431,21 @@ def refresh(
     generator: torch.Generator,
 ) -> Population:
     """Move ``count`` chains, from index ``start`` and wrapping round, ``steps`` MALA steps on."""
-    state, step_size, _ = population
+    state = population.state
     index = (torch.arange(count, device=state.energy.device) + start) % len(state.energy)
     part = mala.State(*(field[index] for field in state))
     for _ in range(steps):
-        part, _ = mala.step(part, target, step_size=step_size, generator=generator)
+        part, _ = mala.step(
+            part,
+            target,
+            step_size=population.step_size,
+            generator=generator,
+            scale=population.scale,
+        )
     moved = mala.State(
         *(field.index_copy(0, index, new) for field, new in zip(state, part, strict=True))
     )
-    return Population(moved, step_size)
+    return population._replace(state=moved)
 
 
 def refresh_rows(
@@ -444,7 +460,7 @@ def refresh_rows(
 ) -> tuple[Population, float]:
     """:func:`refresh` of a population over temperatures: whole ladders of about ``count`` rows, which then
     exchange once; and the share of exchanges that were accepted."""
-    state, base, temperature = population
+    state, base, temperature, scale = population
     n, nodes = len(state.energy), ladder.nodes
     count = max(count // nodes, 1) * nodes
     index = (torch.arange(count, device=state.energy.device) + iteration * count) % n
@@ -452,11 +468,11 @@ def refresh_rows(
     target = count_evaluations(ladder.target(count, like=state.energy))
     step_size = base * ladder.relative(count, like=state.energy)
     for _ in range(steps):
-        part, _ = mala.step(part, target, step_size=step_size, generator=generator)
+        part, _ = mala.step(part, target, step_size=step_size, generator=generator, scale=scale)
     # Every visit to a row tries the other pairs: n / count iterations lie between them.
     odd = iteration * count // n % 2 == 1
     part, rate = exchange(part, target, nodes=nodes, odd=odd, generator=generator)
     moved = mala.State(
         *(field.index_copy(0, index, new) for field, new in zip(state, part, strict=True))
     )
-    return Population(moved, base, temperature), rate
+    return Population(moved, base, temperature, scale), rate

@@ -72,11 +72,7 @@ class State(NamedTuple):
 
     def flatten(self) -> dict[str, Tensor | float | int]:
         """Tensors and numbers by name."""
-        flat: dict[str, Tensor | float | int] = {
-            "log_step": self.adaptation.log_step,
-            "updates": self.adaptation.updates,
-            "steps": self.steps,
-        }
+        flat: dict[str, Tensor | float | int] = {**self.adaptation.flatten(), "steps": self.steps}
         if self.annealing is not None:
             flat |= flat_annealing(self.annealing)
         for part in ("ladder", "trips", "gathered"):
@@ -104,7 +100,7 @@ class State(NamedTuple):
             return kind(*(flat[f"{name}/{field}"] for field in kind._fields))
 
         try:
-            adaptation = adapt.Adaptation(flat["log_step"], int(flat["updates"]))
+            adaptation = adapt.Adaptation.unflatten(flat)
             annealing = annealing_of(flat, adaptation) if "annealing/position" in flat else None
             ladder = part("ladder", tempering.State)
             if (annealing is None) == (ladder is None):
@@ -191,7 +187,8 @@ class ReplicaExchange:
         ladder = tempering.init(done.position[None], self.target, beta.to(done.position.device))
         require_finite(ladder.energy, "annealed chains")
         self._settled(ladder.energy[0])
-        return State(None, ladder, adapt.init(torch.tensor([done.step_size])), moves)
+        adaptation = adapt.init(torch.tensor([done.step_size]))
+        return State(None, ladder, adaptation._replace(scale=run.adaptation.scale), moves)
 
     def _cool(self, state: State, generator: torch.Generator) -> State:
         """One move at the last level, after a step down if its moves are made."""
@@ -202,18 +199,25 @@ class ReplicaExchange:
                 return self._chosen(ladder, adaptation)
             ladder = _cooler(ladder, generator)
             last = adaptation.log_step[-1:]
-            adaptation = adapt.Adaptation(torch.cat([adaptation.log_step, last]), 3)
+            adaptation = adaptation._replace(
+                log_step=torch.cat([adaptation.log_step, last]), updates=3
+            )
+            adaptation = self._scaled(adaptation, ladder, -1)
             steps = 0
         coldest = _taken(ladder, [-1])
         coldest, info = tempering.step(
-            coldest, self.target, step_size=adaptation.step_size[-1:, None], generator=generator
+            coldest,
+            self.target,
+            step_size=adaptation.step_size[-1:, None],
+            generator=generator,
+            scale=adaptation.scale,
         )
         tuned = adapt.update(
             adaptation._replace(log_step=adaptation.log_step[-1:]), info.move.acceptance.T
         )
         moved = _joined(_taken(ladder, list(range(len(ladder.beta) - 1))), coldest)
         log_step = torch.cat([adaptation.log_step[:-1], tuned.log_step])
-        return State(None, moved, adapt.Adaptation(log_step, tuned.updates), steps + 1)
+        return State(None, moved, tuned._replace(log_step=log_step), steps + 1)
 
     def _chosen(self, ladder: tempering.State, adaptation: adapt.Adaptation) -> State:
         """The rungs of the ladder, coldest first."""
@@ -224,7 +228,7 @@ class ReplicaExchange:
         return State(
             None,
             kept,
-            adapt.Adaptation(adaptation.log_step[index], 3),
+            adaptation._replace(log_step=adaptation.log_step[index], updates=3),
             0,
             tempering.RoundTrips.start(kept),
             kept.energy.new_zeros(2, len(index) - 1),
@@ -237,11 +241,13 @@ class ReplicaExchange:
             self.target,
             step_size=adaptation.step_size[:, None],
             generator=generator,
+            scale=adaptation.scale,
         )
         steps, sweeps = state.steps + 1, self.sweeps
-        # The first half tunes the steps; the second half runs fixed kernels, so it has a stationary law.
+        # The first half tunes the kernels; the second half runs fixed ones, so it has a stationary law.
         if 2 * state.steps < sweeps:
             adaptation = adapt.update(adaptation, info.move.acceptance.T)
+            adaptation = self._scaled(adaptation, ladder, 0)
         if steps % _WATCH_EVERY == 0 or steps == sweeps:
             self._settled(ladder.energy[0])
         tried = ~info.exchanged.isnan()
@@ -269,6 +275,13 @@ class ReplicaExchange:
             gathered,
         )
 
+    def _scaled(
+        self, adaptation: adapt.Adaptation, ladder: tempering.State, rung: int
+    ) -> adapt.Adaptation:
+        """With the lengths of one rung, which serve all: only their ratios matter."""
+        score = ladder.beta[rung] * ladder.score[rung]
+        return adaptation.scaled_to(ladder.position[rung], score, self.target.space)
+
     def population(self, state: State) -> Population:
         """What a finished state holds."""
         rates, trips = self.exchange_rates(state), cast(tempering.RoundTrips, state.trips)
@@ -281,7 +294,8 @@ class ReplicaExchange:
         )
         gathered = cast(mala.State, state.gathered)
         kept = mala.State(*(field[-self.config.size :] for field in gathered))
-        return Population(kept, float(state.adaptation.step_size[0]))
+        step_size = float(state.adaptation.step_size[0])
+        return Population(kept, step_size, scale=state.adaptation.scale)
 
     @staticmethod
     def exchange_rates(state: State) -> Tensor:

@@ -9,13 +9,14 @@ and estimates the normalising constant on the way.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..target import Target
-from . import adapt, ais
+from . import adapt, ais, mala
 
 
 class Annealed(NamedTuple):
@@ -101,6 +102,11 @@ def step(
         state = _next_level(
             state, generator=generator, share=share, max_levels=max_levels, groups=groups
         )
+        particles = state.particles
+        score = ais.mixed(state.lam, *particles.scores)
+        state = state._replace(
+            adaptation=state.adaptation.scaled_to(particles.position, score, end.space)
+        )
     if not moves:
         return state
     particles, info = ais.move(
@@ -110,6 +116,7 @@ def step(
         lam=state.lam,
         step_size=state.adaptation.step_size,
         generator=generator,
+        kernel=partial(mala.step, scale=state.adaptation.scale),
     )
     adaptation = adapt.update(state.adaptation, info.acceptance)
     moved = state.moved + 1

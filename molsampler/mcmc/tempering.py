@@ -76,15 +76,18 @@ def step(
     *,
     step_size: float | Tensor,
     generator: torch.Generator | None,
+    scale: Tensor | None = None,
 ) -> tuple[State, PTInfo]:
     """One MALA step of every replica, then one round of exchanges.
 
-    ``step_size`` is a number or one value per replica ``(k, 1)`` or ``(k, b)``.
+    ``step_size`` is a number or one value per replica ``(k, 1)`` or ``(k, b)``, ``scale`` as for MALA.
     """
     beta = state.beta[:, None]
     tempered = Tempered(target, beta)
     current = mala.State(state.position, beta * state.energy, beta[..., None, None] * state.score)
-    moved, info = mala.step(current, tempered, step_size=step_size, generator=generator)
+    moved, info = mala.step(
+        current, tempered, step_size=step_size, generator=generator, scale=scale
+    )
     position = moved.position
     # Where nothing moved the old values are kept: multiplying and dividing by beta would erode them.
     energy = choose(info.accepted, moved.energy / beta, state.energy)
