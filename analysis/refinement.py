@@ -20,7 +20,8 @@ from torch import Tensor
 
 from molsampler.errors import InputError
 from molsampler.mcmc import adapt, mala
-from molsampler.mcmc.refine import FIRST_STEP, refine, tuned_step_size
+from molsampler.mcmc.population import SCALE_EVERY
+from molsampler.mcmc.refine import FIRST_STEP, refine, tuned
 from molsampler.molecule.chart import Chart, chart_of
 from molsampler.molecule.z_matrix import has_internal_coordinates, internal_coordinates
 from molsampler.samples import Samples
@@ -96,14 +97,12 @@ def refinement_drift(
     before = system.energy(x)
     chart = _moves_of(system)
     x = chart.coordinates(x)
-    step_size = tuned_step_size(
-        x[:adaptation_chains], chart.target, steps=adaptation_steps, generator=generator
-    )
+    tuning = tuned(x[:adaptation_chains], chart.target, steps=adaptation_steps, generator=generator)
     refined = refine(
         mala.init(x, chart.target),
         chart.target,
         steps=steps,
-        step_size=step_size,
+        tuning=tuning,
         generator=generator,
     )
     reached = chart.oriented(chart.positions(refined.state.position), generator=generator)
@@ -114,7 +113,7 @@ def refinement_drift(
         after,
         reached,
         steps,
-        step_size,
+        tuning.step_size,
         refined.acceptance,
         len(x) * (steps + 1) + len(x[:adaptation_chains]) * (adaptation_steps + 1),
     )
@@ -172,7 +171,11 @@ def equal_budget_monte_carlo(
     acceptance = 0.0
     while done < total:
         state, info = mala.step(
-            state, target, step_size=float(adaptation.step_size), generator=generator
+            state,
+            target,
+            step_size=float(adaptation.step_size),
+            generator=generator,
+            scale=adaptation.scale,
         )
         acceptance = float(info.acceptance.mean())
         elapsed = time.perf_counter() - started
@@ -180,6 +183,8 @@ def equal_budget_monte_carlo(
         # Under a time limit the first half is half of whichever budget ends first.
         if done < total / 2 and (time_limit is None or elapsed < time_limit / 2):
             adaptation = adapt.update(adaptation, info.acceptance)
+            if done % SCALE_EVERY == 0:
+                adaptation = adaptation.scaled_to(state.position, state.score, target.space)
         if time_limit is not None and elapsed > time_limit:
             break
     return Samples.of(

@@ -33,7 +33,7 @@ EXPECTED_LEVELS = 20
 _WATCH_EVERY = 50
 
 #: Transitions of its first half between measurements of the lengths of coordinates.
-_SCALE_EVERY = 10
+SCALE_EVERY = 10
 
 
 class Gaussian:
@@ -352,7 +352,7 @@ class Equilibration:
         # The first half tunes the kernel; the second half runs a fixed one, so it has a stationary law.
         if 2 * state.steps < config.equilibration:
             adaptation = adapt.update(adaptation, info.acceptance)
-            if state.steps % _SCALE_EVERY == 0:
+            if state.steps % SCALE_EVERY == 0:
                 adaptation = adaptation.scaled_to(chains.position, chains.score, self.target.space)
         steps = state.steps + 1
         if steps % _WATCH_EVERY == 0 or steps == config.equilibration:

@@ -19,6 +19,13 @@ from . import adapt, mala
 FIRST_STEP = 1e-2
 
 
+class Tuning(NamedTuple):
+    """A MALA kernel: its step size, and lengths of the coordinates where these are unlike."""
+
+    step_size: float
+    scale: Tensor | None = None
+
+
 class Refined(NamedTuple):
     """Chains after the run."""
 
@@ -34,20 +41,22 @@ def refine(
     target: Target,
     *,
     steps: int,
-    step_size: float,
+    tuning: Tuning,
     generator: torch.Generator | None,
     adaptive: bool = False,
 ) -> Refined:
     """Run ``steps`` MALA transitions of chains ``(b, n, d)``.
 
-    With a fixed ``step_size`` the kernel is reversible from its first step; ``adaptive`` lets the step
-    size follow the acceptance, which serves where only the way that configurations go is wanted.
+    With a fixed step size the kernel is reversible from its first step; ``adaptive`` lets the step size
+    follow the acceptance, which serves where only the way that configurations go is wanted.
     """
-    adaptation = adapt.init(step_size)
+    adaptation = adapt.init(tuning.step_size)
     acceptance = accepted = 0.0
     for _ in range(steps):
-        size = float(adaptation.step_size) if adaptive else step_size
-        state, info = mala.step(state, target, step_size=size, generator=generator)
+        size = float(adaptation.step_size) if adaptive else tuning.step_size
+        state, info = mala.step(
+            state, target, step_size=size, generator=generator, scale=tuning.scale
+        )
         if adaptive:
             adaptation = adapt.update(adaptation, info.acceptance)
         acceptance += float(info.acceptance.mean()) / steps
@@ -55,19 +64,29 @@ def refine(
     return Refined(state, acceptance, accepted)
 
 
-def tuned_step_size(
+def tuned(
     x: Tensor,
     target: Target,
     *,
     steps: int,
     generator: torch.Generator | None,
     first: float = FIRST_STEP,
-) -> float:
-    """MALA step size adapted on a run from ``x`` ``(b, n, d)`` that is thrown away.
+) -> Tuning:
+    """The MALA kernel adapted on a run from ``x`` ``(b, n, d)`` that is thrown away.
 
     Costs ``b (steps + 1)`` energy evaluations.
     """
-    _, step_size = adapt.adapt_step_size(
-        mala.init(x, target), target, steps=steps, step_size=first, generator=generator
-    )
-    return step_size
+    state, adaptation = mala.init(x, target), adapt.init(first)
+    for k in range(steps):
+        # Lengths of configurations that are nearly right, then of what half the run made of them.
+        if k in (0, steps // 2):
+            adaptation = adaptation.scaled_to(state.position, state.score, target.space)
+        state, info = mala.step(
+            state,
+            target,
+            step_size=float(adaptation.step_size),
+            generator=generator,
+            scale=adaptation.scale,
+        )
+        adaptation = adapt.update(adaptation, info.acceptance.flatten())
+    return Tuning(float(adaptation.step_size), adaptation.scale)

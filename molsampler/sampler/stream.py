@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..errors import DivergenceError, InputError, ResourceError
 from ..mcmc import mala
-from ..mcmc.refine import refine, tuned_step_size
+from ..mcmc.refine import FIRST_STEP, Tuning, refine, tuned
 from ..molecule.chart import Chart
 from ..molecule.chirality import right_handed
 from ..nn.generators import Generator
@@ -160,6 +160,7 @@ class SampleStream:
         self.anneal = anneal
         self._network = network if anneal == 1 else network.annealed(anneal)
         self._tally = Tally()
+        self._tuning = Tuning(FIRST_STEP)
         self._seconds = 0.0
 
     @property
@@ -244,7 +245,8 @@ class SampleStream:
     def _computed(self) -> collections.abc.Generator[_Block, None, None]:
         """All blocks in their order, by as many threads as there are where the system allows it."""
         if self.refine and self._tally.step_size is None:
-            self._tally.step_size = self._pilot()
+            self._tuning = self._pilot()
+            self._tally.step_size = self._tuning.step_size
         indices = range(self._range.start + 1, self._range.stop + 1)
         threads = torch.get_num_threads()
         shared = self.device.type == "cpu" and self.sampler.system.concurrent
@@ -300,7 +302,7 @@ class SampleStream:
                         mala.init(x.double(), chart.target),
                         chart.target,
                         steps=self.refine,
-                        step_size=self._tally.step_size or 0.0,
+                        tuning=self._tuning,
                         generator=random,
                     )
                     x, accepted = refined.state.position.float(), int(refined.accepted)
@@ -338,17 +340,15 @@ class SampleStream:
         wrong = (int((before[:kept] > 0).sum()), int((after[:kept] > 0).sum()))
         return x.float(), evaluations, weights, (kept, *wrong)
 
-    def _pilot(self) -> float:
-        """The step size of refinement, from a block of its own; independent of n."""
+    def _pilot(self) -> Tuning:
+        """The kernel of refinement, from a block of its own; independent of n."""
         target, random = self.sampler.chart.target, self._random(0)
         with torch.no_grad():
             x, evaluations, *_ = self._draw(random)
-            step_size = tuned_step_size(
-                x[:PILOT_CHAINS].double(), target, steps=PILOT_STEPS, generator=random
-            )
+            tuning = tuned(x[:PILOT_CHAINS].double(), target, steps=PILOT_STEPS, generator=random)
         chains = min(self.block, PILOT_CHAINS)
         self._tally.pilot = evaluations + chains * (PILOT_STEPS + 1)
-        return step_size
+        return tuning
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:

@@ -42,7 +42,7 @@ from ..errors import InputError
 from ..estimate import effective_count, log_mean
 from ..mcmc import mala
 from ..mcmc.divergence import require_bounded
-from ..mcmc.refine import refine
+from ..mcmc.refine import Tuning, refine
 from ..nn.generators import Generator
 from ..space import MeanFree, Space
 from ..target import COORDINATE_LIMIT, Target
@@ -259,7 +259,7 @@ def evaluate(
     before = chain.energy
     far, far_error = (None, None) if discrepancy is None else discrepancy(x, before)
     guess = step_size or max(1e-3 * float(x.var()), 1e-8)
-    refined = refine(chain, target, steps=steps, step_size=guess, generator=rng, adaptive=True)
+    refined = refine(chain, target, steps=steps, tuning=Tuning(guess), generator=rng, adaptive=True)
     after = refined.state.energy
     require_bounded(after, x[0].numel(), "refined samples")
     # One sample in collision must cost, not decide: energies end at the refined range, widened.

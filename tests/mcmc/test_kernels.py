@@ -169,7 +169,7 @@ def test_balance_gate_catches_a_drift_left_out_of_the_reverse_proposal(monkeypat
     truncated = mala.drift
     calls = []
 
-    def one_sided(score, step):
+    def one_sided(score, step, scale=None):
         calls.append(None)
         return truncated(score, step) if len(calls) % 2 else step * score
 
