@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
+from typer.core import TyperGroup
+
+from molsampler.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -19,7 +24,14 @@ NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.py"))
 MADE = {"reference/commands.md", *(f"notebooks/{path.stem}.md" for path in NOTEBOOKS)}
 
 #: Pages whose Python blocks are run together here; those of others are in test_docs.py.
-RUN = ("index.md", "quickstart.md", "in-a-notebook.md")
+RUN = (
+    "index.md",
+    "quickstart.md",
+    "in-a-notebook.md",
+    "exact-weights.md",
+    "free-energy.md",
+    "temperatures.md",
+)
 
 
 class _Loader(yaml.SafeLoader):
@@ -91,6 +103,51 @@ def test_the_python_of_a_page_runs(name: str, tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every molsampler command that stands in a block of shell lines."""
+    blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    found = []
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        # It may stand behind a launcher, an environment variable or a path.
+        at = next((k for k, word in enumerate(words) if word.split("/")[-1] == "molsampler"), None)
+        if at is not None and "install" not in words[:at]:
+            found.append(words[at + 1 :])
+    return found
+
+
+def wrong(words: list[str]) -> list[str]:
+    """What a command line says that the tool does not know."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    if not words or words[0].startswith("-"):
+        return []
+    command = group.commands.get(words[0])
+    if command is None:
+        return [words[0]]
+    known = {"--help", "-h"}
+    for parameter in command.params:
+        known.update(parameter.opts, parameter.secondary_opts)
+    given = [word.split("=")[0] for word in words[1:] if re.match(r"--?[a-zA-Z]", word)]
+    return [word for word in given if word not in known]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"],
+    ids=lambda page: page.name,
+)
+def test_commands_on_a_page_are_those_of_the_tool(page: Path) -> None:
+    assert [(words, wrong(words)) for words in commands(page.read_text()) if wrong(words)] == []
+
+
+def test_a_command_that_the_tool_does_not_know_is_found() -> None:
+    lines = ("export A=1", "torchrun -m molsampler sample lj13 --sead 1  # x", "molsampler samle a")
+    text = "\n".join(("```sh", *lines, "```"))
+    assert [wrong(words) for words in commands(text)] == [["--sead"], ["samle"]]
 
 
 @pytest.mark.slow
