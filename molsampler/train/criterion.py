@@ -25,7 +25,8 @@ A generator of a range of temperatures is judged at several (:class:`Case`), fro
 it is selected by is the mean over them.
 
 **ESS** is the effective share of the weights of a generator that knows its density. It needs no population
-and sees what the draws themselves reach.
+and sees what the draws themselves reach; the same share by the weights of the chains
+(:attr:`Evaluation.ess_of_chains`) is for the verdict, for it sees where chains are and no draw is.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from ..mcmc import mala
 from ..mcmc.divergence import require_bounded
 from ..mcmc.refine import Tuning, refine
 from ..nn.generators import Generator
+from ..nn.generators.density import DensityGenerator
 from ..space import MeanFree, Space
 from ..target import COORDINATE_LIMIT, Target
 
@@ -55,6 +57,9 @@ _OBSERVABLES = 32
 
 #: Rows of the population compared with at most.
 _ROWS = 16384
+
+#: Chains at most whose density is asked for.
+_CHAINS = 8192
 
 #: Draws computed at once, where they may be many.
 _AT_ONCE = 16384
@@ -149,13 +154,15 @@ class Case:
     target : the density there
     discrepancy : from the population there, None without one
     temperature : None for generators of one
-    step_size : first guess of that of the MALA steps, None where nothing is known
+    tuning : first guess of the MALA kernel, None where nothing is known
+    chains : the population there, None without one
     """
 
     target: Target
     discrepancy: Discrepancy | None
     temperature: float | None = None
-    step_size: float | None = None
+    tuning: Tuning | None = None
+    chains: mala.State | None = None
 
     def of(self, generator: Generator) -> Generator:
         """The generator at the case's temperature."""
@@ -191,6 +198,9 @@ class Evaluation:
     log_z_error: float | None = None
     max_weight: float | None = None
     """Largest share that one draw has in the sum of weights."""
+    ess_of_chains: float | None = None
+    """Effective share of weights by those of the population's chains, which sees modes that no draw is in;
+    None where it is not known."""
 
     @classmethod
     def mean(cls, parts: Sequence[Evaluation]) -> Evaluation:
@@ -240,12 +250,14 @@ def evaluate(
     discrepancy: Discrepancy | None,
     samples: int,
     steps: int,
-    step_size: float | None,
     rng: torch.Generator,
+    tuning: Tuning | None = None,
+    chains: mala.State | None = None,
 ) -> Evaluation:
     """Judge a generator by ``samples`` draws and the same after ``steps`` MALA steps.
 
-    ``step_size`` is a first guess, by default from the spread of the samples.
+    ``tuning`` is a first guess of their kernel, by default from the spread of the samples; ``chains`` are the
+    population, for the density of a generator that knows it.
 
     Raises
     ------
@@ -258,8 +270,8 @@ def evaluate(
     chain = mala.init(x, target)
     before = chain.energy
     far, far_error = (None, None) if discrepancy is None else discrepancy(x, before)
-    guess = step_size or max(1e-3 * float(x.var()), 1e-8)
-    refined = refine(chain, target, steps=steps, tuning=Tuning(guess), generator=rng, adaptive=True)
+    guess = tuning or Tuning(max(1e-3 * float(x.var()), 1e-8))
+    refined = refine(chain, target, steps=steps, tuning=guess, generator=rng, adaptive=True)
     after = refined.state.energy
     require_bounded(after, x[0].numel(), "refined samples")
     # One sample in collision must cost, not decide: energies end at the refined range, widened.
@@ -290,6 +302,7 @@ def evaluate(
         broken=int((~whole).sum()),
         samples=samples,
         **_of_weights(weights),
+        ess_of_chains=_ess_of_chains(generator, chains, weights),
     )
 
 
@@ -379,3 +392,27 @@ def calibrate(
         if abs(move) < reach:
             break
     return centre if distance(centre) < uncalibrated else 1.0
+
+
+def _ess_of_chains(
+    generator: Generator, chains: mala.State | None, weights: Tensor | None
+) -> float | None:
+    r"""Effective share of weights by chains of the target, :math:`Z / E_p[w]`, with Z by the draws.
+
+    The mean square of the weights over draws is Z times their mean over the target; chains have weights where
+    no draw falls. The largest thousandth of those is cut, so that more than a chain has to say so.
+    """
+    if chains is None or weights is None or not isinstance(generator, DensityGenerator):
+        return None
+    if generator.evaluations_per_sample > 1:
+        return None
+    stride = max(1, -(-len(chains.energy) // _CHAINS))
+    x, energy = chains.position[::stride], chains.energy[::stride]
+    with torch.no_grad():
+        density = torch.cat([generator.log_prob(part) for part in torch.split(x, 1024)])
+    theirs = -(energy.double() + density.double().nan_to_num(nan=-math.inf)).cpu()
+    highest = theirs.sort()[0][int(0.999 * (len(theirs) - 1))]
+    if not math.isfinite(highest):
+        return 0.0
+    mean = log_mean(theirs.clamp(max=highest)).value
+    return min(1.0, math.exp(min(0.0, log_mean(weights).value - mean)))

@@ -13,6 +13,7 @@ from ..errors import DivergenceError, FileFormatError, UnboundedEnergyError
 from ..estimate import Estimate, log_mean
 from ..mcmc import log_normaliser
 from ..mcmc.divergence import require_bounded
+from ..mcmc.refine import Tuning
 from ..nn.generators import Generator
 from ..objectives import Objective, State
 from ..sampler.verdict import Verdict
@@ -154,7 +155,8 @@ class Trainer:
                     discrepancy=case.discrepancy,
                     samples=max(10, samples // len(cases)),
                     steps=self.config.evaluate_steps,
-                    step_size=case.step_size,
+                    tuning=case.tuning,
+                    chains=case.chains,
                     rng=rng,
                 )
                 for case in cases
@@ -218,17 +220,22 @@ class Trainer:
             require_bounded(population.state.energy, space.dof, "chains")
         if known is None or self.at is None:
             discrepancy = None if population is None else Discrepancy(population.state, space)
-            step_size = None if population is None else population.step_size or None
-            return [Case(self.target, discrepancy, step_size=step_size)]
+            if population is None:
+                return [Case(self.target, None)]
+            tuning = (
+                Tuning(population.step_size, population.scale) if population.step_size else None
+            )
+            return [Case(self.target, discrepancy, tuning=tuning, chains=population.state)]
         cases = []
         for temperature in known.spread(JUDGED):
             target = self.target.counting(self.at(torch.tensor(temperature)))
-            discrepancy = step_size = None
+            discrepancy = tuning = None
             if population is not None:
                 there = population.at(temperature, target)
                 discrepancy = Discrepancy(there.state, space)
-                step_size = there.step_size * temperature / known.middle or None
-            cases.append(Case(target, discrepancy, temperature, step_size))
+                step_size = there.step_size * temperature / known.middle
+                tuning = Tuning(step_size, there.scale) if step_size else None
+            cases.append(Case(target, discrepancy, temperature, tuning))
         return cases
 
     def _select(self, parts: list[Evaluation], cases: list[Case]) -> None:

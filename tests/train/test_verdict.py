@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from molsampler.estimate import Estimate
 from molsampler.mcmc import mala
+from molsampler.mcmc.refine import Tuning
 from molsampler.nn.generators import Draw, Sampling
 from molsampler.nn.generators.density import log_weight as log_weight_of
+from molsampler.nn.generators.spline import SplineConfig
 from molsampler.sampler.verdict import Verdict
 from molsampler.space import Euclidean
+from molsampler.target import System
 from molsampler.train.criterion import Discrepancy, evaluate
 from molsampler.train.verdict import verdict_of, with_annealing
 
@@ -45,7 +49,7 @@ def judged(change, *, population=True, log_weight=None):
         discrepancy=Discrepancy(mala.init(chains, target), target.space) if population else None,
         samples=10_000,
         steps=20,
-        step_size=0.3,
+        tuning=Tuning(0.3),
         rng=torch.Generator().manual_seed(1),
     )
     return verdict_of(found)
@@ -154,3 +158,50 @@ def test_draws_of_no_finite_energy_have_no_weight(fill) -> None:
     energy = torch.tensor([1.0, fill, 2.0])
     assert log_weight_of(energy, torch.zeros(3)).tolist() == [-1.0, -torch.inf, -2.0]
     assert log_weight_of(torch.ones(3), torch.tensor([0.0, fill, 0.0]))[1] == -torch.inf
+
+
+class TwoModes(System):
+    """Equal mixture of unit Gaussians at the origin and at (9, 0, 0, 0)."""
+
+    name, concurrent = "two-modes", True
+
+    def __init__(self) -> None:
+        self.space = Euclidean(1, 4)
+
+    def _energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        centres = torch.zeros(2, 1, 4, dtype=x.dtype)
+        centres[1, 0, 0] = 9.0
+        away = x[:, None] - centres
+        log_part = -0.5 * away.square().sum((2, 3))
+        share = log_part.softmax(1)[..., None, None]
+        return -torch.logsumexp(log_part, 1), -(share * away).sum(1)
+
+
+@pytest.mark.parametrize("missed", [False, True])
+def test_a_mode_that_only_the_chains_are_in_is_noticed(missed) -> None:
+    target = TwoModes()
+    g = torch.Generator().manual_seed(0)
+    chains = torch.randn(8192, 1, 4, generator=g)
+    near = chains[:4096].clone()
+    chains[4096:, 0, 0] += 9.0
+    flow = SplineConfig(layers=1, width=4, bins=4, marginal_bins=24).build(target.space)
+    flow.start_from(near if missed else chains)
+    found = evaluate(
+        flow,
+        target,
+        discrepancy=None,
+        samples=10_000,
+        steps=2,
+        tuning=Tuning(0.3),
+        chains=mala.init(chains, target),
+        rng=g,
+    )
+    verdict = verdict_of(found)
+    # Where the flow has one mode its own draws say that all is well.
+    assert found.ess is not None
+    assert found.ess > 0.5
+    assert verdict.usable is not missed
+    assert ("hardly a draw is where a part of the chains are" in verdict.sentence) is missed
+    if not missed:
+        # Two ways to the same number.
+        assert found.ess_of_chains == pytest.approx(found.ess, rel=0.2)
