@@ -20,10 +20,9 @@ from torch import Tensor
 
 from molsampler.errors import InputError
 from molsampler.mcmc import adapt, mala
-from molsampler.mcmc.population import SCALE_EVERY
 from molsampler.mcmc.refine import FIRST_STEP, refine, tuned
-from molsampler.molecule.chart import Chart, chart_of
-from molsampler.molecule.z_matrix import has_internal_coordinates, internal_coordinates
+from molsampler.mcmc.scale import SCALE_EVERY
+from molsampler.molecule.z_matrix import chart_to_move_in
 from molsampler.samples import Samples
 from molsampler.target import System
 from molsampler.wasserstein import wasserstein2_1d
@@ -95,7 +94,7 @@ def refinement_drift(
         )
     x = system.space.project(positions.double())
     before = system.energy(x)
-    chart = _moves_of(system)
+    chart = chart_to_move_in(system)
     x = chart.coordinates(x)
     tuning = tuned(x[:adaptation_chains], chart.target, steps=adaptation_steps, generator=generator)
     refined = refine(
@@ -161,7 +160,7 @@ def equal_budget_monte_carlo(
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     like = torch.zeros((), dtype=torch.float64)
-    chart = _moves_of(system)
+    chart = chart_to_move_in(system)
     target = chart.target
     scale = spread if chart.internal is None else 1.0
     state = mala.init(scale * target.space.randn(n, generator=generator, like=like), target)
@@ -199,13 +198,6 @@ def equal_budget_monte_carlo(
         seconds=round(time.perf_counter() - started, 3),
         acceptance=acceptance,
         step_size=float(adaptation.step_size),
-    )
-
-
-def _moves_of(system: System) -> Chart:
-    """The coordinates in which Monte Carlo moves best: a molecule's internal ones, else positions."""
-    return chart_of(
-        system, internal_coordinates(system) if has_internal_coordinates(system) else None
     )
 
 

@@ -24,6 +24,7 @@ from ..target import Target
 from . import adapt, ais, mala, smc
 from .divergence import UNREST, FallWatch, require_finite
 from .ladder import Ladder, at_temperature, exchange
+from .scale import SCALE_EVERY
 
 #: Levels of annealing that are expected before the first two are known: five for a mixture, eight for small
 #: molecules, twenty for clusters of some ten particles, thirty of fifty.
@@ -31,9 +32,6 @@ EXPECTED_LEVELS = 20
 
 #: Transitions of the equilibration between looks at the median energy.
 _WATCH_EVERY = 50
-
-#: Transitions of its first half between measurements of the lengths of coordinates.
-SCALE_EVERY = 10
 
 
 class Gaussian:

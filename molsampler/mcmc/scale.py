@@ -14,6 +14,9 @@ from torch import Tensor
 
 from ..space import Space
 
+#: Transitions between measurements, where a kernel is tuned for long.
+SCALE_EVERY = 10
+
 #: Share of the chains, of the largest derivatives, left out: a collision would decide otherwise.
 _LEFT_OUT = 0.01
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..target import System
+from .chart import Chart, chart_of
 from .graph import Bonds, distances, neighbours
 from .internal_coordinates import InternalCoordinates, InternalTarget
 
@@ -58,6 +59,13 @@ def why_no_internal_coordinates(system: System) -> str:
         if float(arms[0] @ arms[1]) < _STRAIGHT:
             return f"has a straight angle at its atoms {atom}, {bonded}, {angle}"
     return ""
+
+
+def chart_to_move_in(system: System) -> Chart:
+    """The coordinates in which Monte Carlo moves best: a molecule's internal ones, else positions."""
+    return chart_of(
+        system, internal_coordinates(system) if has_internal_coordinates(system) else None
+    )
 
 
 def internal_coordinates(system: System) -> InternalCoordinates:

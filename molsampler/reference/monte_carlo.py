@@ -1,4 +1,7 @@
-"""Reference Monte Carlo: many MALA chains in one batch, plain or with parallel tempering."""
+"""Reference Monte Carlo: many MALA chains in one batch, plain or with parallel tempering.
+
+Chains of a molecule move in its internal coordinates, each at its own pace (:mod:`molsampler.mcmc.scale`).
+"""
 
 from __future__ import annotations
 
@@ -10,32 +13,44 @@ import torch
 from torch import Tensor
 
 from ..mcmc import adapt, mala, tempering
-from ..target import System
+from ..mcmc.scale import SCALE_EVERY
+from ..molecule.chart import Chart
 
 #: Transitions of each round of step-size adaptation; none of them is kept.
 ADAPTATION_STEPS = 300
 
 
 class MalaChains:
-    """MALA chains from ``starts``, shape ``(chain, n, d)``, sharing one adapted step size."""
+    """MALA chains from ``starts``, shape ``(chain, n, d)``, sharing one adapted kernel, in the coordinates of
+    a chart."""
 
-    def __init__(self, system: System, starts: Tensor, *, generator: torch.Generator):
-        self.system, self.replicas, self.generator = system, len(starts), generator
-        self.state = mala.init(starts.double(), system)
+    def __init__(self, chart: Chart, starts: Tensor, *, generator: torch.Generator):
+        self.chart, self.replicas, self.generator = chart, len(starts), generator
+        self.state = mala.init(chart.coordinates(starts.double()), chart.target)
         self.step_size = 0.01
+        self.scale: Tensor | None = None
         self.steps, self.stride = 0, 10
         self._accepted, self._tried = 0.0, 0
         self.retune()
 
     def retune(self) -> None:
-        """Adapt the step size to where the chains are now, then freeze it."""
-        self.state, self.step_size = adapt.adapt_step_size(
-            self.state,
-            self.system,
-            steps=ADAPTATION_STEPS,
-            step_size=self.step_size,
-            generator=self.generator,
-        )
+        """Adapt the kernel to where the chains are now, then freeze it."""
+        target = self.chart.target
+        adaptation = adapt.init(self.step_size)
+        for k in range(ADAPTATION_STEPS):
+            if k % SCALE_EVERY == 0:
+                adaptation = adaptation.scaled_to(
+                    self.state.position, self.state.score, target.space
+                )
+            self.state, info = mala.step(
+                self.state,
+                target,
+                step_size=float(adaptation.step_size),
+                generator=self.generator,
+                scale=adaptation.scale,
+            )
+            adaptation = adapt.update(adaptation, info.acceptance)
+        self.step_size, self.scale = float(adaptation.step_size), adaptation.scale
         self.steps += ADAPTATION_STEPS
         self._accepted, self._tried = 0.0, 0
 
@@ -43,7 +58,11 @@ class MalaChains:
         """Run ``steps`` transitions of every chain."""
         for _ in range(steps):
             self.state, info = mala.step(
-                self.state, self.system, step_size=self.step_size, generator=self.generator
+                self.state,
+                self.chart.target,
+                step_size=self.step_size,
+                generator=self.generator,
+                scale=self.scale,
             )
         self._accepted += float(info.acceptance.mean()) if steps else 0.0
         self._tried += 1
@@ -54,6 +73,7 @@ class MalaChains:
         counters = [self.step_size, self.steps, self._accepted, self._tried]
         return {
             **self.state._asdict(),
+            **({} if self.scale is None else {"scale": self.scale}),
             "counters": torch.tensor(counters, dtype=torch.float64),
         }
 
@@ -62,10 +82,11 @@ class MalaChains:
         self.state = mala.State(*(state[name] for name in mala.State._fields))
         step_size, steps, self._accepted, tried = state["counters"].tolist()
         self.step_size, self.steps, self._tried = step_size, int(steps), int(tried)
+        self.scale = state.get("scale")
 
     def read(self) -> Tensor:
         """Positions ``(1, chain, n, d)`` in float64."""
-        return self.state.position[None]
+        return _positions(self.chart, self.state.position[None], seed=self.steps)
 
     def describe(self) -> dict[str, Any]:
         """What was run, for the provenance of the samples."""
@@ -81,41 +102,49 @@ class TemperedChains:
     """Parallel tempering with MALA: ``starts`` ``(chain, n, d)`` on every rung of a ladder.
 
     Rungs fall geometrically in inverse temperature from 1 to ``1 / hottest``; each has its own
-    adapted step size.
+    adapted step size, and all the lengths of coordinates of the coldest.
     """
 
     def __init__(
         self,
-        system: System,
+        chart: Chart,
         starts: Tensor,
         *,
         hottest: float,
         rungs: int,
         generator: torch.Generator,
     ):
-        self.system, self.replicas, self.generator = system, len(starts), generator
+        self.chart, self.replicas, self.generator = chart, len(starts), generator
         self.hottest, self.rungs = hottest, rungs
         beta = tempering.geometric_ladder(rungs, hottest=hottest).double()
-        x = starts.double().expand(rungs, *starts.shape).contiguous()
-        self.state = tempering.init(x, system, beta)
+        x = chart.coordinates(starts.double())
+        x = x.expand(rungs, *x.shape).contiguous()
+        self.state = tempering.init(x, chart.target, beta)
         self.step_size = 0.01 / beta
+        self.scale: Tensor | None = None
         self.steps, self.stride = 0, 10
         self._moves: list[Tensor] = []
         self._exchanges: list[Tensor] = []
         self.retune()
 
     def retune(self) -> None:
-        """Adapt every rung's step size to where its chains are now, then freeze them."""
+        """Adapt every rung's kernel to where its chains are now, then freeze them."""
+        target = self.chart.target
         adaptation = adapt.init(self.step_size)
-        for _ in range(ADAPTATION_STEPS):
+        for k in range(ADAPTATION_STEPS):
+            if k % SCALE_EVERY == 0:
+                adaptation = adaptation.scaled_to(
+                    self.state.position[0], self.state.score[0], target.space
+                )
             self.state, info = tempering.step(
                 self.state,
-                self.system,
+                target,
                 step_size=adaptation.step_size[:, None],
                 generator=self.generator,
+                scale=adaptation.scale,
             )
             adaptation = adapt.update(adaptation, info.move.acceptance.T)
-        self.step_size = adaptation.step_size
+        self.step_size, self.scale = adaptation.step_size, adaptation.scale
         self.steps += ADAPTATION_STEPS
         self._moves, self._exchanges = [], []
 
@@ -124,9 +153,10 @@ class TemperedChains:
         for _ in range(steps):
             self.state, info = tempering.step(
                 self.state,
-                self.system,
+                self.chart.target,
                 step_size=self.step_size[:, None],
                 generator=self.generator,
+                scale=self.scale,
             )
             self._exchanges.append(info.exchanged)
         if steps:
@@ -137,6 +167,7 @@ class TemperedChains:
         """Everything that :meth:`load` needs to continue."""
         return {
             **{name: torch.as_tensor(value) for name, value in self.state._asdict().items()},
+            **({} if self.scale is None else {"scale": self.scale}),
             "step_size": self.step_size,
             "steps": torch.tensor(self.steps),
             "moves": torch.stack(self._moves) if self._moves else torch.empty(0),
@@ -148,11 +179,12 @@ class TemperedChains:
         position, energy, score, beta = (state[k] for k in ("position", "energy", "score", "beta"))
         self.state = tempering.State(position, energy, score, beta, int(state["sweep"]))
         self.step_size, self.steps = state["step_size"], int(state["steps"])
+        self.scale = state.get("scale")
         self._moves, self._exchanges = list(state["moves"]), list(state["exchanges"])
 
     def read(self) -> Tensor:
         """Positions ``(rung, chain, n, d)`` in float64, the coldest rung first."""
-        return self.state.position
+        return _positions(self.chart, self.state.position, seed=self.steps)
 
     def describe(self) -> dict[str, Any]:
         """What was run, for the provenance of the samples."""
@@ -167,3 +199,11 @@ class TemperedChains:
             "accepted_exchanges": [value if math.isfinite(value) else 0.0 for value in exchanges],
             "energy_evaluations": self.steps * self.replicas * self.rungs,
         }
+
+
+def _positions(chart: Chart, x: Tensor, *, seed: int) -> Tensor:
+    """Positions ``(*b, n, d)`` of coordinates ``(*b, ...)`` of a chart, turned at random where it knows no
+    orientation; the turns are the same at every reading."""
+    flat = chart.positions(x.flatten(0, -3))
+    turned = chart.oriented(flat, generator=torch.Generator().manual_seed(seed))
+    return turned.reshape(*x.shape[:-2], *turned.shape[1:])

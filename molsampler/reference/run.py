@@ -39,6 +39,7 @@ from torch import Tensor
 from .. import memory
 from ..errors import InputError
 from ..mcmc import convergence
+from ..molecule.z_matrix import chart_to_move_in
 from ..target import System
 from ..wellposed import require_well_posed
 from .dynamics import bonds_of
@@ -533,8 +534,9 @@ def _mcmc(request: _Request, exchange: bool | str) -> _Run:
     from .monte_carlo import MalaChains, TemperedChains
 
     starts = dispersed_starts(request.system, request.replicas, generator=request.generator)
+    chart = chart_to_move_in(request.system)
     if exchange is not True:
-        run = _Run(request, lambda: MalaChains(request.system, starts, generator=request.generator))
+        run = _Run(request, lambda: MalaChains(chart, starts, generator=request.generator))
         patient = exchange is False
         budget = request.max_steps if patient else request.max_steps // 5
         if run.equilibrate(budget, patient=patient) or patient:
@@ -545,7 +547,7 @@ def _mcmc(request: _Request, exchange: bool | str) -> _Run:
     for hottest in ladder:
         make = partial(
             TemperedChains,
-            request.system,
+            chart,
             starts[: min(request.replicas, TEMPERED_CHAINS)],
             hottest=hottest,
             rungs=_rungs(request.system, hottest),
