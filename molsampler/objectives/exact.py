@@ -10,7 +10,12 @@ For a generator whose density q is known three losses can be mixed, by weights:
     cut to a multiple of their median norm: a draw in collision would decide otherwise. ``estimator: path``
     takes its path gradient, at :math:`x = g_\theta(z)` the derivative of :math:`\log q + u` with respect to x
     alone, carried back to :math:`\theta`; what is left out has mean zero, and what remains vanishes row by
-    row where q = p, and is noisier far from there (Roeder et al., arXiv 1703.09194).
+    row where q = p, and is noisier far from there (Roeder et al., arXiv 1703.09194). Both move draws, and
+    so mass, only where draws are: between modes along bridges, whose rows are left out or cut.
+    ``estimator: score`` needs no forces, :math:`-E_q[\delta \nabla_\theta \log q(x)]` with :math:`\delta`
+    the log weight less its mean, cut at ``clip``: the gradient of half the variance of the log weights
+    (Richter et al., arXiv 2010.10436). It raises a mode that has too little wherever it lies, and its noise
+    vanishes with :math:`\delta`.
 ``weighted``
     :math:`-\sum_i \bar w_i \log q(x_i)` on the same draws, weights :math:`w = e^{-u}/q` held fixed, the
     largest ``cut`` of them cut (Noé et al., Science 365, eaaw1147 (2019); Midgley et al., arXiv 2208.01893).
@@ -68,7 +73,7 @@ class ExactConfig(ObjectiveConfig):
     forward_later: float = Field(0.5, ge=0)
     reverse: float = Field(1.0, ge=0)
     weighted: float = Field(0.0, ge=0)
-    estimator: Literal["path", "total"] = "total"
+    estimator: Literal["path", "total", "score"] = "total"
     trim: float = Field(0.1, ge=0, lt=1)
     clip: float = Field(3.0, gt=0)
     cut: float = Field(0.01, ge=0, lt=1)
@@ -209,7 +214,8 @@ class Exact(NetworkObjective):
     ) -> tuple[Tensor, Population, Metrics]:
         """Losses on fresh draws, the population after it was offered them, and what to log."""
         config = self.config
-        reverse = learn and config.reverse > 0
+        by_score = config.estimator == "score"
+        reverse = learn and config.reverse > 0 and not by_score
         with torch.set_grad_enabled(reverse):
             x, own = self._run.sample(config.draws, generator=work.rng)
             at = x.detach().clamp(-COORDINATE_LIMIT, COORDINATE_LIMIT).nan_to_num()
@@ -234,6 +240,10 @@ class Exact(NetworkObjective):
             if config.estimator == "total":
                 each = each + own[kept]
             loss = loss + config.reverse * each.mean()
+        if learn and config.reverse > 0 and by_score:
+            delta = (weight[usable] - weight[usable].median()).clamp(-config.clip, config.clip)
+            log_q = self._run.log_prob(at[usable])
+            loss = loss - config.reverse * ((delta - delta.mean()).to(log_q) * log_q).mean()
         if learn and config.weighted:
             highest = weight[usable].quantile(1 - config.cut)
             share = weight.clamp(max=highest).masked_fill(~usable, -torch.inf).softmax(0)

@@ -77,4 +77,6 @@ def test_energies_are_as_many_as_stated() -> None:
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(100, 1, 2, generator=rng)
     annealing_weights(counted, x, n=64, levels=7, generator=rng)
-    assert counted.evaluations == evaluations(64, 7) == 64 * 7 + PILOT[0] * (PILOT[1] + 1)
+    assert (
+        counted.evaluations == evaluations(64, 7) == 64 * 7 + PILOT[0] * (1 + PILOT[1] * PILOT[2])
+    )
