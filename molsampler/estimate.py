@@ -14,6 +14,7 @@ the proposal misses is in none of them.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -61,6 +62,14 @@ def log_mean(log_weights: Tensor) -> Estimate[float]:
     relative = _scaled(log_weights)
     relative = relative / relative.mean() - 1
     return Estimate(value, math.sqrt(float(relative.square().sum()) / (n * (n - 1))))
+
+
+def log_of_mean(parts: Sequence[Estimate[float]]) -> Estimate[float]:
+    """Log of the mean of independent positive numbers, of which logarithms with their errors are given."""
+    logs = torch.tensor([part.value for part in parts], dtype=torch.float64)
+    errors = torch.tensor([part.se for part in parts], dtype=torch.float64)
+    value = float(torch.logsumexp(logs, 0)) - math.log(len(parts))
+    return Estimate(value, float((logs.softmax(0) * errors).square().sum().sqrt()))
 
 
 def mean(values: Tensor, log_weights: Tensor | None = None) -> Estimate[Tensor]:

@@ -4,9 +4,8 @@ A route to log Z that owes nothing to a generator: given configurations set the 
 start alone, and :math:`E[w] = Z / Z_0` holds for any. It is good for what its path reaches. Coordinates run
 in units of their widths; those that go round start uniform, on a mean-free space all have one width.
 
-Levels lie at :math:`\lambda = (k / K)^3`, close where collisions are switched on. The kernel is tuned along the
-path on chains of its own: LJ-13 wants steps from 1e-2 to 1e-4, and one size for all levels gives a tenth of the
-effective draws.
+Levels lie at :math:`\lambda = (k / K)^3`, close where collisions are switched on. The kernel is tuned along
+the path on chains of its own: with one step size for all levels LJ-13 gives a tenth of the effective draws.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ Over a range of temperatures every row has one, and neighbours exchange (:mod:`m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -17,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..errors import FileFormatError, UnboundedEnergyError
+from ..estimate import Estimate, log_of_mean
 from ..frozen import Frozen
 from ..molecule.molecule import Molecule
 from ..space import Space
@@ -40,6 +42,11 @@ class Gaussian:
     def __init__(self, space: Space, std: float):
         self.space, self.std = space, std
 
+    @property
+    def log_normaliser(self) -> float:
+        """In orthonormal coordinates of the space."""
+        return 0.5 * self.space.dof * math.log(2 * math.pi * self.std**2)
+
     def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return 0.5 * (x / self.std).square().sum(dim=(-2, -1)), -x / self.std**2
 
@@ -54,6 +61,11 @@ class GaussianChain(Gaussian):
         super().__init__(space, std)
         root = molecule.chain_root() + 1.0 / space.shape[0]
         self.root, self.precision = root, np.linalg.inv(root @ root)
+
+    @property
+    def log_normaliser(self) -> float:
+        # Along the mean, which a space may leave out, the root is one.
+        return super().log_normaliser + self.space.shape[1] * float(np.linalg.slogdet(self.root)[1])
 
     def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
         precision = torch.as_tensor(self.precision, dtype=x.dtype, device=x.device)
@@ -97,12 +109,15 @@ class Population(NamedTuple):
 
     Over a range of temperatures ``temperature`` ``(n,)`` has those of the rows, whose energies and scores are
     those at it, and the step size is that at the middle of the range.
+
+    ``log_z`` is log Z by the annealing that made them, None where it is not known.
     """
 
     state: mala.State
     step_size: float
     temperature: Tensor | None = None
     scale: Tensor | None = None
+    log_z: Estimate[float] | None = None
 
     def at(self, temperature: float, target: Target) -> Population:
         """What a population over temperatures says of one of them, whose density ``target`` is."""
@@ -113,17 +128,19 @@ class Population(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence[Population]) -> Population:
-        """One population of several, in their order; step size and lengths are their means."""
+        """One population of several, in their order; step size, lengths and Z are their means."""
         if len(parts) == 1:
             return parts[0]
         fields = zip(*(part.state for part in parts), strict=True)
         rows = [part.temperature for part in parts if part.temperature is not None]
         scales = [part.scale for part in parts if part.scale is not None]
+        found = [part.log_z for part in parts if part.log_z is not None]
         return cls(
             mala.State(*(torch.cat(field) for field in fields)),
             sum(part.step_size for part in parts) / len(parts),
             torch.cat(rows) if rows else None,
             torch.stack(scales).mean(0) if scales else None,
+            log_of_mean(found) if len(found) == len(parts) else None,
         )
 
     def put(
@@ -133,6 +150,9 @@ class Population(NamedTuple):
         for key, value in self.state._asdict().items():
             tensors[f"{prefix}population/{key}"] = value
         numbers[f"{prefix}population_step"] = self.step_size
+        if self.log_z is not None:
+            numbers[f"{prefix}population_log_z"] = self.log_z.value
+            numbers[f"{prefix}population_log_z_error"] = self.log_z.se
         for name in ("temperature", "scale"):
             held = getattr(self, name)
             if held is not None:
@@ -151,11 +171,14 @@ class Population(NamedTuple):
         """
         try:
             fields = {key: tensors[f"{prefix}population/{key}"] for key in mala.State._fields}
+            known = numbers.get(f"{prefix}population_log_z")
+            error = numbers.get(f"{prefix}population_log_z_error", math.inf)
             return cls(
                 mala.State(**fields),
                 float(numbers[f"{prefix}population_step"]),
                 tensors.get(f"{prefix}population/temperature"),
                 tensors.get(f"{prefix}population/scale"),
+                None if known is None else Estimate(float(known), float(error)),
             )
         except KeyError as error:
             raise FileFormatError(f"the checkpoint does not hold {error}") from None
@@ -173,13 +196,15 @@ class Progress(NamedTuple):
 class State(NamedTuple):
     """A population in the making, between two moves of all its chains.
 
-    First ``annealing`` is there, then ``chains``, of which ``steps`` moves have been made.
+    First ``annealing`` is there, then ``chains``, of which ``steps`` moves have been made, and ``log_z`` by
+    the annealing.
     """
 
     annealing: smc.State | None
     chains: mala.State | None
     adaptation: adapt.Adaptation
     steps: int = 0
+    log_z: Estimate[float] | None = None
 
     def flatten(self) -> dict[str, Tensor | float | int]:
         """Tensors and numbers by name."""
@@ -189,6 +214,8 @@ class State(NamedTuple):
         if self.chains is not None:
             for name, value in self.chains._asdict().items():
                 flat[f"chains/{name}"] = value
+        if self.log_z is not None:
+            flat |= {"log_z": self.log_z.value, "log_z_error": self.log_z.se}
         return flat
 
     @classmethod
@@ -207,7 +234,10 @@ class State(NamedTuple):
                 annealing = annealing_of(flat, adaptation)
             else:
                 chains = mala.State(*(flat[f"chains/{name}"] for name in mala.State._fields))
-            return cls(annealing, chains, adaptation, int(flat["steps"]))
+            log_z = None
+            if "log_z" in flat:
+                log_z = Estimate(float(flat["log_z"]), float(flat["log_z_error"]))
+            return cls(annealing, chains, adaptation, int(flat["steps"]), log_z)
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(
                 f"the checkpoint does not hold a population in the making: {error}"
@@ -226,6 +256,7 @@ def flat_annealing(run: smc.State) -> dict[str, Tensor | float | int]:
     particles = run.particles
     flat["annealing/position"] = particles.position
     flat["annealing/log_weight"] = particles.log_weight
+    flat["annealing/ancestor"] = run.ancestor
     for end in (0, 1):
         flat[f"annealing/energy{end}"] = particles.energies[end]
         flat[f"annealing/score{end}"] = particles.scores[end]
@@ -241,7 +272,10 @@ def annealing_of(flat: Mapping[str, Any], adaptation: adapt.Adaptation) -> smc.S
         (flat["annealing/score0"], flat["annealing/score1"]),
     )
     return smc.State(
-        particles, adaptation, **{name: flat[f"annealing/{name}"] for name in _ANNEALING}
+        particles,
+        adaptation,
+        flat["annealing/ancestor"],
+        **{name: flat[f"annealing/{name}"] for name in _ANNEALING},
     )
 
 
@@ -334,7 +368,11 @@ class Equilibration:
             require_finite(chains.energy, "annealed chains")
             self._settled(chains.energy)
             adaptation = adapt.init(done.step_size)._replace(scale=run.adaptation.scale)
-            return State(None, chains, adaptation)
+            log_z = None
+            if self.ladder is None:
+                ratio = smc.log_normaliser_ratio(run)
+                log_z = Estimate(ratio.value + self.base.log_normaliser, ratio.se)
+            return State(None, chains, adaptation, log_z=log_z)
         adaptation = state.adaptation
         chains = cast(mala.State, state.chains)
         target = self._rows(chains.position)
@@ -355,7 +393,7 @@ class Equilibration:
         steps = state.steps + 1
         if steps % _WATCH_EVERY == 0 or steps == config.equilibration:
             self._settled(chains.energy)
-        return State(None, chains, adaptation, steps)
+        return state._replace(chains=chains, adaptation=adaptation, steps=steps)
 
     def _watch(self, energy: Tensor) -> None:
         """Look at the target's energies ``(b,)`` of chains that are being annealed."""
@@ -366,7 +404,7 @@ class Equilibration:
         """What a finished state holds."""
         chains, step_size = cast(mala.State, state.chains), float(state.adaptation.step_size)
         rows = None if self.ladder is None else self.ladder.rows(self.size, like=chains.energy)
-        return Population(chains, step_size, rows, state.adaptation.scale)
+        return Population(chains, step_size, rows, state.adaptation.scale, state.log_z)
 
     def unflatten(self, flat: Mapping[str, Any]) -> State:
         """See :meth:`State.unflatten`."""
@@ -458,7 +496,7 @@ def refresh_rows(
 ) -> tuple[Population, float]:
     """:func:`refresh` of a population over temperatures: whole ladders of about ``count`` rows, which then
     exchange once; and the share of exchanges that were accepted."""
-    state, base, temperature, scale = population
+    state, base, scale = population.state, population.step_size, population.scale
     n, nodes = len(state.energy), ladder.nodes
     count = max(count // nodes, 1) * nodes
     index = (torch.arange(count, device=state.energy.device) + iteration * count) % n
@@ -473,4 +511,4 @@ def refresh_rows(
     moved = mala.State(
         *(field.index_copy(0, index, new) for field, new in zip(state, part, strict=True))
     )
-    return Population(moved, base, temperature, scale), rate
+    return population._replace(state=moved), rate
