@@ -9,7 +9,8 @@ import torch
 from mcmc.densities import Bimodal, Gaussian, Wall, correlated, moment_z, standard
 
 from molsampler.mcmc import ais, mala, population, smc
-from molsampler.space import Euclidean
+from molsampler.molecule.molecule import Molecule
+from molsampler.space import Euclidean, MeanFree
 
 
 def generator(seed: int) -> torch.Generator:
@@ -229,3 +230,15 @@ def test_the_increments_of_smc_are_log_z_within_an_error_from_families() -> None
     assert abs(float(spread.mean())) < 4 * float(spread.std()) / 40**0.5
     # Control: a ratio off by a third of a unit.
     assert abs(float((spread + 0.33 / found.se).mean())) > 1
+
+
+def test_the_normaliser_of_a_gaussian_chain_is_that_of_its_covariance() -> None:
+    molecule = Molecule(types=(0, 0, 1), bonds=((0, 1), (1, 2)))
+    space = MeanFree(3, 3)
+    chain = population.GaussianChain(space, 0.4, molecule)
+    x = chain.sample(200_000, generator=generator(0), like=torch.empty(0, dtype=torch.float64))
+    # Orthonormal coordinates of the mean-free space, of one dimension: the three are alike.
+    basis = torch.linalg.qr(torch.tensor([[1.0, 1, 1], [1, 0, 0], [0, 1, 0]]).double().T)[0][:, 1:]
+    y = torch.einsum("ij,bid->bdj", basis, x).flatten(0, 1)
+    log_z = 3 * 0.5 * (2 * math.log(2 * math.pi) + float(torch.logdet(torch.cov(y.T))))
+    assert chain.log_normaliser == pytest.approx(log_z, abs=0.02)

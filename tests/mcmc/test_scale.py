@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -163,6 +165,11 @@ def test_lengths_are_kept() -> None:
     again = Population.taken(tensors, numbers)
     assert again.scale is not None
     assert torch.equal(again.scale, population.scale)
+    # And so is log Z by their annealing, here that of the Gaussian.
+    assert population.log_z is not None
+    assert again.log_z == population.log_z
+    truth = 2 * math.log(2 * math.pi) + float(WIDTHS.log().sum())
+    assert abs(population.log_z.value - truth) < 4 * population.log_z.se
     both = Population.joined([population, again])
     torch.testing.assert_close(both.scale, population.scale)
 
