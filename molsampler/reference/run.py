@@ -317,7 +317,8 @@ class _Run:
                     frames.append(self.engine.read())
                     if time.monotonic() - told > 0.2:
                         told = time.monotonic()
-                        self.request.report(done, self.request.n, message)
+                        steps = f"{message}, {self.engine.steps:,} steps"
+                        self.request.report(done, self.request.n, steps)
                 block = self._block(torch.stack(frames))
                 if self._record is not None:
                     self._record.write(block, self.engine)
