@@ -96,9 +96,11 @@ def gradient_of(objective: Exact, state: State, rounds: int) -> tuple[Tensor, Te
     return stacked.mean(0), stacked.std(0) / math.sqrt(rounds)
 
 
-def test_the_path_gradient_is_that_of_the_reverse_kl() -> None:
+@pytest.mark.parametrize("estimator", ["path", "score"])
+def test_the_gradient_is_that_of_the_reverse_kl(estimator) -> None:
     """Against the plain derivative of E[log q + u] over the same number of draws."""
     settings = {
+        "estimator": estimator,
         "trim": 0.0,
         "clip": 1e9,
         "draws": 512,
@@ -139,12 +141,14 @@ def test_the_path_gradient_is_that_of_the_reverse_kl() -> None:
     assert float(z.square().mean()) < 1.3
     # Negative control: with the sign turned they are far apart.
     assert float((((mean + plain) / spread.clamp(min=1e-30))[known]).square().mean()) > 2
-    # Near the optimum it has less noise; far from it, more.
-    assert float(error.norm()) < 0.9 * float(plain_error.norm())
+    # Near the optimum the path gradient has less noise; far from it, more.
+    assert estimator == "score" or float(error.norm()) < 0.9 * float(plain_error.norm())
 
 
-def test_the_path_gradient_vanishes_draw_by_draw_where_the_generator_is_right() -> None:
+@pytest.mark.parametrize("estimator", ["path", "score"])
+def test_the_gradient_vanishes_draw_by_draw_where_the_generator_is_right(estimator) -> None:
     settings = {
+        "estimator": estimator,
         "draw_from": 0.0,
         "reverse_from": 0.0,
         "forward_later": 0.0,
