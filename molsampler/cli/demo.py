@@ -26,7 +26,7 @@ SAMPLES = 5_000
 #: Reference samples, and configurations per draw of the metrics: what two cores compare in a minute.
 REFERENCE = 3_000
 DRAW = 1_000
-GEOMETRIC_DRAW = 150
+GEOMETRIC_DRAW = 100
 #: MALA steps that show what refinement repairs.
 REFINE = 100
 #: Frames in the trajectories; the .npz files hold all samples.
