@@ -58,8 +58,6 @@ EXACT = {
     # Annealed importance sampling of 18,000 levels, its steps tuned along the path.
     "lj13-exact": Exact(0.05, 59.946, 0.072),
 }
-PEPTIDES = ("alanine-dipeptide", "alanine-dipeptide-exact")
-ONE_STEP = (*LIMITS, "alanine-dipeptide")
 #: A draw of one of them takes a hundred passes of its network.
 CASES = [pytest.param(name, marks=[pytest.mark.slow] * (name == "lj13-exact")) for name in EXACT]
 
@@ -103,7 +101,7 @@ def failures(x: Tensor, system, name: str) -> list[str]:
 
 
 def test_every_shipped_sampler_has_limits():
-    assert set(list_pretrained()) == {*LIMITS, *PEPTIDES, *EXACT, "dw4-range"}
+    assert set(list_pretrained()) == {*LIMITS, "alanine-dipeptide", *EXACT, "dw4-range"}
 
 
 @pytest.mark.parametrize("seed", [101, 202])
@@ -164,14 +162,11 @@ def peptide_failures(energies: Tensor, angles) -> list[str]:
     return [key for key, (value, far) in PEPTIDE.items() if not abs(found[key] - value) <= far]
 
 
-@pytest.mark.parametrize("name", PEPTIDES)
-def test_the_shipped_peptide_is_whole_of_one_hand_and_in_its_basins(name):
+def test_the_shipped_peptide_is_whole_of_one_hand_and_in_its_basins():
     pytest.importorskip("openmm")
-    sampler = Sampler.load(name)
+    sampler = Sampler.load("alanine-dipeptide")
     system = sampler.system
-    samples = sampler.sample(2000 if name in ONE_STEP else 8000, seed=303, device="cpu")
-    if samples.log_weights is not None:
-        samples = samples.resample(2000, seed=1)
+    samples = sampler.sample(2000, seed=303, device="cpu")
     molecule = molecule_of(system)
     angles = molecule.ramachandran(samples.positions)
     assert peptide_failures(samples.energies, angles) == []
@@ -184,20 +179,6 @@ def test_the_shipped_peptide_is_whole_of_one_hand_and_in_its_basins(name):
     assert "mean" in peptide_failures(samples.energies * 1.1, angles)
     kept = angles[:, 0, 1] > 50
     assert "helical" in peptide_failures(samples.energies[kept], angles[kept])
-
-
-def test_the_exact_peptide_agrees_with_the_annealing_of_its_population():
-    pytest.importorskip("openmm")
-    sampler = Sampler.load("alanine-dipeptide-exact")
-    samples = sampler.sample(4000, seed=5, device="cpu")
-    assert samples.ess > 0.3 * len(samples)
-    (row,) = (each for each in sampler.card.quality if "log_z by annealing" in each)
-    gap, error = samples.log_z.value - row["log_z by annealing"], row["log_z by annealing, error"]
-    assert abs(gap) < 5 * (samples.log_z.se**2 + error**2) ** 0.5 < 0.5
-    energy = samples.expectation(lambda x: sampler.system.energy(x.double()))
-    assert abs(float(energy.value) - PEPTIDE["mean"][0]) < 0.3 + 5 * float(energy.se)
-    # Negative control: as the flow draws them, without weights, energies are too high.
-    assert float(samples.energies.median()) > float(energy.value)
 
 
 #: Mean energies U of DW-4, by ``dw4-exact`` reweighted, errors below .005 (docs/research-log.md).
