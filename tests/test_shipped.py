@@ -58,6 +58,7 @@ EXACT = {
     # Annealed importance sampling of 18,000 levels, its steps tuned along the path.
     "lj13-exact": Exact(0.05, 59.946, 0.072),
 }
+EXACT_PEPTIDE = "alanine-dipeptide-exact"
 #: A draw of one of them takes a hundred passes of its network.
 CASES = [pytest.param(name, marks=[pytest.mark.slow] * (name == "lj13-exact")) for name in EXACT]
 
@@ -101,7 +102,13 @@ def failures(x: Tensor, system, name: str) -> list[str]:
 
 
 def test_every_shipped_sampler_has_limits():
-    assert set(list_pretrained()) == {*LIMITS, "alanine-dipeptide", *EXACT, "dw4-range"}
+    assert set(list_pretrained()) == {
+        *LIMITS,
+        "alanine-dipeptide",
+        EXACT_PEPTIDE,
+        *EXACT,
+        "dw4-range",
+    }
 
 
 @pytest.mark.parametrize("seed", [101, 202])
@@ -179,6 +186,23 @@ def test_the_shipped_peptide_is_whole_of_one_hand_and_in_its_basins():
     assert "mean" in peptide_failures(samples.energies * 1.1, angles)
     kept = angles[:, 0, 1] > 50
     assert "helical" in peptide_failures(samples.energies[kept], angles[kept])
+
+
+def test_the_exact_peptide_agrees_with_the_annealing_of_its_population_and_with_md():
+    pytest.importorskip("openmm")
+    sampler = Sampler.load(EXACT_PEPTIDE)
+    system = sampler.system
+    samples = sampler.sample(1500, seed=5, device="cpu")
+    assert samples.ess > 0.6 * len(samples)
+    (row,) = (each for each in sampler.card.quality if "log_z by annealing" in each)
+    gap, error = samples.log_z.value - row["log_z by annealing"], row["log_z by annealing, error"]
+    assert abs(gap) < 5 * (samples.log_z.se**2 + error**2) ** 0.5 < 0.5
+    even = samples.resample(1500, seed=1)
+    angles = molecule_of(system).ramachandran(even.positions)
+    assert peptide_failures(even.energies, angles) == []
+    assert (signed_volumes(samples.positions, system.molecule.chiral_centres) > 0).all()
+    # Negative control: a wrong temperature.
+    assert "mean" in peptide_failures(even.energies * 1.1, angles)
 
 
 #: Mean energies U of DW-4, by ``dw4-exact`` reweighted, errors below .005 (docs/research-log.md).
