@@ -17,6 +17,7 @@ from torch import Tensor
 from molsampler.cli import main
 from molsampler.errors import MolsamplerError, UnboundedEnergyError
 from molsampler.mcmc.population import PopulationConfig, equilibrate
+from molsampler.mcmc.refine import Tuning
 from molsampler.nn.generators import Draw, Generator
 from molsampler.reference import sample_reference
 from molsampler.systems import OpenMMSystem, PairPotential, get_system
@@ -313,7 +314,7 @@ def test_samples_that_have_fallen_end_the_evaluation() -> None:
             discrepancy=None,
             samples=50,
             steps=2,
-            step_size=1e-9,
+            tuning=Tuning(1e-9),
             rng=torch.Generator().manual_seed(0),
         )
 
