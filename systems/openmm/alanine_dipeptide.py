@@ -35,7 +35,6 @@ class AlanineDipeptide(OpenMMSystem):
                 "temperature": 300.0,
                 "name": "alanine-dipeptide",
                 "positions": pdb.positions,
-                "platform": "Reference",
                 "description": "alanine dipeptide, amber99sbildn with OBC implicit solvent, 300 K",
                 **options,
             },

@@ -34,24 +34,25 @@ if TYPE_CHECKING:
 VARIANTS = ("MMFF94", "MMFF94s")
 
 #: kcal/mol per mdyn angstrom.
-_MDYN = 143.9325
+MDYN = 143.9325
 _DEGREE = math.pi / 180
-_BOND = f"4.184*{_MDYN / 2}*k*d^2*(1-2*d+7/3*d^2); d=10*r-r0"
-_ANGLE = f"4.184*{_MDYN / 2}*k*d^2*(1-{0.006981317 / _DEGREE}*d); d=theta-theta0"
-_LINEAR = f"4.184*{_MDYN}*k*(1+cos(theta))"
-_STRETCH_BEND = (
-    f"4.184*{_MDYN * _DEGREE / _DEGREE}*"
-    "(k1*(10*distance(p1,p2)-r1)+k2*(10*distance(p3,p2)-r2))*(angle(p1,p2,p3)-theta0)"
+#: Anharmonicity of angles, per rad.
+ANGLE_CUBIC = 0.006981317 / _DEGREE
+BOND = f"4.184*{MDYN / 2}*k*d^2*(1-2*d+7/3*d^2); d=10*r-r0"
+ANGLE = f"4.184*{MDYN / 2}*k*d^2*(1-{ANGLE_CUBIC}*d); d=theta-theta0"
+LINEAR = f"4.184*{MDYN}*k*(1+cos(theta))"
+STRETCH_BEND = (
+    f"4.184*{MDYN}*(k1*(10*distance(p1,p2)-r1)+k2*(10*distance(p3,p2)-r2))*(angle(p1,p2,p3)-theta0)"
 )
 #: The angle between the bond from p2 to p4 and the plane of p1, p2, p3.
-_OUT_OF_PLANE = (
-    f"4.184*{_MDYN / 2}*k*chi^2;"
+OUT_OF_PLANE = (
+    f"4.184*{MDYN / 2}*k*chi^2;"
     "chi=asin(min(1,max(-1,(nx*dx+ny*dy+nz*dz)/sqrt((nx^2+ny^2+nz^2)*(dx^2+dy^2+dz^2)))));"
     "nx=ay*bz-az*by; ny=az*bx-ax*bz; nz=ax*by-ay*bx;"
     "ax=x1-x2; ay=y1-y2; az=z1-z2; bx=x3-x2; by=y3-y2; bz=z3-z2; dx=x4-x2; dy=y4-y2; dz=z4-z2"
 )
-_TORSION = "4.184*0.5*(v1*(1+cos(theta))+v2*(1-cos(2*theta))+v3*(1+cos(3*theta)))"
-_PAIR = (
+TORSION = "4.184*0.5*(v1*(1+cos(theta))+v2*(1-cos(2*theta))+v3*(1+cos(3*theta)))"
+PAIR = (
     "4.184*(epsilon*(1.07*R/(d+0.07*R))^7*(1.12*R^7/(d^7+0.12*R^7)-2)+332.0716*qq/(d+0.05)); d=10*r"
 )
 
@@ -73,7 +74,7 @@ def mmff_system(molecule: Any, properties: Any) -> openmm.System:
     for atom in molecule.GetAtoms():
         system.addParticle(atom.GetMass())
 
-    stretch = openmm.CustomBondForce(_BOND)
+    stretch = openmm.CustomBondForce(BOND)
     _parameters(stretch.addPerBondParameter, "k", "r0")
     lengths: dict[tuple[int, int], float] = {}
     for i, j in bonds:
@@ -81,12 +82,12 @@ def mmff_system(molecule: Any, properties: Any) -> openmm.System:
         lengths[i, j] = lengths[j, i] = r0
         stretch.addBond(i, j, [k, r0])
 
-    bend, linear = openmm.CustomAngleForce(_ANGLE), openmm.CustomAngleForce(_LINEAR)
+    bend, linear = openmm.CustomAngleForce(ANGLE), openmm.CustomAngleForce(LINEAR)
     _parameters(bend.addPerAngleParameter, "k", "theta0")
     _parameters(linear.addPerAngleParameter, "k")
-    both = openmm.CustomCompoundBondForce(3, _STRETCH_BEND)
+    both = openmm.CustomCompoundBondForce(3, STRETCH_BEND)
     _parameters(both.addPerBondParameter, "k1", "k2", "r1", "r2", "theta0")
-    plane = openmm.CustomCompoundBondForce(4, _OUT_OF_PLANE)
+    plane = openmm.CustomCompoundBondForce(4, OUT_OF_PLANE)
     _parameters(plane.addPerBondParameter, "k")
     for j, near in enumerate(partners):
         straight = len(near) == 2 and _is_linear(properties.GetMMFFAtomType(j))
@@ -109,7 +110,7 @@ def mmff_system(molecule: Any, properties: Any) -> openmm.System:
                 if force:
                     plane.addBond([i, j, k, out], [force])
 
-    turn = openmm.CustomTorsionForce(_TORSION)
+    turn = openmm.CustomTorsionForce(TORSION)
     _parameters(turn.addPerTorsionParameter, "v1", "v2", "v3")
     for j, k in bonds:
         for i, end in itertools.product(partners[j], partners[k]):
@@ -119,7 +120,7 @@ def mmff_system(molecule: Any, properties: Any) -> openmm.System:
             if found is not None and any(found[1:]):
                 turn.addTorsion(i, j, k, end, list(found[1:]))
 
-    pairs = openmm.CustomBondForce(_PAIR)
+    pairs = openmm.CustomBondForce(PAIR)
     _parameters(pairs.addPerBondParameter, "R", "epsilon", "qq")
     steps = distances(n, bonds)
     charges = [properties.GetMMFFPartialCharge(i) for i in range(n)]

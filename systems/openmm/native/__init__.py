@@ -1,0 +1,1 @@
+"""Molecules' energies without OpenMM: the same terms, for many configurations at once."""
