@@ -6,7 +6,9 @@ Proposal: :math:`x' = x + D_\epsilon(s(x)) + \sqrt{2\epsilon}\,\xi`, with score 
 truncation acts only where a steep wall would throw a particle across the box; being a function of
 ``x`` alone it enters both proposal densities and the kernel stays reversible.
 
-With ``scale`` the kernel is that of coordinates measured in those lengths (:mod:`molsampler.mcmc.scale`).
+With ``scale`` the kernel is that of coordinates measured in those lengths (:mod:`molsampler.mcmc.scale`). On
+a space with circular coordinates some of the chains, at random, turn one of those instead
+(:mod:`molsampler.mcmc.turn`).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..target import Target
+from . import turn
 from .proposal import Info, accept, as_column, choose, evaluate
 
 __all__ = ["Info", "State", "init", "step"]
@@ -67,15 +70,19 @@ def step(
     noise = space.randn(*x.shape[:-2], generator=generator, like=x)
     forward = space.project(drift(score, epsilon, scale))
     kick = torch.sqrt(2.0 * epsilon) * noise
-    proposal, new_energy, new_score, absurd = evaluate(
-        target, x + forward + (kick if scale is None else scale * kick), x
-    )
+    wanted = x + forward + (kick if scale is None else scale * kick)
+    turns = turn.proposed(x, space, generator=generator)
+    if turns is not None:
+        wanted = choose(turns.chosen, turns.position, wanted)
+    proposal, new_energy, new_score, absurd = evaluate(target, wanted, x)
     backward = space.project(drift(new_score, epsilon, scale))
     # log q(x | x') - log q(x' | x), with x' - x = forward + sqrt(2 eps) noise.
     residual = proposal - x + backward
     if scale is not None:
         residual = residual / scale
     log_q = 0.5 * (noise.square() - residual.square() / (2.0 * epsilon)).sum(dim=(-2, -1))
+    if turns is not None:
+        log_q = torch.where(turns.chosen, turns.log_q, log_q)
     info = accept(energy - new_energy + log_q, absurd, generator=generator)
     return (
         State(
