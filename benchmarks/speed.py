@@ -22,7 +22,8 @@ from molsampler import Sampler
 from molsampler.errors import InputError
 from molsampler.mcmc import adapt, mala
 from molsampler.mcmc.convergence import assess
-from molsampler.nn.egnn import EGNN
+from molsampler.molecule.z_matrix import chart_to_move_in
+from molsampler.nn.bodies.egnn import EGNN
 from molsampler.reference.dynamics import LangevinReplicas
 from molsampler.reference.observables import observables
 from molsampler.sampler.store import list_pretrained
@@ -225,19 +226,36 @@ def inefficiency_of(system: System, frames: list[Tensor], stride: int) -> float:
 
 
 def monte_carlo(system: System, x: Tensor) -> tuple[float, float]:
-    """MALA steps per second over 4,096 chains at once, and their inefficiency over 128."""
+    """MALA steps per second over 4,096 chains at once, and their inefficiency over 128.
+
+    A molecule's chains move in internal coordinates.
+    """
     rng = torch.Generator().manual_seed(0)
-    state = mala.init(x[:4096].double(), system)
-    state, step_size = adapt.adapt_step_size(
-        state, system, steps=200, step_size=1e-2, generator=rng
+    chart = chart_to_move_in(system)
+    state, adaptation = adapt.tuned(
+        mala.init(chart.coordinates(x[:4096].double()), chart.target),
+        chart.target,
+        steps=200,
+        step_size=1e-2,
+        generator=rng,
     )
-    seconds = timed(lambda: mala.step(state, system, step_size=step_size, generator=rng), repeats=3)
+
+    def step(state: mala.State) -> mala.State:
+        return mala.step(
+            state,
+            chart.target,
+            step_size=float(adaptation.step_size),
+            generator=rng,
+            scale=adaptation.scale,
+        )[0]
+
+    seconds = timed(lambda: step(state), repeats=3)
     rate = len(state.energy) / seconds
-    state, frames, stride = mala.init(state.position[:128], system), [], 10
-    for step in range(1000 * stride):
-        state, _ = mala.step(state, system, step_size=step_size, generator=rng)
-        if step % stride == 0:
-            frames.append(state.position)
+    state, frames, stride = mala.init(state.position[:128], chart.target), [], 10
+    for k in range(1000 * stride):
+        state = step(state)
+        if k % stride == 0:
+            frames.append(chart.positions(state.position))
     return rate, inefficiency_of(system, frames, stride)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..space import Space
 from ..target import Target
 from . import mala
-from .scale import coordinate_scale
+from .scale import SCALE_EVERY, coordinate_scale
 
 #: Acceptance that maximises the efficiency of MALA in high dimension (Roberts & Rosenthal 1998).
 MALA_ACCEPTANCE = 0.574
@@ -83,23 +83,27 @@ def update(
     )
 
 
-def adapt_step_size(
-    state: Any,
+def tuned(
+    state: mala.State,
     target: Target,
     *,
     steps: int,
     step_size: float,
     generator: torch.Generator | None,
-    kernel: Kernel = mala.step,
-    target_acceptance: float = MALA_ACCEPTANCE,
-) -> tuple[Any, float]:
-    """Run ``steps`` transitions while adapting one shared step size; return the last state and it."""
+    lengths: bool = True,
+) -> tuple[mala.State, Adaptation]:
+    """Run ``steps`` transitions of MALA while one step size adapts to them, and with ``lengths`` those of the
+    coordinates; the last state, and what was reached."""
     adaptation = init(step_size)
-    for _ in range(steps):
-        state, info = kernel(
-            state, target, step_size=float(adaptation.step_size), generator=generator
+    for k in range(steps):
+        if lengths and k % SCALE_EVERY == 0:
+            adaptation = adaptation.scaled_to(state.position, state.score, target.space)
+        state, info = mala.step(
+            state,
+            target,
+            step_size=float(adaptation.step_size),
+            generator=generator,
+            scale=adaptation.scale,
         )
-        adaptation = update(
-            adaptation, info.acceptance.flatten(), target_acceptance=target_acceptance
-        )
-    return state, float(adaptation.step_size)
+        adaptation = update(adaptation, info.acceptance.flatten())
+    return state, adaptation

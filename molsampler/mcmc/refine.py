@@ -76,17 +76,7 @@ def tuned(
 
     Costs ``b (steps + 1)`` energy evaluations.
     """
-    state, adaptation = mala.init(x, target), adapt.init(first)
-    for k in range(steps):
-        # Lengths of configurations that are nearly right, then of what half the run made of them.
-        if k in (0, steps // 2):
-            adaptation = adaptation.scaled_to(state.position, state.score, target.space)
-        state, info = mala.step(
-            state,
-            target,
-            step_size=float(adaptation.step_size),
-            generator=generator,
-            scale=adaptation.scale,
-        )
-        adaptation = adapt.update(adaptation, info.acceptance.flatten())
+    _, adaptation = adapt.tuned(
+        mala.init(x, target), target, steps=steps, step_size=first, generator=generator
+    )
     return Tuning(float(adaptation.step_size), adaptation.scale)

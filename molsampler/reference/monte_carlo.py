@@ -35,21 +35,13 @@ class MalaChains:
 
     def retune(self) -> None:
         """Adapt the kernel to where the chains are now, then freeze it."""
-        target = self.chart.target
-        adaptation = adapt.init(self.step_size)
-        for k in range(ADAPTATION_STEPS):
-            if k % SCALE_EVERY == 0:
-                adaptation = adaptation.scaled_to(
-                    self.state.position, self.state.score, target.space
-                )
-            self.state, info = mala.step(
-                self.state,
-                target,
-                step_size=float(adaptation.step_size),
-                generator=self.generator,
-                scale=adaptation.scale,
-            )
-            adaptation = adapt.update(adaptation, info.acceptance)
+        self.state, adaptation = adapt.tuned(
+            self.state,
+            self.chart.target,
+            steps=ADAPTATION_STEPS,
+            step_size=self.step_size,
+            generator=self.generator,
+        )
         self.step_size, self.scale = float(adaptation.step_size), adaptation.scale
         self.steps += ADAPTATION_STEPS
         self._accepted, self._tried = 0.0, 0

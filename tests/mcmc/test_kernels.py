@@ -414,9 +414,10 @@ def test_tempering_refuses_a_ladder_that_does_not_fit():
 def test_adaptation_reaches_the_wanted_acceptance(first):
     target = standard(5, 3)
     state = mala.init(target.sample(300, generator(1)), target)
-    state, step_size = adapt.adapt_step_size(
+    state, adaptation = adapt.tuned(
         state, target, steps=150, step_size=first, generator=generator(2)
     )
+    step_size = float(adaptation.step_size)
     _, info = run(KERNELS["mala"], state, target, 20, seed=3, step_size=step_size)
     assert abs(float(info.acceptance.mean()) - adapt.MALA_ACCEPTANCE) < 0.06
 

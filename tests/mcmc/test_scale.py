@@ -145,14 +145,15 @@ def test_soft_coordinates_of_a_population_move_at_their_own_pace() -> None:
     share = population.state.position.square().mean(0)[:, 0] / WIDTHS.square()
     assert (share - 1).abs().max() < 5 * (2 / 2000) ** 0.5
     # Control: one length for all, at the step size that this asks for.
-    _, step_size = adapt.adapt_step_size(
+    _, adaptation = adapt.tuned(
         population.state,
         target,
         steps=60,
         step_size=1e-3,
         generator=torch.Generator().manual_seed(1),
+        lengths=False,
     )
-    stiff = population._replace(step_size=step_size, scale=None)
+    stiff = population._replace(step_size=float(adaptation.step_size), scale=None)
     assert correlation(stiff, target) > 0.9
 
 
