@@ -8,7 +8,7 @@ there is not made again, so that the same command goes on where it was stopped. 
 longest that the training of one system, and that its reference, may take. A run that had too little time
 is judged by what it had reached, and goes on with ``--again``. Values stand as sampler / floor: energies
 are in kT, ``broken`` are rows of 30,000 draws, without refinement, whose energy is beyond the reference's
-range by more than its width.
+range by more than its width; in brackets those that the sampler itself had drawn again before.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from molsampler import Sampler
 from molsampler.analysis import compare
@@ -59,10 +58,9 @@ def prepare(path: Path, folder: Path, limit: float, *, again: bool) -> str | Non
     """Reference and run of a system; what went wrong, or None."""
     file, run = folder / "reference.npz", folder / "run"
     if not file.exists():
-        simulated = yaml.safe_load(path.read_text())["kind"] in ("openmm", "smiles")
         failed = command(
             *("reference", path, "-n", REFERENCE, "-o", file, "--trust-code"),
-            *("--method", "openmm" if simulated else "mcmc", "--checkpoint", folder / "state"),
+            *("--method", "mcmc", "--checkpoint", folder / "state"),
             limit=limit,
         )
         if failed:
@@ -94,6 +92,7 @@ def measure(path: Path, folder: Path) -> dict[str, Any]:
             for key in SHOWN
         },
         "broken": int(torch.as_tensor(~sound).sum()),
+        "redrawn": samples.metadata.get("redrawn"),
         "converged": bool(reference.metadata["convergence"]["converged"]),
         "seconds": None if spent is None else spent.seconds,
         "evaluations": None if spent is None else spent.energy_evaluations,
@@ -111,7 +110,7 @@ def cells(name: str, row: dict[str, Any]) -> list[str]:
     return [
         name,
         *("-" if pair is None else f"{pair[0]:.3g} / {pair[1]:.3g}" for pair in pairs),
-        f"{row['broken']:,}",
+        f"{row['broken']:,} ({row['redrawn'] or 0:,})",
         f"{row['seconds'] / 60:.1f}",
         f"{row['evaluations']:.1e}",
         f"{'usable' if row['usable'] else 'not usable'}{unsure}",

@@ -241,6 +241,11 @@ def _say(drawn: _Drawn, output: Path, *, ranged: bool, refine: int, json: bool) 
     print(energy_line(energies))
     if said := weights.line():
         print(said)
+    if again := metadata.get("redrawn"):
+        print(
+            f"drawn again: {again:,} of {statistics.count:,}, whose energies were far outside those of the "
+            "training's population"
+        )
     if handed := metadata.get("handedness"):
         print(
             f"handedness: {handed['wrong_before_inversion']:,} of {handed['molecules']:,} had a wrong "

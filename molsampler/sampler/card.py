@@ -52,7 +52,8 @@ class Card(BaseModel):
     None for positions, and ``molecule`` what then tells the particles apart; ``temperature`` is in kelvin,
     or that of a reduced system in its own unit, None for those at their default one; ``temperatures`` is the
     range at any of which it can be sampled, None for a sampler of one; ``quality`` is a table of measured
-    metrics, one row each; ``verdict`` is that of the training, None where there was none.
+    metrics, one row each; ``verdict`` is that of the training, None where there was none; draws whose energy
+    in the sampler's coordinates is beyond ``energy_bounds`` are drawn again, None keeps all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,6 +72,7 @@ class Card(BaseModel):
     training: Training | None = None
     quality: list[dict[str, Any]] = Field(default_factory=list)
     verdict: Verdict | None = None
+    energy_bounds: tuple[float, float] | None = None
     molsampler_version: str
     license: str = "MIT"
 

@@ -212,6 +212,7 @@ def save(
     training: Training | None = None,
     quality: Sequence[Mapping[str, Any]] = (),
     verdict: Verdict | None = None,
+    energy_bounds: tuple[float, float] | None = None,
     temperature: float | None = None,
     units: Mapping[str, str] | None = None,
     license: str = "MIT",
@@ -257,6 +258,7 @@ def save(
         training=training,
         quality=[dict(row) for row in quality],
         verdict=verdict,
+        energy_bounds=energy_bounds,
         molsampler_version=__version__,
         license=license,
     )

@@ -41,6 +41,9 @@ from .tally import DRIFT_SAMPLES, Part, Tally
 PILOT_STEPS = 100
 PILOT_CHAINS = 512
 
+#: Blocks of further draws, at most, that take the places of draws out of bounds.
+_REDRAWS = 4
+
 
 def _mix32(value: int) -> int:
     """The finaliser of MurmurHash3 (Appleby, public domain): a bijection of 32-bit integers."""
@@ -114,6 +117,7 @@ class _Block:
     positions: Tensor
     energies: Tensor
     evaluations: int
+    redrawn: int
     accepted: int
     handed: tuple[int, int, int]
     """Molecules with chiral centres; of the wrong hand before and after inversion."""
@@ -159,6 +163,8 @@ class SampleStream:
         network = sampler.generator(device)
         self.anneal = anneal
         self._network = network if anneal == 1 else network.annealed(anneal)
+        # Refined samples have been repaired; weights are those of all draws.
+        self._bounds = None if refine or network.config.weighted else sampler.card.energy_bounds
         self._tally = Tally()
         self._tuning = Tuning(FIRST_STEP)
         self._seconds = 0.0
@@ -272,6 +278,8 @@ class SampleStream:
         tally = self._tally
         tally.evaluations += block.evaluations
         tally.nonfinite += int((~torch.isfinite(block.energies)).sum())
+        if self._bounds is not None:
+            tally.redrawn = (tally.redrawn or 0) + block.redrawn
         tally.accepted += block.accepted
         tally.moves += self.block * self.refine
         tally.handed = tuple(a + b for a, b in zip(tally.handed, block.handed, strict=True))
@@ -291,7 +299,10 @@ class SampleStream:
             with torch.no_grad():
                 random = self._random(index)
                 x, evaluations, weights, handed = self._draw(random, kept)
-                accepted, before = 0, None
+                redrawn, accepted, before = 0, 0, None
+                if self._bounds is not None:
+                    x, redrawn, more = self._within(x, self._bounds, random, kept)
+                    evaluations += more
                 if self.refine:
                     if start < DRIFT_SAMPLES:
                         before = reduced_energies(system, chart.positions(x[:kept])).cpu()
@@ -316,7 +327,9 @@ class SampleStream:
                 f"batch_size does not change; free device memory or use device='cpu' ({error})"
             ) from None
         kept_weights = None if weights is None else weights[:kept].double().cpu()
-        return _Block(x[:kept].cpu(), energies, evaluations, accepted, handed, before, kept_weights)
+        return _Block(
+            x[:kept].cpu(), energies, evaluations, redrawn, accepted, handed, before, kept_weights
+        )
 
     def _draw(
         self, random: torch.Generator, kept: int = 0
@@ -339,6 +352,30 @@ class SampleStream:
         x, before, after = right_handed(x, molecule.chiral_centres)
         wrong = (int((before[:kept] > 0).sum()), int((after[:kept] > 0).sum()))
         return x.float(), evaluations, weights, (kept, *wrong)
+
+    def _within(
+        self, x: Tensor, bounds: tuple[float, float], random: torch.Generator, kept: int
+    ) -> tuple[Tensor, int, int]:
+        """The block with draws of energies out of bounds replaced by others; how many of the first ``kept``
+        were, and the energy evaluations spent."""
+        target, (low, high) = self.sampler.chart.target, bounds
+
+        def sound(x: Tensor) -> Tensor:
+            energy, _ = target.energy_and_score(x.double())
+            return (energy >= low) & (energy <= high)
+
+        good, evaluations = sound(x), len(x)
+        redrawn = int((~good[:kept]).sum())
+        for _ in range(_REDRAWS):
+            if bool(good.all()):
+                break
+            others, spent, *_ = self._draw(random)
+            others = others[sound(others)]
+            evaluations += spent + self.block
+            wanted = (~good).nonzero()[: len(others), 0]
+            x[wanted] = others[: len(wanted)]
+            good[wanted] = True
+        return x, redrawn, evaluations
 
     def _pilot(self) -> Tuning:
         """The kernel of refinement, from a block of its own; independent of n."""

@@ -48,6 +48,7 @@ class Tally:
     step_size : that of the refinement, None without one
     evaluations, pilot : energy evaluations of the blocks, and of the pilot run of the refinement
     nonfinite : samples of non-finite energy
+    redrawn : draws of energies out of bounds that were drawn again, None where there are no bounds
     accepted, moves : accepted moves of the refinement, of how many
     handed : molecules with chiral centres; of the wrong hand before and after inversion
     before, after : energies of the first samples before and after refinement
@@ -57,6 +58,7 @@ class Tally:
     evaluations: int = 0
     pilot: int = 0
     nonfinite: int = 0
+    redrawn: int | None = None
     accepted: int = 0
     moves: int = 0
     handed: tuple[int, ...] = (0, 0, 0)
@@ -69,6 +71,8 @@ class Tally:
             "energy_evaluations": self.evaluations + self.pilot,
             "nonfinite_energies": self.nonfinite,
         }
+        if self.redrawn is not None:
+            result["redrawn"] = self.redrawn
         molecules, wrong_before, wrong_after = self.handed
         if molecules:
             result["handedness"] = {
@@ -93,6 +97,7 @@ class Tally:
             evaluations=sum(r["energy_evaluations"] - p.pilot_evaluations for r, p in records),
             pilot=part.pilot_evaluations,
             nonfinite=sum(record["nonfinite_energies"] for record, _ in records),
+            redrawn=sum(r["redrawn"] for r, _ in records) if "redrawn" in first else None,
             accepted=sum(part.accepted for _, part in records),
             moves=sum(part.moves for _, part in records),
             handed=tuple(sum(each) for each in zip(*handed, strict=True)),
@@ -103,6 +108,7 @@ class Tally:
 COUNTED = (
     "energy_evaluations",
     "nonfinite_energies",
+    "redrawn",
     "handedness",
     "acceptance",
     "drift",

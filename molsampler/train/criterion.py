@@ -94,9 +94,10 @@ class Discrepancy:
         self.scale = observed.std(dim=0).clamp(min=1e-12)
 
     @property
-    def range(self) -> tuple[float, float]:
-        """Least and largest energy of the population."""
-        return self.low, self.high
+    def bounds(self) -> tuple[float, float]:
+        """The range of the population's energies, longer by its width at either end: beyond is no state that
+        the density knows."""
+        return _widened(self.low, self.high)
 
     def __call__(self, x: Tensor, energy: Tensor) -> tuple[float, float]:
         """D of positions ``(b, n, d)`` with reduced energies ``(b,)``, and its standard error."""
@@ -143,6 +144,10 @@ class Discrepancy:
         if available <= _OBSERVABLES:
             return torch.arange(available)
         return torch.linspace(0, available - 1, _OBSERVABLES).round().long()
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    return 2 * low - high, 2 * high - low
 
 
 @dataclass(frozen=True)
@@ -277,9 +282,8 @@ def evaluate(
     # One sample in collision must cost, not decide: energies end at the refined range, widened.
     low, high = after.min(), after.max()
     ceiling = high + (high - low)
-    least, most = (float(low), float(high)) if discrepancy is None else discrepancy.range
-    width = most - least
-    inside = (before >= least - width) & (before <= most + width)
+    least, most = _widened(float(low), float(high)) if discrepancy is None else discrepancy.bounds
+    inside = (before >= least) & (before <= most)
     whole = inside & torch.isfinite(drawn).flatten(1).all(1)
     moved = torch.stack(
         [

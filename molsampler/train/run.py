@@ -591,6 +591,7 @@ class _Run:
                 *self._handedness(generator),
             ],
             verdict=self._verdict(),
+            energy_bounds=(state.bounds[0], state.bounds[1]) if state.bounds else None,
             overwrite=True,
         )
 

@@ -25,7 +25,8 @@ class TrainState:
     which may tie with the least and be later. ``calibration`` is that of the selected one, one until the
     end of training; ``verdict`` are the fields of the selected one's, ``weights`` what is known of its
     draws' weights, where they have any; ``by_temperature`` has a row for each temperature at which it was
-    judged, where it has a range; ``reached`` says that the goal at which to stop is reached.
+    judged, where it has a range; ``bounds`` are those of the energies of its draws, where they have some;
+    ``reached`` says that the goal at which to stop is reached.
     ``judging_evaluations`` are the energy
     evaluations that judging generators has cost; ``log_format`` is that of the lines logged so far, of which
     the first counted warm-up and training together; ``recent`` metrics are for display and not kept.
@@ -48,6 +49,7 @@ class TrainState:
     verdict: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Any] = field(default_factory=dict)
     by_temperature: list[dict[str, Any]] = field(default_factory=list)
+    bounds: list[float] = field(default_factory=list)
     reached: bool = False
     recent: dict[str, float] = field(default_factory=dict)
 
@@ -94,7 +96,7 @@ class TrainState:
             objective.update(_under(tensors, _OBJECTIVE))
             # What earlier versions did not keep.
             earlier = {"log_format": 1, "verdict": {}, "weights": {}, "by_temperature": []}
-            values = {**earlier, "reached": False, **values}
+            values = {**earlier, "bounds": [], "reached": False, **values}
             for name in _COUNTERS:
                 setattr(state, name, type(getattr(state, name))(values[name]))
         except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -252,6 +252,10 @@ class Trainer:
 
     def _judge(self, parts: list[Evaluation], cases: list[Case]) -> None:
         result = Evaluation.mean(parts)
+        # One population bounds the energies of draws; weights are those of all draws.
+        known = [case.discrepancy for case in cases if case.discrepancy is not None]
+        bounded = len(cases) == len(known) == 1 and result.ess is None
+        self.state.bounds = list(known[0].bounds) if bounded else []
         self.state.verdict = verdict_over(
             parts, [case.temperature for case in cases], ess_goal=self.config.until_ess
         ).model_dump()

@@ -36,6 +36,9 @@ _MISSED = 0.5
 #: costs as much as it likes; none in 10,000 rows means less than 3 in 10,000 with 95 % confidence.
 BROKEN_GOAL = 0.0
 
+#: The same of a sampler that draws such rows again: what it leaves out must not be missed.
+REDRAWN_GOAL = 0.005
+
 #: Largest error of log Z by annealing from which the routes are compared: eleven effective draws. With fewer
 #: the mean weight tends to be too low by more than its error says.
 ANNEALING_ERROR = 0.3
@@ -79,14 +82,17 @@ def by_drift(drift: float, spread: float) -> Verdict:
     )
 
 
-def by_broken(broken: int, count: int) -> Verdict:
-    """Rows that are not finite, or whose energy is beyond the population's range by more than its width."""
+def by_broken(broken: int, count: int, *, redrawn: bool = False) -> Verdict:
+    """Rows that are not finite, or whose energy is beyond the population's range by more than its width, and
+    which a sampler may draw again."""
+    goal = REDRAWN_GOAL if redrawn else BROKEN_GOAL
+    again = ", and drawn again" if redrawn and broken else ""
     return Verdict(
-        usable=broken <= BROKEN_GOAL * count,
+        usable=broken <= goal * count,
         measure="share of broken samples",
         value=broken / count,
-        goal=BROKEN_GOAL,
-        sentence=f"{broken:,} of {count:,} samples are broken (energies far outside the population's)",
+        goal=goal,
+        sentence=f"{broken:,} of {count:,} samples are broken (energies far outside the population's{again})",
         advice=_MORE_LAYERS,
     )
 
@@ -158,9 +164,12 @@ def with_annealing(
     )
 
 
-def verdict_of(evaluation: Evaluation, *, ess_goal: float | None = None) -> Verdict:
+def verdict_of(
+    evaluation: Evaluation, *, ess_goal: float | None = None, redrawn: bool = False
+) -> Verdict:
     """The verdict on a generator: by its weights where it knows its density, whose effective share has to
-    reach ``ess_goal``; for others every measure has to reach its goal.
+    reach ``ess_goal``; for others every measure has to reach its goal, that for broken draws as they are
+    ``redrawn`` or not.
 
     Those are measured against the training's own population, and see no error of that.
     """
@@ -168,7 +177,7 @@ def verdict_of(evaluation: Evaluation, *, ess_goal: float | None = None) -> Verd
         return by_weights(evaluation, ESS_GOAL if ess_goal is None else ess_goal)
     measures = [
         by_drift(evaluation.drift, evaluation.spread),
-        by_broken(evaluation.broken, evaluation.samples),
+        by_broken(evaluation.broken, evaluation.samples, redrawn=redrawn),
     ]
     if evaluation.discrepancy is not None:
         measures.insert(0, by_discrepancy(evaluation.discrepancy))
@@ -184,7 +193,9 @@ def verdict_over(
     """The verdict on a generator that was judged at several temperatures: that on the first where it failed,
     else on the one with the largest distance."""
     if len(evaluations) == 1:
-        return verdict_of(evaluations[0], ess_goal=ess_goal)
+        alone = evaluations[0]
+        # A population of one temperature gives its draws their bounds (TrainState.bounds).
+        return verdict_of(alone, ess_goal=ess_goal, redrawn=alone.discrepancy is not None)
     verdicts = [verdict_of(each, ess_goal=ess_goal) for each in evaluations]
     named = list(zip(verdicts, temperatures, strict=True))
     failed = [each for each in named if not each[0].usable]

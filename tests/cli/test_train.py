@@ -84,7 +84,7 @@ def test_a_usable_sampler_ends_with_zero(run, tmp_path: Path, monkeypatch) -> No
     """The same training under a goal that it meets: the verdict decides the exit code, nothing else."""
     from molsampler.train import verdict
 
-    for goal in ("DISCREPANCY_GOAL", "DRIFT_GOAL", "BROKEN_GOAL"):
+    for goal in ("DISCREPANCY_GOAL", "DRIFT_GOAL", "BROKEN_GOAL", "REDRAWN_GOAL"):
         monkeypatch.setattr(verdict, goal, 1e9)
     outcome = run(*arguments(tmp_path / "run", iterations=1))
     assert outcome.code == 0, outcome.err
