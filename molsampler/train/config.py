@@ -40,8 +40,8 @@ class TrainConfig(Frozen):
     sampled, by the settings of its kind; ``calibrate`` tunes its one number at the end, against the
     objective's population. ``temperatures`` has the sampler trained over a range of them, in kelvin for
     molecules. ``criterion`` is what checkpoints are selected by
-    (:mod:`molsampler.train.criterion`); ``auto`` is ``ess`` where draws carry weights, ``discrepancy``
-    where the objective keeps a population, else ``drift``. ``until_ess`` ends
+    (:mod:`molsampler.train.criterion`); ``auto`` is ``ess`` where draws carry weights, of which the heaviest
+    hundredth is cut down, ``discrepancy`` where there is a population, else ``drift``. ``until_ess`` ends
     training at the first evaluation whose effective share of weights reaches it, and is what the verdict then
     asks for. ``start`` is the sampler to start from (:func:`molsampler.train.start.started_from`). ``probe``
     has the energy probed before a fresh run (:mod:`molsampler.wellposed`).

@@ -64,6 +64,9 @@ _CHAINS = 8192
 #: Draws computed at once, where they may be many.
 _AT_ONCE = 16384
 
+#: Share of the draws whose weights are cut down for the criterion.
+_HEAVIEST = 0.01
+
 #: Parts of the samples whose spread is the error.
 _PARTS = 5
 
@@ -198,6 +201,9 @@ class Evaluation:
     ess: float | None = None
     """Effective share of the draws' weights, None where they carry none."""
     ess_error: float | None = None
+    ess_trimmed: float | None = None
+    """The same with the heaviest one per cent of the weights cut down to the least of them."""
+    ess_trimmed_error: float | None = None
     log_z: float | None = None
     """Log of the mean weight."""
     log_z_error: float | None = None
@@ -232,9 +238,10 @@ class Evaluation:
             criterion = "drift" if self.discrepancy is None else "discrepancy"
             criterion = criterion if self.ess is None else "ess"
         if criterion == "ess":
-            if self.ess is None or self.ess_error is None:
+            if self.ess_trimmed is None or self.ess_trimmed_error is None:
                 raise InputError("criterion: ess needs a generator that knows its density")
-            return 1.0 - self.ess, self.ess_error
+            # Whether one draw in ten thousand has fallen where weights are hundreds is a lottery.
+            return 1.0 - self.ess_trimmed, self.ess_trimmed_error
         if criterion == "discrepancy":
             if self.discrepancy is None or self.discrepancy_error is None:
                 raise InputError("criterion: discrepancy needs an objective with a population")
@@ -326,17 +333,40 @@ def _drawn(
 def _of_weights(weights: Tensor | None) -> dict[str, float | None]:
     """What log weights ``(n,)`` say of a generator."""
     if weights is None:
-        return dict.fromkeys(("ess", "ess_error", "log_z", "log_z_error", "max_weight"))
-    share = effective_count(weights) / len(weights)
-    parts = torch.tensor([effective_count(part) / len(part) for part in weights.chunk(_PARTS)])
+        names = (
+            "ess",
+            "ess_error",
+            "ess_trimmed",
+            "ess_trimmed_error",
+            "log_z",
+            "log_z_error",
+            "max_weight",
+        )
+        return dict.fromkeys(names)
+    share, share_error = _share(weights)
+    trimmed, trimmed_error = _share(_trimmed(weights))
     log_z = log_mean(weights)
     return {
         "ess": share,
-        "ess_error": float(parts.std()) / math.sqrt(_PARTS),
+        "ess_error": share_error,
+        "ess_trimmed": trimmed,
+        "ess_trimmed_error": trimmed_error,
         "log_z": log_z.value,
         "log_z_error": log_z.se,
         "max_weight": float((weights.max() - torch.logsumexp(weights, 0)).exp()) if share else None,
     }
+
+
+def _share(weights: Tensor) -> tuple[float, float]:
+    """Effective share of log weights, and its standard error."""
+    parts = torch.tensor([effective_count(part) / len(part) for part in weights.chunk(_PARTS)])
+    return effective_count(weights) / len(weights), float(parts.std()) / math.sqrt(_PARTS)
+
+
+def _trimmed(weights: Tensor) -> Tensor:
+    """Log weights with the largest cut down."""
+    count = max(int(_HEAVIEST * len(weights)), 1)
+    return weights.clamp(max=float(weights.topk(count).values[-1]))
 
 
 def energy_tvd(before: Tensor, after: Tensor) -> float:

@@ -518,6 +518,7 @@ class _Run:
                 "discrepancy_error": judged.discrepancy_error,
                 "ess": judged.ess,
                 "ess_error": judged.ess_error,
+                "ess_trimmed": judged.ess_trimmed,
                 "log_z": self._log_z(judged.log_z),
                 "log_z_error": judged.log_z_error,
             }

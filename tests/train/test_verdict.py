@@ -205,3 +205,35 @@ def test_a_mode_that_only_the_chains_are_in_is_noticed(missed) -> None:
     if not missed:
         # Two ways to the same number.
         assert found.ess_of_chains == pytest.approx(found.ess, rel=0.2)
+
+
+def test_selection_does_not_turn_on_one_heavy_draw() -> None:
+    """Two sets of weights, alike but for one draw: raw shares are apart, what selection goes by is not."""
+
+    def found(outlier: float):
+        def weights(like):
+            g = torch.Generator().manual_seed(2)
+            drawn = 0.5 * torch.randn(len(like), generator=g, dtype=torch.float64)
+            drawn[7] = outlier
+            return drawn
+
+        target = Normal()
+        return evaluate(
+            Drawing(lambda x: x, weights),
+            target,
+            discrepancy=None,
+            samples=10_000,
+            steps=2,
+            tuning=Tuning(0.3),
+            rng=torch.Generator().manual_seed(1),
+        )
+
+    calm, spoilt = found(0.0), found(9.0)
+    assert calm.ess > 0.75
+    assert spoilt.ess < 0.4 * calm.ess
+    (first, error), (second, _) = calm.value("auto"), spoilt.value("auto")
+    assert first == 1.0 - calm.ess_trimmed
+    assert abs(first - second) < 1e-3
+    # Not blind: weights that are wide everywhere are told from narrow ones.
+    assert 0 < error < 0.05
+    assert calm.ess_trimmed > calm.ess
