@@ -65,7 +65,7 @@ def prepare(path: Path, folder: Path, limit: float, *, again: bool) -> str | Non
         )
         if failed:
             return failed
-    if again or not run.exists():
+    if again or not (run / "artifact").exists():
         return command("train", path, run, "--max-time", f"{limit:.0f}s", "--trust-code")
     return None
 

@@ -10,7 +10,7 @@ from ..samples import Samples
 from ..verbs import VERBS
 
 #: Systems whose reference samples ship with the package.
-REFERENCE_SETS = ("dw4", "lj13")
+REFERENCE_SETS = ("alanine-dipeptide", "dw4", "lj13")
 
 
 def reference_path(system_name: str) -> Path:
