@@ -187,6 +187,8 @@ class OpenMMSystem(System):
         given = dict(properties or {})
         self.platform = self._choose(platform, given)
         self.properties = probe.default_properties(self.platform, given)
+        # OpenMM's contexts are asked one thread at a time, the kernel by as many as come.
+        self.concurrent = self.platform == NATIVE
         self._forget()
         if self.platform != "Reference" or given:
             self._own_context()
@@ -314,16 +316,21 @@ class OpenMMSystem(System):
         return torch.from_numpy(energies).to(x), torch.from_numpy(forces).to(x)
 
     def _evaluate(self, positions: Array, energies: Array, forces: Array) -> None:
-        with self._lock:
-            try:
+        try:
+            if self.concurrent:
+                with self._lock:
+                    evaluator = self._own_context()
+                evaluator.evaluate(positions, energies, forces)
+                return
+            with self._lock:
                 if self.workers:
                     self._own_pool().evaluate(positions, energies, forces)
                 else:
                     self._own_context().evaluate(positions, energies, forces)
-            except EvaluationError as error:
-                raise SimulationError(
-                    f"platform {self.platform} refused row {error.row}: {error}"
-                ) from None
+        except EvaluationError as error:
+            raise SimulationError(
+                f"platform {self.platform} refused row {error.row}: {error}"
+            ) from None
 
     def _own_context(self) -> Evaluator:
         # A forked child makes its own: threads of the parent's platform do not exist there.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,20 @@ def test_a_row_is_the_same_to_the_last_bit_in_any_batch() -> None:
         torch.set_num_threads(threads)
     for rows in (slice(5, 6), slice(1, 4), slice(7, 300)):
         assert torch.equal(target.energy(x[rows]), u[rows])
+
+
+def test_several_threads_may_ask_at_once() -> None:
+    target = get_system("alanine-dipeptide")
+    assert target.concurrent
+    assert not type(target)(platform="Reference").concurrent
+    noise = torch.randn(64, 22, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.from_numpy(target.positions) + 0.005 * noise
+    alone = target.energy_and_score(x)
+    fresh = type(target)()
+    with ThreadPoolExecutor(4) as pool:
+        for u, score in pool.map(lambda _: fresh.energy_and_score(x), range(40)):
+            assert torch.equal(u, alone[0])
+            assert torch.equal(score, alone[1])
 
 
 def test_particles_that_meet_have_no_finite_energy() -> None:
