@@ -169,13 +169,7 @@ def equal_budget_monte_carlo(
     done = 0
     acceptance = 0.0
     while done < total:
-        state, info = mala.step(
-            state,
-            target,
-            step_size=float(adaptation.step_size),
-            generator=generator,
-            scale=adaptation.scale,
-        )
+        state, info = adapt.step(state, target, adaptation, generator=generator)
         acceptance = float(info.acceptance.mean())
         elapsed = time.perf_counter() - started
         done += 1

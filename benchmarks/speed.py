@@ -241,13 +241,7 @@ def monte_carlo(system: System, x: Tensor) -> tuple[float, float]:
     )
 
     def step(state: mala.State) -> mala.State:
-        return mala.step(
-            state,
-            chart.target,
-            step_size=float(adaptation.step_size),
-            generator=rng,
-            scale=adaptation.scale,
-        )[0]
+        return adapt.step(state, chart.target, adaptation, generator=rng)[0]
 
     seconds = timed(lambda: step(state), repeats=3)
     rate = len(state.energy) / seconds

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..space import Space
 from ..target import Target
 from . import mala
+from .proposal import Info
 from .scale import SCALE_EVERY, coordinate_scale
 
 #: Acceptance that maximises the efficiency of MALA in high dimension (Roberts & Rosenthal 1998).
@@ -83,6 +84,23 @@ def update(
     )
 
 
+def step(
+    state: mala.State,
+    target: Target,
+    adaptation: Adaptation,
+    *,
+    generator: torch.Generator | None,
+) -> tuple[mala.State, Info]:
+    """One transition of MALA as it is adapted so far."""
+    return mala.step(
+        state,
+        target,
+        step_size=float(adaptation.step_size),
+        generator=generator,
+        scale=adaptation.scale,
+    )
+
+
 def tuned(
     state: mala.State,
     target: Target,
@@ -98,12 +116,6 @@ def tuned(
     for k in range(steps):
         if lengths and k % SCALE_EVERY == 0:
             adaptation = adaptation.scaled_to(state.position, state.score, target.space)
-        state, info = mala.step(
-            state,
-            target,
-            step_size=float(adaptation.step_size),
-            generator=generator,
-            scale=adaptation.scale,
-        )
+        state, info = step(state, target, adaptation, generator=generator)
         adaptation = update(adaptation, info.acceptance.flatten())
     return state, adaptation

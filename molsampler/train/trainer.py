@@ -254,8 +254,9 @@ class Trainer:
         result = Evaluation.mean(parts)
         # One population bounds the energies of draws; weights are those of all draws.
         known = [case.discrepancy for case in cases if case.discrepancy is not None]
-        bounded = len(cases) == len(known) == 1 and result.ess is None
-        self.state.bounds = list(known[0].bounds) if bounded else []
+        bounds = list(known[0].bounds) if len(cases) == len(known) == 1 else []
+        usable = result.ess is None and all(map(math.isfinite, bounds))
+        self.state.bounds = bounds if usable else []
         self.state.verdict = verdict_over(
             parts, [case.temperature for case in cases], ess_goal=self.config.until_ess
         ).model_dump()
