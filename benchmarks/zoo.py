@@ -110,7 +110,7 @@ def cells(name: str, row: dict[str, Any]) -> list[str]:
     return [
         name,
         *("-" if pair is None else f"{pair[0]:.3g} / {pair[1]:.3g}" for pair in pairs),
-        f"{row['broken']:,} ({row['redrawn'] or 0:,})",
+        f"{row['broken']:,} ({row.get('redrawn') or 0:,})",
         f"{row['seconds'] / 60:.1f}",
         f"{row['evaluations']:.1e}",
         f"{'usable' if row['usable'] else 'not usable'}{unsure}",
