@@ -97,7 +97,7 @@ def system():
     return get_system("dw4")
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["replay", pytest.param("posterior", marks=pytest.mark.slow)])
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     tmp_path, system, mode, monkeypatch
 ):
@@ -301,6 +301,7 @@ class Harmonic(System):
         return -0.5 * (x * force).sum((-2, -1)), force
 
 
+@pytest.mark.slow
 def test_short_training_reaches_a_gaussian():
     """End to end, in seconds: standard deviations 2 and 0.5 from the energy alone."""
     overrides = (
