@@ -70,7 +70,7 @@ class OpenMMSystem(System):
         system = forcefield.createSystem(pdb.topology, constraints=None, rigidWater=False)
         target = OpenMMSystem(system, pdb.topology, temperature=300, positions=pdb.positions)
 
-    Molecules of common terms are evaluated by a compiled kernel, ten to eighty times as fast as OpenMM's
+    Molecules of common terms are evaluated by a compiled kernel, ten to fifty times as fast as OpenMM's
     Reference platform, which it agrees with (:mod:`systems.openmm.native`); others by OpenMM, a row at a
     time. Both ways a row is the same to the last bit whatever its batch and the number of workers or
     threads; on other platforms as far as they repeat themselves. Later changes to ``system`` have no effect.
