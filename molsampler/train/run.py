@@ -7,14 +7,13 @@ import hashlib
 import json
 import logging
 import math
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,20 +28,16 @@ from ..errors import (
 )
 from ..mcmc.tempering import Tempered
 from ..molecule.chart import Chart, chart_of
-from ..molecule.chirality import right_handed
 from ..molecule.z_matrix import internal_coordinates
-from ..nn.generators import Generator
 from ..objectives import Preparation, Problem, State
 from ..objectives.shards import Alone, Peers, pack, unpack
-from ..sampler import store
-from ..sampler.card import Cost, Training
 from ..sampler.sampler import Sampler, check_device
 from ..sampler.verdict import Verdict
 from ..storage.files import remove
 from ..target import System, Target
 from ..version import __version__
 from ..wellposed import require_well_posed
-from . import checkpoint, compiler
+from . import artifact, checkpoint, compiler
 from . import config as configuration
 from .config import TrainConfig
 from .criterion import Evaluation
@@ -519,7 +514,7 @@ class _Run:
                 "ess": judged.ess,
                 "ess_error": judged.ess_error,
                 "ess_trimmed": judged.ess_trimmed,
-                "log_z": self._log_z(judged.log_z),
+                "log_z": artifact.log_z(self.chart, judged.log_z),
                 "log_z_error": judged.log_z_error,
             }
             values = {
@@ -559,83 +554,14 @@ class _Run:
 
     def _export(self) -> None:
         """Write the generator selected so far as an artifact."""
-        config, trainer = self.config, self.trainer
-        state = trainer.state
-        generator = trainer.selected()
-        store.save(
+        artifact.save(
             self.folder.artifact,
-            generator,
+            self.trainer,
             system=self.system,
-            coordinates=self.chart.internal,
-            training=Training(
-                config=config.model_dump(mode="json"),
-                command=self.command or f"molsampler train {config.system} RUN_DIR",
-                seed=config.seed,
-                cost=Cost(
-                    energy_evaluations=state.evaluations,
-                    seconds=round(state.seconds, 1),
-                    iterations=trainer.iteration,
-                    machine=self._machine(),
-                ),
-            ),
-            quality=[
-                *self._weights(),
-                *self._discrepancy(),
-                {
-                    "metric": "refinement drift (energy-W2, kT)",
-                    "value": state.best_drift,
-                    "n": config.evaluate_samples,
-                    "steps": config.evaluate_steps,
-                    "iteration": trainer.best_iteration,
-                },
-                *self._by_temperature(),
-                *self._handedness(generator),
-            ],
-            verdict=self._verdict(),
-            energy_bounds=(state.bounds[0], state.bounds[1]) if state.bounds else None,
-            overwrite=True,
+            chart=self.chart,
+            command=self.command,
+            ranks=self.problem.peers.count,
         )
-
-    def _machine(self) -> str:
-        ranks = self.problem.peers.count
-        together = f"{ranks} processes, " if ranks > 1 else ""
-        threads = f"{torch.get_num_threads()} thread(s)"
-        return f"{platform.machine()}, {together}{threads}, {self.problem.device.type}"
-
-    def _log_z(self, log_z: float | None) -> float | None:
-        """log Z of the measure that the chart states; none where all weights are zero."""
-        if log_z is None or not math.isfinite(log_z):
-            return None
-        return log_z + self.chart.log_constant
-
-    def _weights(self) -> list[dict[str, Any]]:
-        """What the weights of the selected generator's draws say, where it knows its density."""
-        weights = self.trainer.state.weights
-        if not weights:
-            return []
-        known = {**weights, "log_z": self._log_z(weights["log_z"])}
-        if "log_z by annealing" in known:
-            known["log_z by annealing"] = self._log_z(known["log_z by annealing"])
-        if known["log_z"] is None:
-            known["log_z_error"] = None
-        return [
-            {
-                "metric": "effective share of weights",
-                **known,
-                "iteration": self.trainer.best_iteration,
-            }
-        ]
-
-    def _verdict(self) -> Verdict | None:
-        """That on the generator selected so far."""
-        trainer = self.trainer
-        if not trainer.state.verdict:
-            return None
-        verdict = Verdict(**trainer.state.verdict)
-        if trainer.finished:
-            return verdict
-        done = f"after {trainer.iteration:,} of {self.config.iterations:,} iterations"
-        return verdict.model_copy(update={"sentence": f"{done} {verdict.sentence}"})
 
     def _exported(self) -> bool:
         """Whether the run's artifact is there and whole."""
@@ -647,59 +573,6 @@ class _Run:
             _log.warning("the artifact is written again: %s", error)
             return False
         return True
-
-    def _discrepancy(self) -> list[dict[str, Any]]:
-        """Distance of the selected generator's samples to the population, where there is one."""
-        config, state = self.config, self.trainer.state
-        if not math.isfinite(state.best_discrepancy):
-            return []
-        return [
-            {
-                "metric": "discrepancy from the replay (standard deviations)",
-                "value": state.best_discrepancy,
-                "n": config.evaluate_samples,
-                "iteration": self.trainer.best_iteration,
-                "latent calibration": state.calibration,
-            }
-        ]
-
-    def _by_temperature(self) -> list[dict[str, Any]]:
-        """Quality of the selected generator at each temperature at which it was judged, where it has a range;
-        the rows above are means over them."""
-        return [
-            {
-                "metric": f"at temperature {row['temperature']:.4g}",
-                "value": row["drift"] if row["discrepancy"] is None else row["discrepancy"],
-                "measure": "drift" if row["discrepancy"] is None else "discrepancy",
-                "iteration": self.trainer.best_iteration,
-                **row,
-            }
-            for row in self.trainer.state.by_temperature
-        ]
-
-    def _handedness(self, generator: Generator) -> list[dict[str, Any]]:
-        """Share of wrong-handed molecules that the selected generator makes, before they are inverted."""
-        molecule = self.system.molecule if self.chart.internal is None else None
-        if molecule is None or not molecule.chiral_centres or not generator.mirror_symmetric:
-            return []
-        target: Target = self.system
-        if self.config.temperatures is not None:
-            middle = self.config.temperatures.middle
-            generator, target = generator.at(middle), self.system.at(middle)
-        rng = torch.Generator(device=self.problem.device).manual_seed(self.config.seed)
-        # The bare target: counted evaluations are those that a resumed run repeats to the last one.
-        with torch.no_grad():
-            x = generator.draw(self.config.evaluate_samples, target, generator=rng).x
-        found = right_handed(x, molecule.chiral_centres)
-        shares = [float((wrong > 0).double().mean()) for wrong in found[1:]]
-        return [
-            {
-                "metric": "share of molecules with a wrong-handed centre, before inversion",
-                "value": shares[0],
-                "after inversion": shares[1],
-                "n": self.config.evaluate_samples,
-            }
-        ]
 
     # Results
 
@@ -736,7 +609,7 @@ class _Run:
             state.skipped,
             self.stop.signal if status == "interrupted" else None,
             "training" if trainer.iteration or not self.objective.warmup else "warm-up",
-            self._verdict(),
+            artifact.verdict(trainer),
         )
 
 
