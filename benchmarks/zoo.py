@@ -1,14 +1,14 @@
 """The zoo: systems that no preset was chosen with, trained by default settings, and one table of them.
 
-    python benchmarks/zoo.py [NAMES] --max-time 20m -o FOLDER [--markdown]
+    python benchmarks/zoo.py [NAMES] --within 20m -o FOLDER [--markdown]
 
 A system is a YAML file in ``benchmarks/zoo`` or ``benchmarks/systems``, its name that of the file. Each
 gets a folder with its reference, run and row, made by the commands ``reference`` and ``train``; what is
-there is not made again, so that the same command goes on where it was stopped. ``--max-time`` is the
-longest that the training of one system, and that its reference, may take. A run that had too little time
-is judged by what it had reached, and goes on with ``--again``. Values stand as sampler / floor: energies
-are in kT, ``broken`` are rows of 30,000 draws, without refinement, whose energy is beyond the reference's
-range by more than its width; in brackets those that the sampler itself had drawn again before.
+there is not made again, so that the same command goes on where it was stopped. ``--within`` is what the
+training of one system is to fit in, and the longest that its reference may take; without it trainings have
+the whole schedule of the preset. Values stand as sampler / floor: energies are in kT, ``broken`` are rows of
+30,000 draws, without refinement, whose energy is beyond the reference's range by more than its width; in
+brackets those that the sampler itself had drawn again before.
 """
 
 from __future__ import annotations
@@ -54,20 +54,19 @@ def command(*words: object, limit: float | None = None) -> str | None:
     return f"{words[0]}: {([*done.stderr.strip().splitlines(), 'failed'])[-2:][0]}"
 
 
-def prepare(path: Path, folder: Path, limit: float, *, again: bool) -> str | None:
+def prepare(path: Path, folder: Path, within: float | None) -> str | None:
     """Reference and run of a system; what went wrong, or None."""
     file, run = folder / "reference.npz", folder / "run"
     if not file.exists():
         failed = command(
             *("reference", path, "-n", REFERENCE, "-o", file, "--trust-code"),
             *("--method", "mcmc", "--checkpoint", folder / "state"),
-            limit=limit,
+            limit=within,
         )
         if failed:
             return failed
-    if again or not (run / "artifact").exists():
-        return command("train", path, run, "--max-time", f"{limit:.0f}s", "--trust-code")
-    return None
+    fitted = () if within is None else ("--within", f"{within:.0f}s")
+    return command("train", path, run, *fitted, "--trust-code")
 
 
 def measure(path: Path, folder: Path) -> dict[str, Any]:
@@ -120,8 +119,7 @@ def cells(name: str, row: dict[str, Any]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(sorted(FILES))}")
-    parser.add_argument("--max-time", type=parse_duration, default=1200.0, metavar="DURATION")
-    parser.add_argument("--again", action="store_true", help="resume runs that ended, too")
+    parser.add_argument("--within", type=parse_duration, metavar="DURATION")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
     options = parser.parse_args()
@@ -133,11 +131,11 @@ def main() -> int:
         folder = options.output / name
         folder.mkdir(parents=True, exist_ok=True)
         kept = folder / "row.json"
-        if kept.exists() and not options.again:
+        if kept.exists():
             row = json.loads(kept.read_text())
         else:
             print(f"{name} ...", file=sys.stderr, flush=True)
-            failed = prepare(FILES[name], folder, options.max_time, again=options.again)
+            failed = prepare(FILES[name], folder, options.within)
             try:
                 row = {"failed": failed} if failed else measure(FILES[name], folder)
             except MolsamplerError as error:

@@ -75,14 +75,24 @@ def train(
             "--max-time", parser=parse_duration, metavar="DURATION", help="Such as 30m or 2h."
         ),
     ] = None,
+    within: Annotated[
+        float | None,
+        typer.Option(
+            "--within",
+            parser=parse_duration,
+            metavar="DURATION",
+            help="Have the whole training fit this time, by fewer chains and a shorter schedule if need be.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:1.")] = "cpu",
     trust_code: TrustCode = False,
     json: Json = False,
 ) -> None:
     """Train a sampler; the same command resumes a run that was stopped.
 
-    Ctrl-C, SIGTERM and --max-time save the state within seconds, in whatever phase; the first two end with
-    exit code 130 and 143. A sampler that was trained and is not usable, as the verdict says, ends with 3.
+    --within plans a training that ends in that time; --max-time stops one, to be resumed. It, Ctrl-C and
+    SIGTERM save the state within seconds, in whatever phase; the last two end with exit code 130 and 143. A
+    sampler that was trained and is not usable, as the verdict says, ends with 3.
     """
     file = Path(system)
     title = f"training {file.stem if file.suffix in ('.yaml', '.yml') else file.name}"
@@ -104,6 +114,7 @@ def train(
                 until_ess=until_ess,
                 start=start,
                 max_time=max_time,
+                within=within,
                 device=device,
                 trust_code=trust_code,
             )
@@ -133,6 +144,7 @@ def _train(
     until_ess: float | None,
     start: str | None,
     max_time: float | None,
+    within: float | None,
     device: str,
     trust_code: bool,
 ) -> TrainResult:
@@ -152,7 +164,11 @@ def _train(
         preset,
         target.label,
         file=config,
-        overrides=(*overrides, *(() if until_ess is None else (f"until_ess={until_ess}",))),
+        overrides=[
+            *overrides,
+            *([] if until_ess is None else [f"until_ess={until_ess}"]),
+            *([] if within is None else [f"within={within}"]),
+        ],
         temperatures=None if temperature is None else TemperatureRange.parse(temperature),
         invariant=target.invariant,
         molecule=not lacking,
@@ -168,6 +184,7 @@ def _train(
     command += ["--config", str(config)] if config is not None else []
     command += [part for item in overrides for part in ("--set", item)]
     command += ["--until-ess", str(until_ess)] if until_ess is not None else []
+    command += ["--within", f"{within:.0f}s"] if within is not None else []
     command += ["--temperature", temperature] if temperature is not None else []
     command += ["--from", start] if start is not None else []
     command += ["--trust-code"] if trust_code else []

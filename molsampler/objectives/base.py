@@ -203,6 +203,19 @@ class ObjectiveConfig(Kind):
         """Processes that can train it together at most."""
         return 1
 
+    @property
+    def chains(self) -> int | None:
+        """Chains of the population, None where there is none."""
+        return None
+
+    def with_chains(self, count: int) -> Self:
+        """The same objective with another number of chains, where it has a population."""
+        return self
+
+    def shortened(self, share: float) -> Self:
+        """The same objective with what precedes the generator's first step cut to a share."""
+        return self
+
     def with_data_scale(self, length: float) -> Self:
         """The same objective with the unit of its lengths given rather than measured.
 

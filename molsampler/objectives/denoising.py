@@ -63,6 +63,14 @@ class DenoisingConfig(ObjectiveConfig):
         return self.model_copy(update={"data_scale": length})
 
     @property
+    def chains(self) -> int:
+        return self.population.size
+
+    def with_chains(self, count: int) -> Self:
+        population = self.population.model_copy(update={"size": count})
+        return self.model_copy(update={"population": population})
+
+    @property
     def rows(self) -> int:
         return self.batch_size + self.population.size
 

@@ -121,6 +121,21 @@ class DiKLReplayConfig(ObjectiveConfig):
             raise ValueError(f"shards={self.shards} leaves less than two chains a shard")
         return self
 
+    @property
+    def chains(self) -> int:
+        return self.target_score.size
+
+    def with_chains(self, count: int) -> Self:
+        size = max(count // self.shards, 2) * self.shards
+        return self._with_plan(size=size)
+
+    def shortened(self, share: float) -> Self:
+        return self._with_plan(warmup=round(share * self.target_score.warmup))
+
+    def _with_plan(self, **update: int) -> Self:
+        plan = self.target_score.model_copy(update=update)
+        return self.model_copy(update={"target_score": plan})
+
     def with_data_scale(self, length: float) -> Self:
         return self.model_copy(update={"data_scale": length})
 

@@ -31,7 +31,7 @@ import copy
 import logging
 import math
 import shutil
-from typing import Literal, cast
+from typing import Literal, Self, cast
 
 import torch
 from pydantic import Field
@@ -83,6 +83,14 @@ class ExactConfig(ObjectiveConfig):
     final_lr: float = Field(0.01, ge=0, le=1)
     max_grad_norm: float = Field(3.0, gt=0)
     ema: float = Field(0.998, ge=0, lt=1)
+
+    @property
+    def chains(self) -> int:
+        return self.population.size
+
+    def with_chains(self, count: int) -> Self:
+        population = self.population.model_copy(update={"size": count})
+        return self.model_copy(update={"population": population})
 
     @property
     def rows(self) -> int:

@@ -43,8 +43,10 @@ class TrainConfig(Frozen):
     (:mod:`molsampler.train.criterion`); ``auto`` is ``ess`` where draws carry weights, of which the heaviest
     hundredth is cut down, ``discrepancy`` where there is a population, else ``drift``. ``until_ess`` ends
     training at the first evaluation whose effective share of weights reaches it, and is what the verdict then
-    asks for. ``start`` is the sampler to start from (:func:`molsampler.train.start.started_from`). ``probe``
-    has the energy probed before a fresh run (:mod:`molsampler.wellposed`).
+    asks for. ``within`` are seconds that the whole training is to fit in: ``iterations``, the warm-up and the
+    chains of the population are then upper bounds (:mod:`molsampler.train.fit`). ``start`` is the sampler to
+    start from (:func:`molsampler.train.start.started_from`). ``probe`` has the energy probed before a fresh
+    run (:mod:`molsampler.wellposed`).
     """
 
     system: str
@@ -60,6 +62,7 @@ class TrainConfig(Frozen):
     ] = "auto"
     calibrate: bool = True
     until_ess: float | None = Field(None, gt=0, le=1)
+    within: float | None = Field(None, gt=0)
     evaluate_every: int = Field(250, ge=1)
     evaluate_samples: int = Field(4000, ge=10)
     evaluate_steps: int = Field(20, ge=1)

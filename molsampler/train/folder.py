@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -100,8 +100,9 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
 
-    def claim(self, config: TrainConfig) -> None:
-        """Record the configuration, or check that it is the recorded one.
+    def claim(self, config: TrainConfig, *, fitted: Collection[str] = ()) -> TrainConfig:
+        """Record the configuration, or check that it is the recorded one, which is returned; it may differ in
+        the keys ``fitted``.
 
         Raises
         ------
@@ -109,14 +110,24 @@ class RunFolder:
             The folder was started with another configuration; the differing keys are listed.
         """
         if not self.config.is_file():
-            write_bytes(self.config, configuration.to_yaml(config).encode())
-            return
-        changed = configuration.difference(configuration.from_yaml(self.config), config)
+            self.record(config)
+            return config
+        recorded = configuration.from_yaml(self.config)
+        changed = [
+            line
+            for line in configuration.difference(recorded, config)
+            if line.partition(":")[0] not in fitted
+        ]
         if changed:
             raise InputError(
                 f"{self.path} was started with another configuration ({'; '.join(changed)}); "
                 "resume with the same one or name a new folder"
             )
+        return recorded
+
+    def record(self, config: TrainConfig) -> None:
+        """Write the configuration over the one that is there."""
+        write_bytes(self.config, configuration.to_yaml(config).encode())
 
     def rewind_metrics(self, size: int, digest: str = "") -> bool:
         """Cut the log to the ``size`` it had at the checkpoint, so that no line comes twice.

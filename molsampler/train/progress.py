@@ -74,7 +74,8 @@ class Pace:
 class Teller:
     """Keeps the rates of a run and tells ``listener`` about once a second, and at every change of phase.
 
-    ``began`` is the value of ``clock`` at which the run, or its command, began.
+    ``began`` is the value of ``clock`` at which the run, or its command, began; ``left_of_run`` are the
+    seconds that were left of it last, None where that is not known.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Teller:
         self.evaluations = 0
         self.steps, self.energies = Pace(), Pace()
         self.evaluating: float | None = None
+        self.left_of_run: float | None = None
         self._last = -float("inf")
 
     def worked(self, phase: str, seconds: float, evaluations: int, *, pause: bool = False) -> None:
@@ -125,12 +127,13 @@ class Teller:
         """
         changed = self._enter(phase)
         moment = self.clock()
-        if self.listener is None or not (now or changed or moment - self._last >= 1.0):
-            return
-        self._last = moment
         rate, left = None if phase == "evaluation" else self.steps.rate, None
         if rate is not None and total is not None:
             left = max(0.0, total - done) / rate + evaluations_left * (self.evaluating or 0.0)
+        self.left_of_run = left if last else None
+        if self.listener is None or not (now or changed or moment - self._last >= 1.0):
+            return
+        self._last = moment
         self.listener(
             Progress(
                 phase,
@@ -138,7 +141,7 @@ class Teller:
                 total,
                 rate,
                 left,
-                left if last else None,
+                self.left_of_run,
                 self.evaluations,
                 self.energies.rate,
                 moment - self.began,

@@ -37,7 +37,7 @@ from ..storage.files import remove
 from ..target import System, Target
 from ..version import __version__
 from ..wellposed import require_well_posed
-from . import artifact, checkpoint, compiler
+from . import artifact, checkpoint, compiler, fit
 from . import config as configuration
 from .config import TrainConfig
 from .criterion import Evaluation
@@ -56,6 +56,9 @@ _KEEP_EVERY = 60.0
 
 #: Seconds that a step takes from which on it may be abandoned, for the price of a copy of the state.
 _SLOW = 0.25
+
+#: Iterations from which on the time that is left is known well enough to speak of.
+_KNOWN_FROM = 20
 
 Status = Literal["completed", "out of time", "interrupted"]
 
@@ -169,8 +172,10 @@ def train(
         _no_artifact_of_an_unbounded_energy(folder),
         Stop(deadline) as stop,
     ):
+        asked = config
         if first:
-            folder.claim(config)
+            config = folder.claim(asked, fitted=() if asked.within is None else fit.FITTED)
+        config = _of_rank_0(peers, config)
         known = config.temperatures
         problem = Problem(
             target=chart.target,
@@ -185,7 +190,8 @@ def train(
             at=None if known is None else _at(target, chart),
             peers=peers,
         )
-        return _Run(folder, config, target, chart, problem, command, stop, teller, weights).run()
+        run = _Run(folder, asked, config, target, chart, problem, command, stop, teller, weights)
+        return run.run()
 
 
 def _facts(system: System, config: TrainConfig) -> dict[str, str]:
@@ -199,6 +205,14 @@ def _facts(system: System, config: TrainConfig) -> dict[str, str]:
         "compiler": "there" if shutil.which("g++") else "missing",
         **{key: repr(value) for key, value in configuration.leaves(config).items()},
     }
+
+
+def _of_rank_0(peers: Peers, config: TrainConfig) -> TrainConfig:
+    """What rank 0 made of a configuration that is to fit a time; that of all is the same otherwise."""
+    if config.within is None or peers.count == 1:
+        return config
+    told = peers.tell(json.dumps(config.model_dump(mode="json")).encode())
+    return configuration.validate(json.loads(told))
 
 
 def _agreed(peers: Peers, stop: Stop, *flags: bool) -> list[bool]:
@@ -237,9 +251,10 @@ def _before_anything(run_dir: Path, config: TrainConfig, stop: Stop) -> TrainRes
 
 @dataclass
 class _Run:
-    """A call to :func:`train`."""
+    """A call to :func:`train`; ``config`` is what became of the one that was ``asked`` for."""
 
     folder: RunFolder
+    asked: TrainConfig
     config: TrainConfig
     system: System
     chart: Chart
@@ -258,7 +273,9 @@ class _Run:
         """Prepare and train, or go on with either, to the end or until stopped."""
         self.objective = self.config.objective.build(self.problem)
         self.prepared: State = {}
-        self.preparing = 0.0
+        self.preparing = self.earlier = 0.0
+        self.fitting = 0
+        self.warned = self.config.within is not None
         try:
             with _enough_memory(self.config):
                 state = self._opened()
@@ -287,6 +304,7 @@ class _Run:
             if kept is None:
                 return self._resumed(TrainState.unflatten(tensors, counters))
             self.prepared, self.preparing = kept
+            self.earlier = self.preparing
         if self.first:
             self.folder.rewind_metrics(0)
         fresh = self._fresh()
@@ -294,6 +312,8 @@ class _Run:
             fresh = self.objective.with_generator(fresh, self.weights)
         state = TrainState(fresh, weights_of(self.objective.generator(fresh)))
         state.seconds = self.preparing
+        if self.config.within is not None:
+            state = self._fitted(state, self.config.within)
         self._checkpoint(state)
         return state
 
@@ -343,7 +363,7 @@ class _Run:
         kept = time.monotonic()
         if self.prepared:
             self.teller.evaluations = int(self.prepared["energy_evaluations"])
-        measured = _Measured(self.teller.evaluations)
+        measured, fewer, fresh_run = _Measured(self.teller.evaluations), 0, not self.prepared
         try:
             while True:
                 at = preparation.progress(self.prepared) if self.prepared else None
@@ -351,11 +371,17 @@ class _Run:
                     self.teller.tell(at.phase, at.done, at.total, detail=at.detail)
                 working = at is not None or not self.prepared
                 late = self.first and time.monotonic() - kept > _KEEP_EVERY
-                stopped, anyone, late = _agreed(self.problem.peers, self.stop, working, late)
+                stopped, anyone, late, crowded = _agreed(
+                    self.problem.peers, self.stop, working, late, fewer > 0
+                )
                 if not anyone:
                     return self.prepared
                 if stopped:
                     raise StopRequestedError
+                if crowded:
+                    preparation = self._with_chains(fewer) or preparation
+                    measured, fewer = _Measured(0), 0
+                    continue
                 if late:
                     self._keep(preparation)
                     kept = time.monotonic()
@@ -374,7 +400,12 @@ class _Run:
                 evaluations = int(fresh["energy_evaluations"])
                 self.prepared = fresh
                 if measured.enough(spent, evaluations):
-                    self._say_estimate(measured.rate, preparation.expected_evaluations(fresh))
+                    expected = preparation.expected_evaluations(fresh)
+                    if self.first and fresh_run:
+                        seconds = expected / measured.rate
+                        fewer = fit.chains_that_fit(self.config, seconds=seconds) or 0
+                    if not fewer:
+                        self._say_estimate(measured.rate, expected)
                 self.preparing += spent
                 self.teller.worked("annealing" if at is None else at.phase, spent, evaluations)
         except StopRequestedError:
@@ -386,6 +417,102 @@ class _Run:
         whole = preparation.whole(self.prepared)
         if self.first and whole:
             checkpoint.save(self.folder.checkpoints, 0, *_flattened(whole, self.preparing))
+
+    def _adopt(self, config: TrainConfig) -> None:
+        """Go on with another configuration, from the beginning."""
+        self.config = config
+        if self.first:
+            self.folder.record(config)
+        self.problem = dataclasses.replace(self.problem, iterations=config.iterations)
+        self.objective = config.objective.build(self.problem)
+
+    def _with_chains(self, count: int) -> Preparation | None:
+        """Begin again with the number of chains that rank 0 names."""
+        count = int(self.problem.peers.gather(torch.tensor([count]))[0])
+        objective = self.config.objective.with_chains(count)
+        _log.info(
+            "a population of %s chains, of %s, fits the time",
+            f"{objective.chains:,}",
+            f"{self.config.objective.chains:,}",
+        )
+        self.fitting += int(self.prepared["energy_evaluations"])
+        self.prepared = {}
+        if self.first:
+            remove(self.folder.checkpoints)
+        self._adopt(self.config.model_copy(update={"objective": objective}))
+        return self.objective.preparation
+
+    def _fitted(self, state: TrainState, within: float) -> TrainState:
+        """The state to train from, its schedule cut to what fits ``within`` seconds."""
+        copy = state.flatten()
+        self.teller.tell("training", detail="timing a step of each kind")
+        try:
+            with self.stop.abandonable():
+                pace = self._pace(copy)
+        except StopRequestedError:
+            if self.objective.preparation is not None:
+                self._keep(self.objective.preparation)
+            raise
+        except Exception as error:
+            self._without_compiler(error, possible=self.problem.peers.count == 1)
+            return self._fitted(TrainState.unflatten(*copy), within)
+        config = self.asked
+        if self.config.objective.chains is not None:
+            objective = config.objective.with_chains(self.config.objective.chains)
+            config = config.model_copy(update={"objective": objective})
+        left = within - self.earlier - (time.monotonic() - self.teller.began)
+        config = fit.schedule_that_fits(
+            config, pace, warmup=self.asked.objective.build(self.problem).warmup, left=left
+        )
+        self._adopt(_of_rank_0(self.problem.peers, config))
+        _log.info(
+            "%s of %s iterations fit the time, at %.3g s each",
+            f"{self.config.iterations:,}",
+            f"{self.asked.iterations:,}",
+            pace.training,
+        )
+        state = TrainState.unflatten(*copy)
+        state.judging_evaluations += self.fitting
+        return state
+
+    def _pace(self, copy: tuple[dict[str, Tensor], str]) -> fit.Pace:
+        """How long steps and an evaluation take, on copies of a state; their energies are counted."""
+        trainer = self._trainer(TrainState.unflatten(*copy))
+        whole = self.objective.whole(trainer.state.objective)
+        began = time.perf_counter()
+        if self.first:
+            trainer.evaluate(whole)
+        judging = time.perf_counter() - began
+        self.fitting += trainer.state.judging_evaluations
+
+        def timed(iteration: int) -> float:
+            state = TrainState.unflatten(*copy)
+            spent, evaluations = fit.seconds_of_step(self.objective, state.objective, iteration)
+            self.fitting += evaluations
+            return spent
+
+        warmup = self.objective.warmup
+        warming = timed(0) if warmup else 0.0
+        return fit.Pace(warming, timed(warmup + self.config.iterations // 2), judging)
+
+    def _without_compiler(self, error: Exception, *, possible: bool) -> None:
+        """Build the objective anew, uncompiled, where that is what failed.
+
+        Raises
+        ------
+        ResourceError
+            The state from before the failure is not to be had.
+        """
+        if not (self.problem.compile and compiler.failed(error)):
+            raise error
+        if not possible:
+            raise ResourceError(
+                f"the networks could not be compiled ({type(error).__name__}); train with --set "
+                "compile=false in a new run folder"
+            ) from error
+        compiler.report(error, self.folder.compiler_log)
+        self.problem = dataclasses.replace(self.problem, compile=False)
+        self.objective = self.config.objective.build(self.problem)
 
     def _say_estimate(self, rate: float, preparing: int) -> None:
         _log.info("%s", estimate(self.config, self.objective, rate=rate, preparing=preparing))
@@ -433,20 +560,11 @@ class _Run:
                 self._back_to(copy)
                 return self._interrupted()
             except Exception as error:
-                if not (self.problem.compile and compiler.failed(error)):
-                    raise
-                if copy is None:
-                    raise ResourceError(
-                        f"the networks could not be compiled ({type(error).__name__}); train with --set "
-                        "compile=false in a new run folder"
-                    ) from error
-                if self.stop.requested():
+                if compiler.failed(error) and copy is not None and self.stop.requested():
                     # Ctrl-C reaches the compiler, too.
                     self._back_to(copy)
                     return self._interrupted()
-                compiler.report(error, self.folder.compiler_log)
-                self.problem = dataclasses.replace(self.problem, compile=False)
-                self.objective = self.config.objective.build(self.problem)
+                self._without_compiler(error, possible=copy is not None)
                 self._back_to(copy)
                 continue
             self._record(values, judged)
@@ -499,6 +617,25 @@ class _Run:
             detail=detail,
             metrics=trainer.state.recent,
         )
+        if trainer.iteration >= _KNOWN_FROM and not self.warned:
+            self._warn_of_the_limit(self.teller.left_of_run)
+
+    def _warn_of_the_limit(self, left: float | None) -> None:
+        """Say once that the time limit comes before the end of the schedule, where it does."""
+        deadline, trainer = self.stop.deadline, self.trainer
+        if left is None or deadline is None:
+            return
+        self.warned = True
+        share = (deadline - time.monotonic()) / left
+        if share < 1:
+            whole = self.config.iterations
+            end = trainer.iteration + share * (whole - trainer.iteration)
+            _log.info(
+                "--max-time ends at about iteration %s of %s, from where the same command goes on; for a "
+                "sampler by then, train with --within, which has a schedule that ends in time",
+                f"{end:,.0f}",
+                f"{whole:,}",
+            )
 
     # Files
 

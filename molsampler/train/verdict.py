@@ -47,7 +47,8 @@ ANNEALING_ERROR = 0.3
 _APART = 4.0
 
 _LONGER = (
-    "train longer (more iterations) or with more chains (target_score.size) in a new run folder"
+    "train longer (more iterations, or a longer --within) or with more chains (target_score.size) in a new "
+    "run folder"
 )
 _MORE_LAYERS = (
     "sample with --refine 50, which repairs single rows, or use more Langevin layers (sampling.layers) or "

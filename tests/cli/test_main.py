@@ -77,6 +77,7 @@ def test_version(run) -> None:
         ("sample", "dw4", "-n", "0", "-o", "x.npz"),
         ("sample", "dw4", "-n", "many", "-o", "x.npz"),
         ("train", "dw4", "run", "--max-time", "soon"),
+        ("train", "dw4", "run", "--within", "soon"),
         ("train", "dw4", "run", "--preset", "best"),
         ("reference", "dw4", "-n", "10", "-o", "x.npz", "--method", "guess"),
         ("systems", "--frobnicate"),
