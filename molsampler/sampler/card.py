@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import FileFormatError, InputError
@@ -44,6 +45,16 @@ class Training(BaseModel):
     cost: Cost
 
 
+class EnergyBounds(BaseModel):
+    """What the reduced energies of draws at a temperature of a range are between."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: float = Field(gt=0)
+    low: float
+    high: float
+
+
 class Card(BaseModel):
     """Content of ``card.json``.
 
@@ -53,7 +64,8 @@ class Card(BaseModel):
     or that of a reduced system in its own unit, None for those at their default one; ``temperatures`` is the
     range at any of which it can be sampled, None for a sampler of one; ``quality`` is a table of measured
     metrics, one row each; ``verdict`` is that of the training, None where there was none; draws whose energy
-    in the sampler's coordinates is beyond ``energy_bounds`` are drawn again, None keeps all.
+    in the sampler's coordinates is beyond ``energy_bounds`` are drawn again, None keeps all. A sampler of a
+    range has them at some temperatures of it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,9 +84,24 @@ class Card(BaseModel):
     training: Training | None = None
     quality: list[dict[str, Any]] = Field(default_factory=list)
     verdict: Verdict | None = None
-    energy_bounds: tuple[float, float] | None = None
+    energy_bounds: (
+        tuple[float, float] | Annotated[list[EnergyBounds], Field(min_length=1)] | None
+    ) = None
     molsampler_version: str
     license: str = "MIT"
+
+    def bounds_at(self, temperature: float) -> tuple[float, float] | None:
+        """``energy_bounds`` at a temperature, linear between those of a range in its inverse, as reduced
+        energies U / kT are."""
+        known = self.energy_bounds
+        if known is None or isinstance(known, tuple):
+            return known
+        rows = sorted((1 / each.temperature, each.low, each.high) for each in known)
+        inverse, low, high = zip(*rows, strict=True)
+        return (
+            float(np.interp(1 / temperature, inverse, low)),
+            float(np.interp(1 / temperature, inverse, high)),
+        )
 
 
 def read_card(path: Path) -> tuple[Card, str]:

@@ -81,7 +81,10 @@ class _AtTemperature:
         self.hash, self.path = sampler.hash, sampler.path
         self.system: System = sampler.system.at(temperature)
         # What samples record of their system.
-        self.card = sampler.card.model_copy(update={"system": self.system.record()})
+        bounds = sampler.card.bounds_at(temperature)
+        self.card = sampler.card.model_copy(
+            update={"system": self.system.record(), "energy_bounds": bounds}
+        )
         self.chart: Chart = chart_of(self.system, sampler.card.coordinates)
         self._sampler, self._temperature = sampler, temperature
 

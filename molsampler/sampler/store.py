@@ -38,7 +38,7 @@ from ..storage.files import fsync_folder, read_limited, remove, sha256, temporar
 from ..storage.sealed_json import sealed
 from ..target import System
 from ..version import __version__
-from .card import CARD, Card, Training, read_card
+from .card import CARD, Card, EnergyBounds, Training, read_card
 from .verdict import Verdict
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
@@ -212,7 +212,7 @@ def save(
     training: Training | None = None,
     quality: Sequence[Mapping[str, Any]] = (),
     verdict: Verdict | None = None,
-    energy_bounds: tuple[float, float] | None = None,
+    energy_bounds: tuple[float, float] | list[EnergyBounds] | None = None,
     temperature: float | None = None,
     units: Mapping[str, str] | None = None,
     license: str = "MIT",

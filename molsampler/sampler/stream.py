@@ -164,7 +164,8 @@ class SampleStream:
         self.anneal = anneal
         self._network = network if anneal == 1 else network.annealed(anneal)
         # Refined samples have been repaired; weights are those of all draws.
-        self._bounds = None if refine or network.config.weighted else sampler.card.energy_bounds
+        bounds = None if refine or network.config.weighted else sampler.card.energy_bounds
+        self._bounds = bounds if isinstance(bounds, tuple) else None
         self._tally = Tally()
         self._tuning = Tuning(FIRST_STEP)
         self._seconds = 0.0

@@ -13,7 +13,7 @@ from ..molecule.chart import Chart
 from ..molecule.chirality import right_handed
 from ..nn.generators import Generator
 from ..sampler import store
-from ..sampler.card import Cost, Training
+from ..sampler.card import Cost, EnergyBounds, Training
 from ..sampler.verdict import Verdict
 from ..target import System, Target
 from .trainer import Trainer
@@ -55,7 +55,7 @@ def save(
             *_handedness(trainer, generator, system, chart),
         ],
         verdict=verdict(trainer),
-        energy_bounds=(state.bounds[0], state.bounds[1]) if state.bounds else None,
+        energy_bounds=_energy_bounds(trainer),
         overwrite=True,
     )
 
@@ -116,6 +116,21 @@ def _discrepancy(trainer: Trainer) -> list[dict[str, Any]]:
             "iteration": trainer.best_iteration,
             "latent calibration": state.calibration,
         }
+    ]
+
+
+def _energy_bounds(trainer: Trainer) -> tuple[float, float] | list[EnergyBounds] | None:
+    """What the energies of draws are between, at each temperature where there is a range."""
+    bounds = trainer.state.bounds
+    if not bounds:
+        return None
+    pairs = list(zip(bounds[::2], bounds[1::2], strict=True))
+    rows = trainer.state.by_temperature
+    if not rows:
+        return pairs[0]
+    return [
+        EnergyBounds(temperature=row["temperature"], low=low, high=high)
+        for row, (low, high) in zip(rows, pairs, strict=True)
     ]
 
 

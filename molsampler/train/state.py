@@ -25,7 +25,8 @@ class TrainState:
     which may tie with the least and be later. ``calibration`` is that of the selected one, one until the
     end of training; ``verdict`` are the fields of the selected one's, ``weights`` what is known of its
     draws' weights, where they have any; ``by_temperature`` has a row for each temperature at which it was
-    judged, where it has a range; ``bounds`` are those of the energies of its draws, where they have some;
+    judged, where it has a range; ``bounds`` are the lower and the upper one of the energies of its draws at
+    each, or at the only one, where they have some;
     ``reached`` says that the goal at which to stop is reached.
     ``judging_evaluations`` are the energy
     evaluations that judging generators has cost; ``log_format`` is that of the lines logged so far, of which

@@ -252,13 +252,16 @@ class Trainer:
 
     def _judge(self, parts: list[Evaluation], cases: list[Case]) -> None:
         result = Evaluation.mean(parts)
-        # One population bounds the energies of draws; weights are those of all draws.
-        known = [case.discrepancy for case in cases if case.discrepancy is not None]
-        bounds = list(known[0].bounds) if len(cases) == len(known) == 1 else []
-        usable = result.ess is None and all(map(math.isfinite, bounds))
-        self.state.bounds = bounds if usable else []
+        # The population bounds the energies of draws; weights are those of all draws.
+        ends = [case.discrepancy.bounds for case in cases if case.discrepancy is not None]
+        bounds = [end for pair in ends for end in pair]
+        known = result.ess is None and len(ends) == len(cases) and all(map(math.isfinite, bounds))
+        self.state.bounds = bounds if known else []
         self.state.verdict = verdict_over(
-            parts, [case.temperature for case in cases], ess_goal=self.config.until_ess
+            parts,
+            [case.temperature for case in cases],
+            ess_goal=self.config.until_ess,
+            redrawn=bool(self.state.bounds),
         ).model_dump()
         self.state.by_temperature = [
             {

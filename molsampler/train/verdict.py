@@ -190,14 +190,13 @@ def verdict_over(
     temperatures: Sequence[float | None],
     *,
     ess_goal: float | None = None,
+    redrawn: bool = False,
 ) -> Verdict:
     """The verdict on a generator that was judged at several temperatures: that on the first where it failed,
-    else on the one with the largest distance."""
-    if len(evaluations) == 1:
-        alone = evaluations[0]
-        # A population of one temperature gives its draws their bounds (TrainState.bounds).
-        return verdict_of(alone, ess_goal=ess_goal, redrawn=alone.discrepancy is not None)
-    verdicts = [verdict_of(each, ess_goal=ess_goal) for each in evaluations]
+    else on the one with the largest distance. ``redrawn`` as in :func:`by_broken`."""
+    verdicts = [verdict_of(each, ess_goal=ess_goal, redrawn=redrawn) for each in evaluations]
+    if len(verdicts) == 1:
+        return verdicts[0]
     named = list(zip(verdicts, temperatures, strict=True))
     failed = [each for each in named if not each[0].usable]
     worst, temperature = (failed or sorted(named, key=lambda each: -(each[0].value or 0.0)))[0]

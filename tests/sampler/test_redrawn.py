@@ -9,6 +9,7 @@ import torch
 
 from molsampler import Sampler
 from molsampler.export.parts import merge, save_stream
+from molsampler.sampler.card import EnergyBounds
 from molsampler.train.verdict import BROKEN_GOAL, REDRAWN_GOAL, by_broken
 
 N = 3000
@@ -74,6 +75,32 @@ def test_bounds_that_nothing_meets_end_in_what_was_drawn(free) -> None:
     plain, hopeless = free.sample(100, seed=7), within(free, 500.0, 600.0).sample(100, seed=7)
     assert hopeless.metadata["redrawn"] == 100
     assert torch.equal(plain.positions, hopeless.positions)
+
+
+def test_a_sampler_of_a_range_has_bounds_at_every_temperature_of_it() -> None:
+    ranged = Sampler.load("dw4-range")
+    assert ranged.card.energy_bounds is None
+    free = ranged.sample(N, seed=8, temperature=1.0)
+    assert "redrawn" not in free.metadata
+    # Halfway in the inverse temperature, the middle of what the ends have.
+    cold, hot = 0.8, 1 / (2 - 1 / 0.8)
+    high = float(free.energies.quantile(0.97))
+    rows = [
+        EnergyBounds(temperature=hot, low=-90.0, high=high + 5),
+        EnergyBounds(temperature=cold, low=-110.0, high=high - 5),
+    ]
+    card = ranged.card.model_copy(update={"energy_bounds": rows})
+    assert card.bounds_at(1.0) == pytest.approx((-100.0, high))
+    assert card.bounds_at(0.1) == (-110.0, high - 5)
+    bounded = Sampler(
+        card, ranged.system, ranged.generator(torch.device("cpu")), ranged.path, "0" * 64
+    )
+    found = bounded.sample(N, seed=8, temperature=1.0)
+    assert float(found.energies.max()) < high + 1e-3 < float(free.energies.max())
+    assert found.metadata["redrawn"] >= 0.02 * N
+    # At the colder end the bound is another.
+    colder = bounded.sample(500, seed=8, temperature=cold)
+    assert float(colder.energies.max()) < high - 5 + 1e-3
 
 
 def test_weights_are_those_of_all_draws() -> None:

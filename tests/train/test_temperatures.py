@@ -143,6 +143,10 @@ def test_the_card_says_range_and_quality(artifact, capsys) -> None:
     mean = sum(row["discrepancy"] for row in rows) / 3
     assert whole["value"] == pytest.approx(mean, rel=0.5)
     assert "judged at temperatures 0.5, 1, 2" in card.verdict.sentence
+    bounds = card.energy_bounds
+    assert [each.temperature for each in bounds] == [0.5, 1.0, 2.0]
+    assert all(each.low < each.high for each in bounds)
+    assert "redrawn" in Sampler.load(artifact).sample(50, temperature=0.7).metadata
     assert main(["info", str(artifact)]) == 0
     assert "low: 0.5" in capsys.readouterr().out
 
