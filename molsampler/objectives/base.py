@@ -7,6 +7,7 @@ objective can be checkpointed, resumed, judged and shipped.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -183,6 +184,12 @@ class Objective(ABC):
         return None
 
 
+def decay_of_share(decay_start: float, share: float) -> float:
+    """Where the learning rate begins to fall in a schedule of a share of its length: later, since the first
+    hundreds of steps, which go far, are the same in any."""
+    return 1 - (1 - decay_start) * math.sqrt(share)
+
+
 class ObjectiveConfig(Kind):
     """Settings of an objective."""
 
@@ -212,8 +219,8 @@ class ObjectiveConfig(Kind):
         """The same objective with another number of chains, where it has a population."""
         return self
 
-    def shortened(self, share: float) -> Self:
-        """The same objective with what precedes the generator's first step cut to a share."""
+    def shortened(self, iterations: float, warmup: float) -> Self:
+        """The same objective where there is time for a share of the iterations, and one of the warm-up."""
         return self
 
     def with_data_scale(self, length: float) -> Self:

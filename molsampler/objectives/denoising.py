@@ -31,7 +31,7 @@ from ..mcmc.population import Population, refresh
 from ..nn.generators import Generator
 from ..nn.generators.diffusion import Diffusion, DiffusionConfig
 from ..target import CountingTarget
-from .base import Metrics, ObjectiveConfig, Problem, State
+from .base import Metrics, ObjectiveConfig, Problem, State, decay_of_share
 from .dikl_loss import diffuse
 from .preparation import ChainsConfig, PopulationPreparation, data_scale
 from .workspace import NetworkObjective, Workspace, average
@@ -69,6 +69,10 @@ class DenoisingConfig(ObjectiveConfig):
     def with_chains(self, count: int) -> Self:
         population = self.population.model_copy(update={"size": count})
         return self.model_copy(update={"population": population})
+
+    def shortened(self, iterations: float, warmup: float) -> Self:
+        later = decay_of_share(self.decay_start, iterations)
+        return self.model_copy(update={"decay_start": later})
 
     @property
     def rows(self) -> int:

@@ -41,7 +41,7 @@ from ..nn.bodies import AnyBody, EGNNBody
 from ..nn.denoiser import Denoiser, score_of
 from ..nn.generators import Generator
 from ..target import CountingTarget, Target
-from .base import Metrics, ObjectiveConfig, Preparation, Problem, State
+from .base import Metrics, ObjectiveConfig, Preparation, Problem, State, decay_of_share
 from .dikl_loss import Weighting, diffuse, dikl_loss, weight
 from .preparation import PopulationPreparation, ShardedPreparation, data_scale
 from .schedules import AnySchedule, LogUniformConfig
@@ -129,8 +129,10 @@ class DiKLReplayConfig(ObjectiveConfig):
         size = max(count // self.shards, 2) * self.shards
         return self._with_plan(size=size)
 
-    def shortened(self, share: float) -> Self:
-        return self._with_plan(warmup=round(share * self.target_score.warmup))
+    def shortened(self, iterations: float, warmup: float) -> Self:
+        later = decay_of_share(self.decay_start, iterations)
+        cut = self._with_plan(warmup=round(warmup * self.target_score.warmup))
+        return cut.model_copy(update={"decay_start": later})
 
     def _with_plan(self, **update: int) -> Self:
         plan = self.target_score.model_copy(update=update)

@@ -44,7 +44,7 @@ from ..mcmc.population import Population, refresh
 from ..nn.generators import Generator
 from ..nn.generators.density import DensityGenerator, log_weight
 from ..target import COORDINATE_LIMIT, CountingTarget
-from .base import Metrics, ObjectiveConfig, Problem, State
+from .base import Metrics, ObjectiveConfig, Problem, State, decay_of_share
 from .preparation import ChainsConfig, PopulationPreparation
 from .workspace import NetworkObjective, Workspace, average
 
@@ -91,6 +91,10 @@ class ExactConfig(ObjectiveConfig):
     def with_chains(self, count: int) -> Self:
         population = self.population.model_copy(update={"size": count})
         return self.model_copy(update={"population": population})
+
+    def shortened(self, iterations: float, warmup: float) -> Self:
+        later = decay_of_share(self.decay_start, iterations)
+        return self.model_copy(update={"decay_start": later})
 
     @property
     def rows(self) -> int:

@@ -20,6 +20,9 @@ from .config import TrainConfig
 #: Share of the time that the population may take, and chains that it has at least.
 _POPULATION, _LEAST_CHAINS = 0.35, 512
 
+#: Share of the time that the warm-up may take.
+_WARMUP = 0.35
+
 #: Share of the time for evaluations, which are two at least, and what the end costs in those.
 _JUDGING, _LEAST_JUDGED, _END = 0.1, 2, 5
 
@@ -36,6 +39,7 @@ _LEAST_ITERATIONS = 20
 FITTED = (
     "iterations",
     "evaluate_every",
+    "objective.decay_start",
     "objective.population.size",
     "objective.target_score.size",
     "objective.target_score.warmup",
@@ -63,23 +67,24 @@ def chains_that_fit(config: TrainConfig, *, seconds: float) -> int | None:
 
 def schedule_that_fits(config: TrainConfig, pace: Pace, *, warmup: int, left: float) -> TrainConfig:
     """The configuration with its schedule cut to what can be done in ``left`` seconds, the same where all of
-    it can. Warm-up and training are cut by one factor."""
+    it can. The warm-up is left as it is if it has its share of the time."""
     left *= 1 - _RESERVE
     usual = math.ceil(config.iterations / config.evaluate_every)
-    affordable = int(_JUDGING * left / pace.evaluation)
-    judged = max(_LEAST_JUDGED, min(usual, affordable))
     work = warmup * pace.warmup + config.iterations * pace.training
-    share = (left - (judged + _END) * pace.evaluation) / work
-    whole = left - (usual + _END) * pace.evaluation
-    if work <= whole:
+    if work <= left - (usual + _END) * pace.evaluation:
         return config
-    iterations = max(_LEAST_ITERATIONS, round(max(share, 0.0) * config.iterations))
-    iterations = min(iterations, config.iterations)
+    judged = max(_LEAST_JUDGED, min(usual, int(_JUDGING * left / pace.evaluation)))
+    left -= (judged + _END) * pace.evaluation
+    warming = min(warmup * pace.warmup, max(_WARMUP * left, 0.0))
+    iterations = int((left - warming) / pace.training)
+    iterations = min(max(iterations, _LEAST_ITERATIONS), config.iterations)
+    kept = warming / (warmup * pace.warmup) if warmup else 1.0
+    objective = config.objective.shortened(iterations / config.iterations, kept)
     return config.model_copy(
         update={
             "iterations": iterations,
             "evaluate_every": math.ceil(iterations / judged),
-            "objective": config.objective.shortened(iterations / config.iterations),
+            "objective": objective,
         }
     )
 

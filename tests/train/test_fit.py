@@ -24,6 +24,7 @@ SETTINGS = (
     "denoiser.width=4", "denoiser.layers=1",
     "target_score={size: 24, anneal_moves: 2, equilibration: 6, refresh: 8, warmup: 500}",
 )  # fmt: skip
+PROMPT = "target_score.warmup=2"
 PACE = Pace(warmup=0.01, training=0.1, evaluation=1.0)
 
 
@@ -47,16 +48,23 @@ def test_a_schedule_takes_no_longer_than_is_left(left):
     assert (found == whole) == (left == 1e4)
 
 
-def test_warm_up_and_training_are_cut_alike():
+def test_the_warm_up_is_cut_where_it_is_more_than_its_share():
     whole = config("iterations=5000")
-    found = schedule_that_fits(whole, PACE, warmup=500, left=100.0)
-    shares = [
-        found.iterations / whole.iterations,
-        found.objective.target_score.warmup / whole.objective.target_score.warmup,
-    ]
-    assert shares[0] == pytest.approx(shares[1], rel=0.01)
     left_alone = {"iterations": 5000, "evaluate_every": 250, "objective": whole.objective}
-    assert found.model_copy(update=left_alone) == whole
+    for left, warmup in ((100.0, 500), (12.0, 143)):
+        found = schedule_that_fits(whole, PACE, warmup=500, left=left)
+        assert found.objective.target_score.warmup == pytest.approx(warmup, abs=3)
+        assert found.iterations < 5000
+        assert found.model_copy(update=left_alone) == whole
+
+
+@pytest.mark.parametrize("kind", ["fast", "exact"])
+def test_a_short_schedule_keeps_its_rate_for_longer(kind):
+    for system in ("dw4", "lj13"):
+        whole = load_config(kind, system).objective
+        starts = [whole.shortened(share, 1.0).decay_start for share in (1.0, 0.5, 0.1)]
+        assert starts[0] == pytest.approx(whole.decay_start)
+        assert starts[0] < starts[1] < starts[2] < 0.9
 
 
 def test_evaluations_are_as_many_as_their_share_of_the_time_allows():
@@ -160,10 +168,12 @@ def test_a_population_that_would_take_too_long_has_fewer_chains(tmp_path, caplog
 
 def test_a_time_limit_that_cuts_a_schedule_is_told(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        result = train(get_system("dw4"), tmp_path, config("iterations=100000"), max_time=4.0)
+        result = train(
+            get_system("dw4"), tmp_path, config("iterations=100000", PROMPT), max_time=6.0
+        )
     assert result.status == "out of time"
     assert caplog.text.count("--within") == 1
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        train(get_system("dw4"), tmp_path / "short", config("iterations=30"), max_time=60.0)
+        train(get_system("dw4"), tmp_path / "short", config("iterations=30", PROMPT), max_time=60.0)
     assert "--within" not in caplog.text
