@@ -118,7 +118,10 @@ def test_signal_handlers_are_restored(run) -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_interrupted_work_leaves_no_file(number: signal.Signals, code: int, tmp_path: Path) -> None:
     # Imports come first, so that the signal arrives while the chains run.
     code_line = (

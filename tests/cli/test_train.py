@@ -100,7 +100,10 @@ def test_other_settings_in_the_same_folder_are_refused(run, tmp_path: Path) -> N
     assert "iterations: 1 -> 2" in outcome.err.splitlines()[-1]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_interrupted_training_saves_its_state(
     run, number: signal.Signals, code: int, tmp_path: Path
 ) -> None:

@@ -303,7 +303,7 @@ def test_a_chain_without_energy_takes_the_first_draw_and_draws_without_energy_ar
 
 
 def test_generators_without_a_density_are_refused() -> None:
-    config = ObjectiveConfig.parse({"kind": "exact"})
+    config = ObjectiveConfig.parse({"kind": "exact", "population": POPULATION})
     implicit = GeneratorConfig.parse({"kind": "implicit", "body": {"kind": "mlp", "width": 8}})
     wrong = Problem(
         target=TwoModes(),

@@ -94,7 +94,11 @@ def test_annealing_by_the_command(tmp_path, capsys) -> None:
     torch.testing.assert_close(even.energies, even.system().energy(even.positions.double()))
 
 
-@pytest.mark.parametrize("families", [1.0, 0.0], ids=["of the population", "of its own"])
+@pytest.mark.parametrize(
+    "families",
+    [1.0, pytest.param(0.0, marks=pytest.mark.slow)],
+    ids=["of the population", "of its own"],
+)
 def test_the_card_has_log_z_by_two_routes(tmp_path, monkeypatch, families) -> None:
     monkeypatch.setattr(trainer, "_FAMILIES", families)
     settings = ("iterations=100", "evaluate_every=100", "evaluate_steps=40")
