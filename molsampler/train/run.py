@@ -446,15 +446,17 @@ class _Run:
         """The state to train from, its schedule cut to what fits ``within`` seconds."""
         copy = state.flatten()
         self.teller.tell("training", detail="timing a step of each kind")
+        alone = self.problem.peers.count == 1
         try:
-            with self.stop.abandonable():
+            # Processes that work together finish their steps, as in training.
+            with self._abandonable(copy if alone else None):
                 pace = self._pace(copy)
         except StopRequestedError:
             if self.objective.preparation is not None:
                 self._keep(self.objective.preparation)
             raise
         except Exception as error:
-            self._without_compiler(error, possible=self.problem.peers.count == 1)
+            self._without_compiler(error, possible=alone)
             return self._fitted(TrainState.unflatten(*copy), within)
         config = self.asked
         if self.config.objective.chains is not None:

@@ -101,7 +101,7 @@ def test_a_fitted_run_ends_in_time_and_is_the_run_of_its_settings(tmp_path):
     began = time.monotonic()
     fitted = train(system, tmp_path / "fitted", config("iterations=100000", "within=3"))
     # It ends by itself, and a machine with other work is given its due.
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 10
     assert fitted.status == "completed"
     found = from_yaml(tmp_path / "fitted" / "config.resolved.yaml")
     assert 20 <= fitted.iteration == fitted.total == found.iterations < 100000

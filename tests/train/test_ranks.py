@@ -27,6 +27,7 @@ from molsampler.systems.openmm import system as openmm_system
 from molsampler.systems.openmm.alanine_dipeptide import AlanineDipeptide
 from molsampler.temperatures import TemperatureRange
 from molsampler.train import checkpoint, load_config, train
+from molsampler.train.config import from_yaml
 from molsampler.train.ranks import meet
 
 SETTINGS = (
@@ -101,6 +102,17 @@ def test_the_number_of_ranks_changes_no_bit(counts, extra, known, tmp_path):
     for count in (1, *counts):
         assert on_ranks(count, tmp_path / str(count), settings).status == "completed"
         assert same_run(tmp_path / "1", tmp_path / str(count))
+
+
+def test_ranks_fit_a_time_together(tmp_path):
+    asked = config("shards=2", "iterations=100000", "within=3")
+    fitted = on_ranks(2, tmp_path / "fitted", asked)
+    assert fitted.status == "completed"
+    found = from_yaml(tmp_path / "fitted" / "config.resolved.yaml")
+    assert 20 <= fitted.total == found.iterations < 100000
+    # What they found is the run of one process, too.
+    on_ranks(1, tmp_path / "plain", found.model_copy(update={"within": None}))
+    assert weights(tmp_path / "plain") == weights(tmp_path / "fitted")
 
 
 def test_the_number_of_shards_and_the_stream_of_any_of_them_do(tmp_path, monkeypatch):
