@@ -67,11 +67,11 @@ def tampered(population: Population, system: System, left: float) -> Population:
     away = within.nonzero()[:, 0]
     away = away[int(left * len(away)) :]
     others = (~within).nonzero()[:, 0]
-    chosen = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(1))]
+    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(1))
+    # Of a mode that most chains are in there are more to replace than others: these come again and again.
+    chosen = others[order[torch.arange(len(away)) % len(others)]]
     return population._replace(
-        state=mala.State(
-            *(field.index_copy(0, away, field[chosen[: len(away)]]) for field in state)
-        )
+        state=mala.State(*(field.index_copy(0, away, field[chosen]) for field in state))
     )
 
 
