@@ -31,9 +31,9 @@ from ..mcmc.population import Population, refresh
 from ..nn.generators import Generator
 from ..nn.generators.diffusion import Diffusion, DiffusionConfig
 from ..target import CountingTarget
-from .base import Metrics, ObjectiveConfig, Problem, State, decay_of_share
+from .base import Metrics, Problem, State
 from .dikl_loss import diffuse
-from .preparation import ChainsConfig, PopulationPreparation, data_scale
+from .preparation import PopulationObjectiveConfig, PopulationPreparation, data_scale
 from .workspace import NetworkObjective, Workspace, average
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 _RISE = 100
 
 
-class DenoisingConfig(ObjectiveConfig):
+class DenoisingConfig(PopulationObjectiveConfig):
     """Settings of :class:`Denoising`.
 
     The learning rate rises over the first hundred iterations, stays to ``decay_start`` and falls by a cosine
@@ -51,9 +51,7 @@ class DenoisingConfig(ObjectiveConfig):
     """
 
     kind: Literal["denoising"] = "denoising"
-    population: ChainsConfig = ChainsConfig()
     lr: float = Field(1e-3, gt=0)
-    decay_start: float = Field(0.4, ge=0, lt=1)
     final_lr: float = Field(0.01, ge=0, le=1)
     max_grad_norm: float = Field(10.0, gt=0)
     ema: float = Field(0.998, ge=0, lt=1)
@@ -61,18 +59,6 @@ class DenoisingConfig(ObjectiveConfig):
 
     def with_data_scale(self, length: float) -> Self:
         return self.model_copy(update={"data_scale": length})
-
-    @property
-    def chains(self) -> int:
-        return self.population.size
-
-    def with_chains(self, count: int) -> Self:
-        population = self.population.model_copy(update={"size": count})
-        return self.model_copy(update={"population": population})
-
-    def shortened(self, iterations: float, warmup: float) -> Self:
-        later = decay_of_share(self.decay_start, iterations)
-        return self.model_copy(update={"decay_start": later})
 
     @property
     def rows(self) -> int:

@@ -31,7 +31,7 @@ import copy
 import logging
 import math
 import shutil
-from typing import Literal, Self, cast
+from typing import Literal, cast
 
 import torch
 from pydantic import Field
@@ -44,8 +44,8 @@ from ..mcmc.population import Population, refresh
 from ..nn.generators import Generator
 from ..nn.generators.density import DensityGenerator, log_weight
 from ..target import COORDINATE_LIMIT, CountingTarget
-from .base import Metrics, ObjectiveConfig, Problem, State, decay_of_share
-from .preparation import ChainsConfig, PopulationPreparation
+from .base import Metrics, Problem, State
+from .preparation import PopulationObjectiveConfig, PopulationPreparation
 from .workspace import NetworkObjective, Workspace, average
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 _RISE = 100
 
 
-class ExactConfig(ObjectiveConfig):
+class ExactConfig(PopulationObjectiveConfig):
     """Settings of :class:`Exact`.
 
     ``forward`` is the weight of the likelihood before the share ``reverse_from`` of the iterations and
@@ -65,7 +65,6 @@ class ExactConfig(ObjectiveConfig):
     """
 
     kind: Literal["exact"] = "exact"
-    population: ChainsConfig = ChainsConfig()
     draws: int = Field(256, ge=1)
     draw_from: float = Field(0.05, ge=0, le=1)
     reverse_from: float = Field(0.35, ge=0, le=1)
@@ -79,22 +78,9 @@ class ExactConfig(ObjectiveConfig):
     cut: float = Field(0.01, ge=0, lt=1)
     propose: bool = True
     lr: float = Field(1e-3, gt=0)
-    decay_start: float = Field(0.4, ge=0, lt=1)
     final_lr: float = Field(0.01, ge=0, le=1)
     max_grad_norm: float = Field(3.0, gt=0)
     ema: float = Field(0.998, ge=0, lt=1)
-
-    @property
-    def chains(self) -> int:
-        return self.population.size
-
-    def with_chains(self, count: int) -> Self:
-        population = self.population.model_copy(update={"size": count})
-        return self.model_copy(update={"population": population})
-
-    def shortened(self, iterations: float, warmup: float) -> Self:
-        later = decay_of_share(self.decay_start, iterations)
-        return self.model_copy(update={"decay_start": later})
 
     @property
     def rows(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, Self, cast
 
 import torch
 from pydantic import Field
@@ -15,7 +15,7 @@ from ..mcmc.ladder import Ladder
 from ..mcmc.population import Equilibration, Population, PopulationConfig, Progress
 from ..mcmc.replica_exchange import ReplicaExchange
 from ..target import CountingTarget
-from .base import Preparation, Problem, State
+from .base import ObjectiveConfig, Preparation, Problem, State, decay_of_share
 from .shards import Shards
 
 
@@ -24,6 +24,26 @@ class ChainsConfig(PopulationConfig):
 
     refresh: int = Field(64, ge=0)
     refresh_steps: int = Field(1, ge=1)
+
+
+class PopulationObjectiveConfig(ObjectiveConfig):
+    """Settings of an objective that learns from a ``population`` at a rate that falls from the share
+    ``decay_start`` of the iterations on."""
+
+    population: ChainsConfig = ChainsConfig()
+    decay_start: float = Field(0.4, ge=0, lt=1)
+
+    @property
+    def chains(self) -> int:
+        return self.population.size
+
+    def with_chains(self, count: int) -> Self:
+        population = self.population.model_copy(update={"size": count})
+        return self.model_copy(update={"population": population})
+
+    def shortened(self, iterations: float, warmup: float) -> Self:
+        later = decay_of_share(self.decay_start, iterations)
+        return self.model_copy(update={"decay_start": later})
 
 
 class _Chains(Protocol):
