@@ -633,8 +633,8 @@ class _Run:
             whole = self.config.iterations
             end = trainer.iteration + share * (whole - trainer.iteration)
             _log.info(
-                "--max-time ends at about iteration %s of %s, from where the same command goes on; for a "
-                "sampler by then, train with --within, which has a schedule that ends in time",
+                "--max-time ends at about iteration %s of %s, from where the same command goes on; "
+                "--within in a new run folder has a schedule that ends in time",
                 f"{end:,.0f}",
                 f"{whole:,}",
             )
