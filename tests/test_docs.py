@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -50,6 +51,82 @@ def test_the_examples_of_the_page_on_molecules_run(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "CCCC with the energy MMFF94, 300 K (14, 3)"
+
+
+#: The part of bgflow that the page uses, for machines that do not have it.
+STAND_IN = """
+import sys
+from types import ModuleType
+
+import torch
+
+
+class Energy(torch.nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.event_shape = torch.Size(dim)
+
+    def energy(self, x, temperature=1.0):
+        return self._energy(x) / temperature
+
+
+class GaussianMCMCSampler:
+    def __init__(self, energy, init_state, noise_std, n_burnin):
+        self.energy, self.state, self.std, self.burnin = energy, init_state, noise_std, n_burnin
+
+    def sample(self, n):
+        x, u = self.state, self.energy.energy(self.state)
+        for _ in range(self.burnin + n):
+            moved = x + self.std * torch.randn_like(x)
+            there = self.energy.energy(moved)
+            accepted = torch.rand_like(u).log() < u - there
+            x, u = torch.where(accepted, moved, x), torch.where(accepted, there, u)
+        return x
+
+
+cheap = {"repeats": 2, "transport_repeats": 0, "drift_steps": 0}
+sys.modules["bgflow"] = ModuleType("bgflow")
+sys.modules["bgflow"].__dict__.update(Energy=Energy, GaussianMCMCSampler=GaussianMCMCSampler)
+"""
+
+#: What the page says numpy 2 needs.
+REAL = "import numpy\nnumpy.infty = numpy.inf\n"
+
+
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_example_of_the_page_on_bgflow_runs(real: bool, tmp_path: Path) -> None:
+    """Random-walk Metropolis leaves samples of the target where they were: the columns agree."""
+    if real and importlib.util.find_spec("bgflow") is None:
+        pytest.skip("bgflow is not installed")
+    page = PAGE.with_name("bgflow.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    if not real:
+        for whole, small in (
+            ("4_000", "400"),
+            ("n_burnin=500", "n_burnin=20"),
+            ('load_reference("lj13"), system', 'load_reference("lj13"), system, **cheap'),
+        ):
+            assert whole in block
+            block = block.replace(whole, small)
+    check = (
+        "import torch\n"
+        "print(sorted(table))\n"
+        "print(bool((ours.positions != theirs.positions).any()))\n"
+        "print(float(ours.energies.median()), float(theirs.energies.median()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join((REAL if real else STAND_IN, block, check))],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=900 if real else 120,
+    )
+    assert done.returncode == 0, done.stderr
+    names, moved, medians = done.stdout.splitlines()[-3:]
+    assert names == "['one step', 'then bgflow MCMC']"
+    assert moved == "True"
+    one, then = map(float, medians.split())
+    assert abs(one - then) < (0.5 if real else 2.0)
 
 
 def test_the_examples_of_the_page_on_own_systems_run(tmp_path: Path) -> None:

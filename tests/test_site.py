@@ -105,6 +105,22 @@ def test_the_python_of_a_page_runs(name: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_python_of_the_readme_runs(index: int, tmp_path: Path) -> None:
+    """Samples as a trajectory; the training of a function's energy."""
+    block = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[index]
+    done = subprocess.run(
+        [sys.executable, "-c", block],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    made = ("lj13.xtc", "runs/ring/artifact/card.json")[index]
+    assert (tmp_path / made).is_file()
+
+
 def commands(text: str) -> list[list[str]]:
     """The words of every molsampler command that stands in a block of shell lines."""
     blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, re.S)
