@@ -36,8 +36,7 @@ system
 # %%
 config = load_config(
     "exact",
-    system.name,
-    molecule=True,
+    system,
     overrides=(
         "iterations=250",
         "evaluate_samples=1000",

@@ -42,8 +42,7 @@ system
 folder = Path(tempfile.mkdtemp())
 config = load_config(
     "fast",
-    system.name,
-    invariant=True,
+    system,
     overrides=(
         "compile=false",
         "iterations=400",

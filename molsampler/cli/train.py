@@ -162,7 +162,7 @@ def _train(
         note(f"{target.name} {lacking}: trained in Cartesian coordinates")
     settings = load_config(
         preset,
-        target.label,
+        target,
         file=config,
         overrides=[
             *overrides,
@@ -170,8 +170,6 @@ def _train(
             *([] if within is None else [f"within={within}"]),
         ],
         temperatures=None if temperature is None else TemperatureRange.parse(temperature),
-        invariant=target.invariant,
-        molecule=not lacking,
     )
     if start is not None:
         given = [item for item in overrides if item.partition("=")[0].split(".")[0] == "generator"]

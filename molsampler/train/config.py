@@ -12,12 +12,14 @@ from pydantic import Field
 
 from ..errors import FileFormatError, InputError, IntegrityError, UnknownNameError, nearest
 from ..frozen import Frozen
+from ..molecule.z_matrix import has_internal_coordinates
 from ..nn.generators import AnyGenerator, GeneratorConfig, Sampling
 from ..nn.generators.implicit import ImplicitConfig
 from ..objectives import AnyObjective, ObjectiveConfig
 from ..objectives.dikl_replay import DiKLReplayConfig
 from ..storage.plain_yaml import parse_yaml, read_yaml
 from ..storage.validation import validated
+from ..target import System
 from ..temperatures import TemperatureRange
 
 PRESETS = ("fast", "exact", "paper")
@@ -86,21 +88,22 @@ class TrainConfig(Frozen):
 
 def load_config(
     preset: str = "fast",
-    system: str = "",
+    system: System | str = "",
     *,
     file: Path | str | None = None,
     overrides: Sequence[str] = (),
     temperatures: TemperatureRange | None = None,
-    invariant: bool = True,
-    molecule: bool = False,
+    invariant: bool | None = None,
+    molecule: bool | None = None,
 ) -> TrainConfig:
     """Build a configuration from a preset, then a YAML file, then ``KEY=VALUE`` overrides.
 
     Keys may be dotted (``generator.body.width=32``); those of the objective may be written without
-    ``objective.`` in front (``batch_size=64``). ``system`` is a name or a label such as ``lj13@0.3``,
-    ``temperatures`` the key of that name. ``invariant`` says whether a system without its own preset gets an
-    equivariant network (True) or a perceptron; ``molecule`` that it gets internal coordinates
-    (:func:`molsampler.molecule.z_matrix.has_internal_coordinates`).
+    ``objective.`` in front (``batch_size=64``). ``system`` is the system to train on, or its name or label
+    (``lj13@0.3``), ``temperatures`` the key of that name. A system without settings of its own in the preset
+    gets an equivariant network where it is ``invariant``, else a perceptron, and internal coordinates where
+    it is a ``molecule`` that has them (:func:`molsampler.molecule.z_matrix.has_internal_coordinates`): both
+    as the system has it unless given. A name alone is taken as invariant and as no molecule.
 
     Raises
     ------
@@ -113,9 +116,13 @@ def load_config(
         raise UnknownNameError(
             f"preset must be one of {', '.join(PRESETS)}, got {preset!r}{nearest(preset, PRESETS)}"
         )
+    if not isinstance(system, str):
+        invariant = system.invariant if invariant is None else invariant
+        molecule = has_internal_coordinates(system) if molecule is None else molecule
+        system = system.label
     # Our own file, which may use aliases.
     book = yaml.safe_load((_FOLDER / f"{preset}.yaml").read_text())
-    fallback = book["invariant" if invariant else "other"]
+    fallback = book["other" if invariant is False else "invariant"]
     if molecule:
         fallback = book.get("molecule", fallback)
     values = _merge(book["common"], book["systems"].get(system.partition("@")[0], fallback))
