@@ -4,7 +4,12 @@ For a generator whose density q is known three losses can be mixed, by weights:
 
 ``forward``
     :math:`-E_p[\log q(x)]` on a population of chains of the target p, made from the energy alone. It covers
-    what the population covers.
+    what the population covers. With ``order`` :math:`\alpha > 1` its frames count by
+    :math:`(p/q)^{\alpha-1}`, at most ``cap`` times the median of their batch: the gradient of the Rényi
+    divergence :math:`D_\alpha(p \| q) = \log E_p[(p/q)^{\alpha-1}] / (\alpha-1)`. That of order two is
+    minus the log of the effective share of the draws: what is too rare among them, and would carry a heavy
+    weight, is learned first. (Midgley et al., arXiv 2208.01893, have no population and reach it by
+    annealing.)
 ``reverse``
     :math:`E_q[\log q(x) + u(x)]` on fresh draws. Rows of the greatest loss are left out, and derivatives are
     cut to a multiple of their median norm: a draw in collision would decide otherwise. ``estimator: path``
@@ -59,7 +64,8 @@ class ExactConfig(PopulationObjectiveConfig):
 
     ``forward`` is the weight of the likelihood before the share ``reverse_from`` of the iterations and
     ``forward_later`` after it; ``reverse`` and ``weighted`` are zero before. Draws are proposed to the
-    population from the share ``draw_from`` on. ``batch_size`` chains and ``draws`` fresh draws make a step.
+    population from the share ``draw_from`` on, from which on frames count by their weights, too.
+    ``batch_size`` chains and ``draws`` fresh draws make a step.
     The learning rate rises over the first hundred iterations, stays to ``decay_start`` and falls by a cosine
     to ``final_lr`` of itself.
     """
@@ -70,6 +76,8 @@ class ExactConfig(PopulationObjectiveConfig):
     reverse_from: float = Field(0.35, ge=0, le=1)
     forward: float = Field(1.0, ge=0)
     forward_later: float = Field(0.5, ge=0)
+    order: float = Field(1.0, ge=1)
+    cap: float = Field(20.0, ge=1)
     reverse: float = Field(1.0, ge=0)
     weighted: float = Field(0.0, ge=0)
     estimator: Literal["path", "total", "score"] = "total"
@@ -166,9 +174,16 @@ class Exact(NetworkObjective):
                     generator=work.rng,
                     device=self.problem.device,
                 )
-                likelihood = self._run.log_prob(population.state.position[index]).mean()
-                loss = loss - forward * likelihood
-                metrics["log_likelihood"] = float(likelihood.detach())
+                log_q = self._run.log_prob(population.state.position[index])
+                metrics["log_likelihood"] = float(log_q.detach().mean())
+                if config.order > 1 and done >= config.draw_from:
+                    log_q = log_q * emphasis(
+                        population.state.energy[index],
+                        log_q.detach(),
+                        order=config.order,
+                        cap=config.cap,
+                    ).to(log_q)
+                loss = loss - forward * log_q.mean()
             taken = loss.requires_grad
             if taken:
                 norm, sound = work.apply(
@@ -291,6 +306,21 @@ class Exact(NetworkObjective):
         passed = max(0.0, (done - config.decay_start) / (1 - config.decay_start))
         fall = 0.5 + 0.5 * math.cos(math.pi * passed)
         return config.lr * rise * (config.final_lr + (1 - config.final_lr) * fall)
+
+
+def emphasis(energy: Tensor, log_prob: Tensor, *, order: float, cap: float) -> Tensor:
+    r"""How much each frame of the target counts, of mean one: :math:`(p/q)^{\alpha-1}`, cut at ``cap`` times
+    its median.
+
+    Parameters
+    ----------
+    energy, log_prob : reduced energies of the frames, and their log densities under the generator ``(b,)``
+    order : :math:`\alpha \geq 1`; one has all frames count alike
+    """
+    log_ratio = (order - 1) * -(energy.double() + log_prob.double())
+    away = (log_ratio - log_ratio.median()).nan_to_num(nan=0.0)
+    share = away.clamp(max=math.log(cap)).exp()
+    return share / share.mean()
 
 
 def _clipped(rows: Tensor, clip: float) -> Tensor:

@@ -16,7 +16,7 @@ from molsampler.mcmc.population import Gaussian, Population
 from molsampler.nn.generators import GeneratorConfig
 from molsampler.nn.generators.density import DensityGenerator
 from molsampler.objectives import Objective, ObjectiveConfig, Problem, State
-from molsampler.objectives.exact import Exact
+from molsampler.objectives.exact import Exact, emphasis
 from molsampler.space import Euclidean
 from molsampler.target import Target
 
@@ -169,6 +169,40 @@ def test_the_gradient_vanishes_draw_by_draw_where_the_generator_is_right(estimat
         generator.flow.mean += 0.1
     off, _ = gradient_of(objective, state, 2)
     assert float(off.abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("order", [1.0, 1.5, 2.0])
+def test_the_weighed_likelihood_descends_the_renyi_divergence(order: float) -> None:
+    """Frames of N(0, 1), a proposal N(m, s): D has the closed form of two Gaussians."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(400_000, generator=random, dtype=torch.float64)
+    m = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    s = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    log_q = torch.distributions.Normal(m, s).log_prob(x)
+    energy = 0.5 * x.square() + math.log(2 * math.pi) / 2
+    share = emphasis(energy, log_q.detach(), order=order, cap=math.inf)
+    found = torch.stack(torch.autograd.grad(-(share * log_q).mean(), (m, s), retain_graph=True))
+    if order == 1:
+        divergence = s.log() + (1 + m**2) / (2 * s**2)
+    else:
+        mixed = order * s**2 + 1 - order
+        divergence = order * m**2 / (2 * mixed) + s.log() + (s**2 / mixed).log() / (2 * (order - 1))
+    expected = torch.stack(torch.autograd.grad(divergence, (m, s)))
+    torch.testing.assert_close(found, expected, rtol=0.03, atol=0.01)
+    # Negative control: frames that count alike follow the Kullback-Leibler divergence.
+    alike = torch.stack(torch.autograd.grad(-log_q.mean(), (m, s)))
+    assert torch.allclose(found, alike, rtol=0.03, atol=0.01) == (order == 1)
+
+
+def test_frames_count_at_most_the_cap_and_one_without_density_counts_most() -> None:
+    energy = torch.zeros(5)
+    log_prob = torch.tensor([0.0, 0.0, 0.0, -1.0, -torch.inf])
+    share = emphasis(energy, log_prob, order=2, cap=10)
+    assert torch.allclose(share / share[0], share.new_tensor([1, 1, 1, math.e, 10]))
+    assert float(share.mean()) == pytest.approx(1)
+    assert torch.equal(
+        emphasis(energy, log_prob, order=1, cap=10), torch.ones(5, dtype=torch.float64)
+    )
 
 
 def emptied(state: State, share: float) -> State:
