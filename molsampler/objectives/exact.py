@@ -28,6 +28,10 @@ For a generator whose density q is known three losses can be mixed, by weights:
 The draws are also proposals: a chain at x moves to x' with probability :math:`\min(1, w(x')/w(x))`, which
 leaves the target invariant and, other than a local move, mends the weights of modes that the population
 started with. The generator learns from the population while the population is set right by the generator.
+
+Over a range of temperatures every chain has one of them and is offered draws at its own, and neighbours
+exchange (:mod:`molsampler.mcmc.ladder`). Weights at different temperatures differ by the ratio of their Z:
+where rows are compared, each stands against the median of its temperature.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ import copy
 import logging
 import math
 import shutil
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -45,10 +49,11 @@ from torch import Tensor
 from ..errors import InputError, NonFiniteError
 from ..estimate import effective_count
 from ..mcmc import mala
-from ..mcmc.population import Population, refresh
+from ..mcmc.ladder import Ladder
+from ..mcmc.population import Population, refresh, refresh_rows
 from ..nn.generators import Generator
 from ..nn.generators.density import DensityGenerator, log_weight
-from ..target import COORDINATE_LIMIT, CountingTarget
+from ..target import COORDINATE_LIMIT, CountingTarget, Target
 from .base import Metrics, Problem, State
 from .preparation import PopulationObjectiveConfig, PopulationPreparation
 from .workspace import NetworkObjective, Workspace, average
@@ -69,6 +74,8 @@ class ExactConfig(PopulationObjectiveConfig):
     The learning rate rises over the first hundred iterations, stays to ``decay_start`` and falls by a cosine
     to ``final_lr`` of itself.
     """
+
+    over_temperatures: ClassVar[bool] = True
 
     kind: Literal["exact"] = "exact"
     draws: int = Field(256, ge=1)
@@ -117,7 +124,10 @@ class Exact(NetworkObjective):
         work = self.build({})
         work.rng = self.preparation.random(prepared)
         for name in ("generator", "ema"):
-            cast(Generator, work.modules[name]).start_from(population.state.position)
+            network = cast(Generator, work.modules[name])
+            network.start_from(
+                population.state.position, context=self._context(population.temperature)
+            )
         population.put(work.tensors, work.numbers)
         work.numbers.update(
             iteration=0,
@@ -174,7 +184,10 @@ class Exact(NetworkObjective):
                     generator=work.rng,
                     device=self.problem.device,
                 )
-                log_q = self._run.log_prob(population.state.position[index])
+                temperature = _rows(population.temperature, index)
+                log_q = self._run.log_prob(
+                    population.state.position[index], context=self._context(temperature)
+                )
                 metrics["log_likelihood"] = float(log_q.detach().mean())
                 if config.order > 1 and done >= config.draw_from:
                     log_q = log_q * emphasis(
@@ -182,6 +195,7 @@ class Exact(NetworkObjective):
                         log_q.detach(),
                         order=config.order,
                         cap=config.cap,
+                        temperature=temperature,
                     ).to(log_q)
                 loss = loss - forward * log_q.mean()
             taken = loss.requires_grad
@@ -199,16 +213,9 @@ class Exact(NetworkObjective):
         except NonFiniteError as error:
             log.warning("iteration %d: %s", iteration + 1, error)
             sound = False
-        plan = config.population
-        if plan.refresh:
-            population = refresh(
-                population,
-                self.target,
-                start=iteration * plan.refresh,
-                count=min(plan.refresh, plan.size),
-                steps=plan.refresh_steps,
-                generator=work.rng,
-            )
+        if config.population.refresh:
+            population, exchanged = self._refreshed(work, population, iteration)
+            metrics.update(exchanged)
         population.put(work.tensors, work.numbers)
         work.numbers["iteration"] = iteration + 1
         work.numbers["energy_evaluations"] = self.target.evaluations
@@ -222,6 +229,38 @@ class Exact(NetworkObjective):
         work = self.adopted(state)
         return Population.taken(work.tensors, work.numbers)
 
+    def _context(self, temperature: Tensor | None) -> Tensor | None:
+        """What the generator is told of the temperatures of rows ``(b,)``."""
+        known = self.problem.temperatures
+        return None if known is None or temperature is None else known.context(temperature)
+
+    def _refreshed(
+        self, work: Workspace, population: Population, iteration: int
+    ) -> tuple[Population, Metrics]:
+        """The population with a part of it moved on, and what to log of exchanges."""
+        plan, problem = self.config.population, self.problem
+        count = min(plan.refresh, plan.size)
+        if problem.temperatures is None or problem.at is None:
+            moved = refresh(
+                population,
+                self.target,
+                start=iteration * plan.refresh,
+                count=count,
+                steps=plan.refresh_steps,
+                generator=work.rng,
+            )
+            return moved, {}
+        moved, rate = refresh_rows(
+            population,
+            Ladder(problem.temperatures, plan.nodes, problem.at),
+            count_evaluations=self.target.counting,
+            iteration=iteration,
+            count=count,
+            steps=plan.refresh_steps,
+            generator=work.rng,
+        )
+        return moved, {"exchanged": rate}
+
     def _draws(
         self, work: Workspace, population: Population, *, learn: bool
     ) -> tuple[Tensor, Population, Metrics]:
@@ -229,22 +268,30 @@ class Exact(NetworkObjective):
         config = self.config
         by_score = config.estimator == "score"
         reverse = learn and config.reverse > 0 and not by_score
+        offered = self._offered(work, population)
+        temperature = _rows(population.temperature, offered)
+        context = self._context(temperature)
+        target: Target = self.target
+        if temperature is not None and self.problem.at is not None:
+            target = self.target.counting(self.problem.at(temperature))
+        count = config.draws if temperature is None else len(offered)
         with torch.set_grad_enabled(reverse):
-            x, own = self._run.sample(config.draws, generator=work.rng)
+            x, own = self._run.sample(count, context=context, generator=work.rng)
             at = x.detach().clamp(-COORDINATE_LIMIT, COORDINATE_LIMIT).nan_to_num()
             log_prob, slope = own.detach(), torch.zeros_like(at)
             if reverse and config.estimator == "path":
-                log_prob = self._run.log_prob(at.requires_grad_())
+                log_prob = self._run.log_prob(at.requires_grad_(), context=context)
                 (slope,) = torch.autograd.grad(log_prob.sum(), at)
         at, log_prob = at.detach(), log_prob.detach()
-        energy, score = self.target.energy_and_score(at)
+        energy, score = target.energy_and_score(at)
         weight = log_weight(energy, log_prob)
         whole = torch.isfinite(torch.stack([x.detach(), score])).flatten(2).all(-1).all(0)
         weight = weight.masked_fill(~whole, -torch.inf)
         usable = torch.isfinite(weight)
         if not bool(usable.any()):
-            raise NonFiniteError(f"none of {config.draws} draws has a finite energy and score")
-        kept = usable & (weight >= weight[usable].quantile(config.trim))
+            raise NonFiniteError(f"none of {len(weight)} draws has a finite energy and score")
+        compared = weight if temperature is None else levelled(weight, temperature)
+        kept = usable & (compared >= compared[usable].quantile(config.trim))
         loss = torch.zeros((), device=x.device)
         if reverse:
             away = _clipped((slope - score)[kept], config.clip)
@@ -254,37 +301,47 @@ class Exact(NetworkObjective):
                 each = each + own[kept]
             loss = loss + config.reverse * each.mean()
         if learn and config.reverse > 0 and by_score:
-            delta = (weight[usable] - weight[usable].median()).clamp(-config.clip, config.clip)
-            log_q = self._run.log_prob(at[usable])
+            delta = (compared[usable] - compared[usable].median()).clamp(-config.clip, config.clip)
+            log_q = self._run.log_prob(at[usable], context=_rows(context, usable))
             loss = loss - config.reverse * ((delta - delta.mean()).to(log_q) * log_q).mean()
         if learn and config.weighted:
-            highest = weight[usable].quantile(1 - config.cut)
-            share = weight.clamp(max=highest).masked_fill(~usable, -torch.inf).softmax(0)
-            again = self._run.log_prob(at[usable])
+            highest = compared[usable].quantile(1 - config.cut)
+            share = compared.clamp(max=highest).masked_fill(~usable, -torch.inf).softmax(0)
+            again = self._run.log_prob(at[usable], context=_rows(context, usable))
             loss = loss - config.weighted * (share[usable].to(again) * again).sum()
         metrics = {
             "log_weight": float(weight[usable].mean()),
-            "effective": effective_count(weight) / len(weight),
+            "effective": effective_count(compared) / len(compared),
         }
         if config.propose:
             population, accepted = self._propose(
-                work, population, mala.State(at, energy, score), weight
+                work, population, mala.State(at, energy, score), weight, offered
             )
             work.numbers["proposed"] += len(weight)
             work.numbers["accepted"] += accepted
             metrics["proposal_acceptance"] = accepted / len(weight)
         return loss, population, metrics
 
-    def _propose(
-        self, work: Workspace, population: Population, drawn: mala.State, weight: Tensor
-    ) -> tuple[Population, int]:
-        """Offer draws to as many chains by independence Metropolis."""
-        state = population.state
-        size, count = len(state.energy), min(len(weight), len(state.energy))
+    def _offered(self, work: Workspace, population: Population) -> Tensor:
+        """Indices of the chains that the next draws are offered to."""
+        size = len(population.state.energy)
+        count = min(self.config.draws, size)
         start = int(work.numbers["proposed"]) % size
-        index = (torch.arange(count, device=weight.device) + start) % size
+        return (torch.arange(count, device=population.state.energy.device) + start) % size
+
+    def _propose(
+        self,
+        work: Workspace,
+        population: Population,
+        drawn: mala.State,
+        weight: Tensor,
+        index: Tensor,
+    ) -> tuple[Population, int]:
+        """Offer draws to the chains ``index``, at whose temperatures they are, by independence Metropolis."""
+        state, count = population.state, len(index)
+        context = self._context(_rows(population.temperature, index))
         with torch.no_grad():
-            log_prob = self._run.log_prob(state.position[index])
+            log_prob = self._run.log_prob(state.position[index], context=context)
         old = log_weight(state.energy[index], log_prob)
         chance = torch.rand(count, generator=work.rng, device=weight.device, dtype=weight.dtype)
         # A chain where the generator has no density at all has infinite weight and stays.
@@ -308,7 +365,29 @@ class Exact(NetworkObjective):
         return config.lr * rise * (config.final_lr + (1 - config.final_lr) * fall)
 
 
-def emphasis(energy: Tensor, log_prob: Tensor, *, order: float, cap: float) -> Tensor:
+def _rows(values: Tensor | None, index: Tensor) -> Tensor | None:
+    return None if values is None else values[index]
+
+
+def levelled(log_weight: Tensor, temperature: Tensor) -> Tensor:
+    """Log weights ``(b,)`` less the median of the finite ones of their temperature ``(b,)``."""
+    result = log_weight.clone()
+    for value in torch.unique(temperature):
+        own = temperature == value
+        finite = log_weight[own & torch.isfinite(log_weight)]
+        if len(finite):
+            result[own] -= finite.median()
+    return result
+
+
+def emphasis(
+    energy: Tensor,
+    log_prob: Tensor,
+    *,
+    order: float,
+    cap: float,
+    temperature: Tensor | None = None,
+) -> Tensor:
     r"""How much each frame of the target counts, of mean one: :math:`(p/q)^{\alpha-1}`, cut at ``cap`` times
     its median.
 
@@ -316,9 +395,13 @@ def emphasis(energy: Tensor, log_prob: Tensor, *, order: float, cap: float) -> T
     ----------
     energy, log_prob : reduced energies of the frames, and their log densities under the generator ``(b,)``
     order : :math:`\alpha \geq 1`; one has all frames count alike
+    temperature : of the frames ``(b,)`` where they have several, each with a median of its own
     """
-    log_ratio = (order - 1) * -(energy.double() + log_prob.double())
-    away = (log_ratio - log_ratio.median()).nan_to_num(nan=0.0)
+    log_ratio = -(energy.double() + log_prob.double())
+    away = (
+        log_ratio - log_ratio.median() if temperature is None else levelled(log_ratio, temperature)
+    )
+    away = ((order - 1) * away).nan_to_num(nan=0.0)
     share = away.clamp(max=math.log(cap)).exp()
     return share / share.mean()
 

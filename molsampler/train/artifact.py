@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def save(
                 "steps": config.evaluate_steps,
                 "iteration": trainer.best_iteration,
             },
-            *_by_temperature(trainer),
+            *_by_temperature(trainer, chart),
             *_handedness(trainer, generator, system, chart),
         ],
         verdict=verdict(trainer),
@@ -134,19 +135,27 @@ def _energy_bounds(trainer: Trainer) -> tuple[float, float] | list[EnergyBounds]
     ]
 
 
-def _by_temperature(trainer: Trainer) -> list[dict[str, Any]]:
+def _by_temperature(trainer: Trainer, chart: Chart) -> list[dict[str, Any]]:
     """Quality of the selected generator at each temperature at which it was judged, where it has a range;
     the rows above are means over them."""
     return [
         {
             "metric": f"at temperature {row['temperature']:.4g}",
-            "value": row["drift"] if row["discrepancy"] is None else row["discrepancy"],
-            "measure": "drift" if row["discrepancy"] is None else "discrepancy",
+            **_measure(row),
             "iteration": trainer.best_iteration,
             **row,
+            **({"log_z": log_z(chart, row["log_z"])} if "log_z" in row else {}),
         }
         for row in trainer.state.by_temperature
     ]
+
+
+def _measure(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The one number that a temperature is judged by: the first that there is."""
+    for measure in ("effective share of weights", "discrepancy", "drift"):
+        if row.get(measure) is not None:
+            return {"value": row[measure], "measure": measure}
+    return {"value": None, "measure": "drift"}
 
 
 def _handedness(

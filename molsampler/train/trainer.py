@@ -234,13 +234,14 @@ class Trainer:
         cases = []
         for temperature in known.spread(JUDGED):
             target = self.target.counting(self.at(torch.tensor(temperature)))
-            discrepancy = tuning = None
+            discrepancy = tuning = chains = None
             if population is not None:
                 there = population.at(temperature, target)
+                chains = there.state
                 discrepancy = Discrepancy(there.state, space)
                 step_size = there.step_size * temperature / known.middle
                 tuning = Tuning(step_size, there.scale) if step_size else None
-            cases.append(Case(target, discrepancy, temperature, tuning))
+            cases.append(Case(target, discrepancy, temperature, tuning, chains))
         return cases
 
     def _select(self, parts: list[Evaluation], cases: list[Case]) -> None:
@@ -270,17 +271,20 @@ class Trainer:
                 "drift": part.drift,
                 "broken": part.broken,
                 "n": part.samples,
+                **_weights_in(part),
             }
             for part, case in zip(parts, cases, strict=True)
             if case.temperature is not None
         ]
         if result.ess is not None:
+            # Of several temperatures the mean share; log Z is that of each.
+            alone = len(parts) == 1
             self.state.weights = {
                 "value": result.ess,
                 "n": result.samples,
-                "largest weight": result.max_weight,
-                "log_z": result.log_z,
-                "log_z_error": result.log_z_error,
+                "largest weight": max(part.max_weight or 0.0 for part in parts),
+                "log_z": result.log_z if alone else None,
+                "log_z_error": result.log_z_error if alone else None,
             }
 
     def _anneal(self, whole: State, cases: list[Case], rng: torch.Generator) -> None:
@@ -318,6 +322,18 @@ class Trainer:
             target, population.state.position, n=_SECOND_ROWS, levels=levels, generator=rng
         )
         return log_mean(weights.cpu()), log_normaliser.evaluations(_SECOND_ROWS, levels)
+
+
+def _weights_in(evaluation: Evaluation) -> dict[str, float | None]:
+    """What weights say at a temperature, where there are any."""
+    if evaluation.ess is None:
+        return {}
+    return {
+        "effective share of weights": evaluation.ess,
+        "largest weight": evaluation.max_weight,
+        "log_z": evaluation.log_z,
+        "log_z_error": evaluation.log_z_error,
+    }
 
 
 def weights_of(generator: Generator) -> dict[str, torch.Tensor]:

@@ -193,13 +193,17 @@ def verdict_over(
     redrawn: bool = False,
 ) -> Verdict:
     """The verdict on a generator that was judged at several temperatures: that on the first where it failed,
-    else on the one with the largest distance. ``redrawn`` as in :func:`by_broken`."""
+    else on the one with the largest distance or the least effective share. ``redrawn`` as in
+    :func:`by_broken`."""
     verdicts = [verdict_of(each, ess_goal=ess_goal, redrawn=redrawn) for each in evaluations]
     if len(verdicts) == 1:
         return verdicts[0]
     named = list(zip(verdicts, temperatures, strict=True))
     failed = [each for each in named if not each[0].usable]
-    worst, temperature = (failed or sorted(named, key=lambda each: -(each[0].value or 0.0)))[0]
+    sign = 1.0 if evaluations[0].ess is not None else -1.0
+    worst, temperature = (failed or sorted(named, key=lambda each: sign * (each[0].value or 0.0)))[
+        0
+    ]
     places = ", ".join(f"{each:.4g}" for each in temperatures if each is not None)
     return worst.model_copy(
         update={

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -16,9 +17,10 @@ from molsampler.mcmc.population import Gaussian, Population
 from molsampler.nn.generators import GeneratorConfig
 from molsampler.nn.generators.density import DensityGenerator
 from molsampler.objectives import Objective, ObjectiveConfig, Problem, State
-from molsampler.objectives.exact import Exact, emphasis
+from molsampler.objectives.exact import Exact, emphasis, levelled
 from molsampler.space import Euclidean
 from molsampler.target import Target
+from molsampler.temperatures import TemperatureRange
 
 SPACE = Euclidean(1, 2)
 POPULATION = {"size": 512, "start_scale": 4.0, "anneal_moves": 2, "equilibration": 20, "refresh": 0}
@@ -313,6 +315,81 @@ def test_proposals_leave_the_target_as_it_is() -> None:
     with torch.no_grad():
         drawn = work.modules["generator"].configurations(4000, generator=work.rng)[:, 0]
     assert float((drawn.var(0) - 1).abs().min()) > 1
+
+
+class Harmonic:
+    """u = r^2 / 2T in the plane, rows at temperatures of their own."""
+
+    space = SPACE
+
+    def __init__(self, temperature: Tensor):
+        self.temperature = temperature
+
+    def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        temperature = self.temperature.to(x).reshape(-1, 1, 1)
+        return 0.5 * (x.square() / temperature).sum((1, 2)), -x / temperature
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_proposals_over_temperatures_leave_every_one_as_it_is(right: bool) -> None:
+    """A chain is offered draws at its own temperature; negative control: at that of another."""
+    known = TemperatureRange(low=0.5, high=2.0)
+    settings = {
+        "population": {**POPULATION, "size": 6000, "nodes": 3},
+        "draws": 6000,
+        "draw_from": 0.0,
+        "reverse_from": 0.0,
+        "forward_later": 0.0,
+        "reverse": 0.0,
+    }
+    config = ObjectiveConfig.parse({"kind": "exact", **settings})
+    plain = problem(Harmonic(torch.tensor(1.0)))
+    objective = config.build(
+        dataclasses.replace(
+            plain, generator=plain.generator.conditioned(known), temperatures=known, at=Harmonic
+        )
+    )
+    assert isinstance(objective, Exact)
+    temperature = torch.tensor(known.spread(3)).repeat(2000)
+    x = torch.randn(6000, 1, 2, generator=torch.Generator().manual_seed(1))
+    x = x * temperature.sqrt()[:, None, None]
+    work = objective.build({})
+    for module in work.modules.values():
+        module.start_from(x, context=known.context(temperature))
+        with torch.no_grad():
+            module.flow.mean.add_(0.5)
+            module.flow.mixing.mul_(1.3)
+    told = temperature if right else temperature.roll(1)
+    population = Population(mala.init(x, Harmonic(told)), 0.1, told)
+    work.numbers.update(proposed=0, accepted=0)
+    moved = 0.0
+    for _ in range(8):
+        _, population, metrics = objective._draws(work, population, learn=True)
+        moved += metrics["proposal_acceptance"]
+    assert 1.0 < moved < 7.9
+    error = math.sqrt(2 / 4000)
+    ratios = [
+        float(population.state.position[temperature == value].double().var()) / value
+        for value in known.spread(3)
+    ]
+    assert all(abs(ratio - 1) < 6 * error for ratio in ratios) == right
+
+
+def test_weights_of_several_temperatures_stand_against_their_own_medians() -> None:
+    """Z of a temperature, whatever it is, drops out."""
+    random = torch.Generator().manual_seed(0)
+    log_prob = torch.randn(300, generator=random, dtype=torch.float64)
+    temperature = torch.tensor([0.5, 1.0, 2.0]).repeat(100)
+    energy = torch.zeros(300, dtype=torch.float64)
+    options: dict[str, Any] = {"order": 2, "cap": 20}
+    first = emphasis(energy, log_prob, temperature=temperature, **options)
+    shifted = emphasis(energy + 50 * temperature, log_prob, temperature=temperature, **options)
+    torch.testing.assert_close(first, shifted)
+    # Negative control: without the temperature, the hottest frames count for nothing.
+    assert float(first[2::3].mean()) > 0.5
+    assert float(emphasis(energy + 50 * temperature, log_prob, **options)[2::3].mean()) < 1e-6
+    lost = levelled(torch.tensor([-torch.inf, 1.0, 3.0]), torch.ones(3))
+    assert lost.tolist() == [-math.inf, 0.0, 2.0]
 
 
 def test_a_chain_without_energy_takes_the_first_draw_and_draws_without_energy_are_none() -> None:

@@ -68,7 +68,7 @@ class GeneratorConfig(Kind):
         """
         raise InputError(
             f"a generator of kind {self.kind!r} takes no temperature; train it at one temperature, or a "
-            "generator of kind 'implicit' over the range"
+            "generator of kind 'implicit' or 'spline' over the range"
         )
 
     def build(
@@ -149,8 +149,9 @@ class Generator(nn.Module):
             + (paths if self.config.weighted else "; its samples carry no weights")
         )
 
-    def start_from(self, x: Tensor) -> None:
-        """Start from what configurations ``(b, n, d)`` of the target look like, where the kind can."""
+    def start_from(self, x: Tensor, *, context: Tensor | None = None) -> None:
+        """Start from what configurations ``(b, n, d)`` of the target look like, where the kind can;
+        ``context`` ``(b, 1)`` is that of rows at several temperatures."""
 
     def compiled(self) -> Self:
         """A twin that shares the weights and computes through compiled code, where the kind has some."""

@@ -21,6 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ...errors import InputError
 from ...mcmc import ais
 from ...space import Euclidean
 from ...target import Target
@@ -108,7 +109,10 @@ class DensityGenerator(Generator):
         generator: torch.Generator | None,
     ) -> Draw:
         if self.levels > 1:
-            self.refuse_context(context)
+            if context is not None:
+                raise InputError(
+                    "annealed draws are of one temperature, got a context: take at(temperature)"
+                )
             return self._annealed(n, target, generator)
         x, log_prob = self.sample(n, context=context, generator=generator)
         # Energies of float32 positions in float64: rounding never enters weights.

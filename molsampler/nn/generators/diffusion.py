@@ -138,7 +138,7 @@ class Diffusion(Generator):
         twin.__dict__["_run"] = torch.compile(self.denoiser, dynamic=False)
         return twin
 
-    def start_from(self, x: Tensor) -> None:
+    def start_from(self, x: Tensor, *, context: Tensor | None = None) -> None:
         self.denoiser.body.start_from(x, spring=0.0)
 
     def denoised(self, x: Tensor, sigma: Tensor) -> Tensor:

@@ -233,7 +233,7 @@ class Implicit(Generator):
         """The layers' scheme."""
         return self.sampling.scheme or self.config.langevin_scheme
 
-    def start_from(self, x: Tensor) -> None:
+    def start_from(self, x: Tensor, *, context: Tensor | None = None) -> None:
         self.body.start_from(x, spring=_SPRING)
 
     def compiled(self) -> Self:

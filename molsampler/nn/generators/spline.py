@@ -14,6 +14,10 @@ carried to configurations by
 The density follows from the slopes. With ``permutations`` or ``mirror`` the flow is averaged over all
 relabellings of the particles (and a reflection), which is again a density, with that symmetry exactly; with
 ``rotations`` it describes the shape of a configuration in the plane and a uniform angle.
+
+With ``temperatures`` all perceptrons read the temperature of the row too, and the widths of coordinates on a
+line grow as powers of it, :math:`(T / T_{mid})^{a_k}`, which start out as those of the population: one half
+where a coordinate is harmonic. The density is that at the row's temperature.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import itertools
 import math
 import random
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +38,7 @@ from torch.nn import functional
 from ...errors import InputError
 from ...molecule.molecule import Molecule
 from ...space import Space
+from ...temperatures import TemperatureRange
 from .. import splines
 from ..independent_components import unmixing
 from .base import GeneratorConfig, Sampling
@@ -74,6 +79,10 @@ class SplineConfig(GeneratorConfig):
     permutations: bool = False
     mirror: bool = False
     rotations: bool = False
+    temperatures: TemperatureRange | None = None
+
+    def conditioned(self, temperatures: TemperatureRange) -> Self:
+        return self.model_copy(update={"temperatures": temperatures})
 
     def build(
         self, space: Space, *, molecule: Molecule | None = None, sampling: Sampling | None = None
@@ -99,6 +108,7 @@ class Spline(DensityGenerator):
             )
         self.images = _images(config, space)
         self.mirror_symmetric = config.mirror
+        self.temperatures = config.temperatures
         self.flow = Flow(config, space.dof - config.rotations, space.circular)
         self.basis = None if space.dof == n * d else _helmert(n)
 
@@ -147,23 +157,25 @@ class Spline(DensityGenerator):
     def configurations(
         self, n: int, *, context: Tensor | None = None, generator: torch.Generator | None
     ) -> Tensor:
-        self.refuse_context(context)
-        y, _ = self.flow.push(self.flow.noise(n, generator=generator))
+        z = self.flow.noise(n, generator=generator)
+        y, _ = self.flow.push(z, self.context_of(n, context, like=z))
         x, _ = self._unflat(y, generator)
         return self._relabelled(x, generator)
 
     def sample(
         self, n: int, *, context: Tensor | None = None, generator: torch.Generator | None
     ) -> Drawn:
-        self.refuse_context(context)
-        return self._carried(self.flow.noise(n, generator=generator), generator)
+        z = self.flow.noise(n, generator=generator)
+        return self._carried(z, self.context_of(n, context, like=z), generator)
 
-    def _carried(self, z: Tensor, generator: torch.Generator | None) -> Drawn:
-        y, log_volume = self.flow.push(z)
+    def _carried(
+        self, z: Tensor, context: Tensor | None, generator: torch.Generator | None
+    ) -> Drawn:
+        y, log_volume = self.flow.push(z, context)
         x, rest = self._unflat(y, generator)
         if len(self.images) > 1:
             x = self._relabelled(x, generator)
-            return Drawn(x, self.log_prob(x))
+            return Drawn(x, self.log_prob(x, context=context))
         return Drawn(x, self.flow.base_log_prob(z) - log_volume + rest)
 
     def noise(self, n: int, *, generator: torch.Generator | None) -> Tensor:
@@ -177,7 +189,8 @@ class Spline(DensityGenerator):
 
     def carried(self, z: Tensor, *, generator: torch.Generator | None) -> Drawn:
         line, circle = self.flow.both(z)
-        return self._carried(torch.cat([line, (circle / _TURN).remainder(1.0)], 1), generator)
+        wrapped = torch.cat([line, (circle / _TURN).remainder(1.0)], 1)
+        return self._carried(wrapped, self.context_of(len(z), None, like=z), generator)
 
     def _relabelled(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         if len(self.images) == 1:
@@ -186,15 +199,15 @@ class Spline(DensityGenerator):
         return self.images.apply(x, which)
 
     def log_prob(self, x: Tensor, *, context: Tensor | None = None) -> Tensor:
-        self.refuse_context(context)
-        every = self.images.all(x)
-        y, rest = self._flat(every)
-        log_prob = (self.flow.log_prob(y) + rest).reshape(len(self.images), len(x))
+        context = self.context_of(len(x), context, like=x)
+        told = None if context is None else context.repeat(len(self.images), 1)
+        y, rest = self._flat(self.images.all(x))
+        log_prob = (self.flow.log_prob(y, told) + rest).reshape(len(self.images), len(x))
         return torch.logsumexp(log_prob, 0) - math.log(len(self.images))
 
-    def start_from(self, x: Tensor) -> None:
+    def start_from(self, x: Tensor, *, context: Tensor | None = None) -> None:
         with torch.no_grad():
-            self.flow.start_from(self._flat(x)[0])
+            self.flow.start_from(self._flat(x)[0], self.context_of(len(x), context, like=x))
 
 
 class Images:
@@ -259,7 +272,8 @@ def _turn(vectors: Tensor, axis: Tensor, *, back: bool) -> Tensor:
 
 
 class Flow(nn.Module):
-    """The flow on flat coordinates ``(b, k)``, of which some are the normal quantiles of angles."""
+    """The flow on flat coordinates ``(b, k)``, of which some are the normal quantiles of angles; with a
+    context ``(b, 1)`` where it is one of several temperatures."""
 
     def __init__(self, config: SplineConfig, size: int, circular: tuple[int, ...]):
         super().__init__()
@@ -275,6 +289,8 @@ class Flow(nn.Module):
         lines = len(self.lines)
         self.mean = nn.Parameter(torch.zeros(lines))
         self.mixing = nn.Parameter(torch.eye(lines))
+        if config.temperatures is not None:
+            self.growth = nn.Parameter(torch.zeros(lines))
         bins, circles = config.marginal_bins, len(self.circles)
         self.line_marginals = nn.Parameter(
             torch.zeros(lines, splines.parameters(bins, circular=False))
@@ -305,38 +321,57 @@ class Flow(nn.Module):
         line = z[:, : len(self.lines)]
         return -0.5 * line.square().sum(-1) - 0.5 * line.shape[1] * _LOG_2PI
 
-    def log_prob(self, y: Tensor) -> Tensor:
+    def log_prob(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         """Log density of flat coordinates."""
-        z, log_volume = self.pull(y)
+        z, log_volume = self.pull(y, context)
         return self.base_log_prob(z) + log_volume
 
-    def push(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def push(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Flat coordinates of noise, and the log volume of the map."""
         total = z.new_zeros(len(z))
         for coupling in self.couplings:
-            z, log_slope = coupling(z, inverse=False)
+            z, log_slope = coupling(z, context, inverse=False)
             total = total + log_slope
         z, log_slope = self._marginals(z, inverse=False)
         line, circle = self.both(z)
+        if context is not None:
+            log_width = self._log_width(context)
+            line, total = line * log_width.exp(), total + log_width.sum(-1)
         line = line @ self.mixing.T + self.mean
         total = total + log_slope + self._log_mixing()
         circle, log_quantile = _quantile(circle)
         return torch.cat([line, circle], 1)[:, self.back], total + log_quantile
 
-    def pull(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def pull(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Noise of flat coordinates, and the log volume of the map."""
         line, circle = self.both(y[:, self.order])
         line = self._unmixed(line)
         circle, log_share = _share(circle)
+        total = log_share - self._log_mixing()
+        if context is not None:
+            log_width = self._log_width(context)
+            line, total = line * (-log_width).exp(), total - log_width.sum(-1)
         z, log_slope = self._marginals(torch.cat([line, circle], 1), inverse=True)
-        total = log_share - self._log_mixing() + log_slope
+        total = total + log_slope
         for coupling in reversed(self.couplings):
-            z, log_slope = coupling(z, inverse=True)
+            z, log_slope = coupling(z, context, inverse=True)
             total = total + log_slope
         return z, total
 
-    def start_from(self, y: Tensor) -> None:
-        """Set what depends on nothing to the moments and quantiles of flat coordinates."""
+    def _log_temperature(self, context: Tensor) -> Tensor:
+        """Log of temperatures over the middle of the range ``(b,)``."""
+        known = self.config.temperatures
+        if known is None:
+            raise InputError("a flow of one temperature was given a context")
+        return (known.temperature(context) / known.middle).log()
+
+    def _log_width(self, context: Tensor) -> Tensor:
+        """Log of the widths of coordinates on a line, over those at the middle of the range ``(b, k)``."""
+        return self._log_temperature(context)[:, None] * self.growth
+
+    def start_from(self, y: Tensor, context: Tensor | None = None) -> None:
+        """Set what depends on nothing, but for the temperature, to the moments and quantiles of flat
+        coordinates."""
         line, circle = self.both(y[:, self.order])
         if self.lines:
             if self.config.axes == "own":
@@ -347,6 +382,9 @@ class Flow(nn.Module):
             self.mean.copy_(mean)
             self.mixing.copy_(mixing)
             line = self._unmixed(line)
+            if context is not None:
+                self.growth.copy_(_growth(line, self._log_temperature(context)))
+                line = line * (-self._log_width(context)).exp()
             self.line_marginals.copy_(self._quantiles(line, circular=False))
         if self.circles:
             self.circle_marginals.copy_(self._quantiles(_share(circle)[0], circular=True))
@@ -407,6 +445,19 @@ class Flow(nn.Module):
         return log_volume
 
 
+def _growth(line: Tensor, log_temperature: Tensor) -> Tensor:
+    """Powers of the temperature with which the widths of columns ``(b, k)`` grow: slopes of the log of their
+    standard deviations, by groups of rows of one temperature; zero where there is only one."""
+    at, group = torch.unique(log_temperature.double(), return_inverse=True)
+    widths = [line[group == k].double().std(0).clamp(min=1e-6).log() for k in range(len(at))]
+    away = at - at.mean()
+    spread = away.square().sum()
+    if not spread > 0:
+        return torch.zeros_like(line[0])
+    slope: Tensor = away @ torch.stack(widths) / spread
+    return slope.to(line)
+
+
 def _inverse(order: list[int]) -> list[int]:
     """Where each index stands in a permutation."""
     return sorted(range(len(order)), key=order.__getitem__)
@@ -458,13 +509,17 @@ class Coupling(nn.Module):
             len(moved_circle) * (splines.parameters(config.bins, circular=True) + 1),
         )
         inputs = 1 + len(read_line) * (1 + config.bumps) + len(read_circle) * 2 * _HARMONICS
+        inputs += config.temperatures is not None
         self.net = Perceptron(inputs, sum(self.sizes), width=config.width, depth=config.depth)
 
-    def forward(self, z: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, z: Tensor, context: Tensor | None = None, *, inverse: bool
+    ) -> tuple[Tensor, Tensor]:
         """Moved coordinates ``(b, k)`` and the log slope of the map, or of its inverse."""
         read_line, read_circle = z[:, self.read_line], z[:, self.read_circle]
         line, circle = z[:, self.moved_line], z[:, self.moved_circle]
-        for_line, for_circle = self.net(self._features(read_line, read_circle)).split(self.sizes, 1)
+        features = self._features(read_line, read_circle, context)
+        for_line, for_circle = self.net(features).split(self.sizes, 1)
         total = z.new_zeros(len(z))
         if line.shape[1]:
             free = for_line.reshape(*line.shape, -1)
@@ -485,9 +540,11 @@ class Coupling(nn.Module):
             total = total + slope.sum(-1)
         return torch.cat([line, circle, read_line, read_circle], 1)[:, self.back], total
 
-    def _features(self, line: Tensor, circle: Tensor) -> Tensor:
+    def _features(self, line: Tensor, circle: Tensor, context: Tensor | None) -> Tensor:
         # The first is there for a single coordinate, which has no other half to read.
         parts = [line.new_ones(len(line), 1), line]
+        if context is not None:
+            parts.append(context.to(line))
         if self.bumps:
             spacing = 6.0 / max(self.bumps - 1, 1)
             bumps = torch.exp(-0.5 * ((line[..., None] - self.centres) / spacing).square())

@@ -1,0 +1,186 @@
+"""A flow with exact weights over a range of temperatures: its weights, log Z and card at each of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+from torch import Tensor
+
+from molsampler import Sampler
+from molsampler.analysis import curve_of
+from molsampler.errors import InputError
+from molsampler.nn.generators.density import log_weight
+from molsampler.space import Euclidean
+from molsampler.target import System
+from molsampler.temperatures import TemperatureRange
+from molsampler.train import checkpoint, load_config, train
+from molsampler.train.trainer import Trainer
+
+RANGE = TemperatureRange(low=0.5, high=2.0)
+
+#: Temperatures that are no node of the ladder, 0.5 * 4 ** (k / 4).
+BETWEEN = (0.6, 0.85, 1.2, 1.7)
+
+
+class Soft(System):
+    """u = (x^4 + y^2 / 2) / T: widths grow as the fourth and the square root of T."""
+
+    name, concurrent = "soft", True
+
+    def __init__(self) -> None:
+        self.space = Euclidean(1, 2)
+
+    def _energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        square = x.square()
+        powers = x.new_tensor([1.0, 0.0])
+        energy = (square.square() * powers + 0.5 * square * (1 - powers)).sum((1, 2))
+        return energy, -(4 * x * square * powers + x * (1 - powers))
+
+
+def log_z(temperature: float) -> float:
+    """2 Gamma(5/4) T^(1/4) (2 pi T)^(1/2)."""
+    return (
+        math.log(2)
+        + math.lgamma(1.25)
+        + 0.25 * math.log(temperature)
+        + 0.5 * math.log(2 * math.pi * temperature)
+    )
+
+
+SETTINGS = (
+    "compile=false", "probe=false", "iterations=120", "evaluate_every=60", "evaluate_samples=1500",
+    "batch_size=256", "draws=90", "order=2", "log_every=20", "lr=0.003",
+    "generator={kind: spline, layers: 4, width: 24, bins: 8, marginal_bins: 16, reach: 5}",
+    "population={size: 2000, start_scale: 1.0, anneal_moves: 2, equilibration: 60, refresh: 200, nodes: 5}",
+)  # fmt: skip
+
+
+def config(*extra: str):
+    return load_config("exact", Soft(), overrides=(*SETTINGS, *extra), temperatures=RANGE)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    result = train(Soft(), tmp_path_factory.mktemp("ranged") / "run", config())
+    assert result.status == "completed"
+    return result.artifact
+
+
+def test_log_z_and_energies_are_exact_at_temperatures_that_were_no_nodes(artifact) -> None:
+    sampler = Sampler.load(artifact, system=Soft())
+    for temperature in BETWEEN:
+        drawn = sampler.sample(4000, temperature=temperature, seed=3)
+        assert drawn.ess > 0.9 * len(drawn)
+        found = drawn.log_z
+        assert found is not None
+        assert found.se < 0.01
+        assert abs(found.value - log_z(temperature)) < 5 * found.se
+        # Equipartition: 1/4 + 1/2.
+        u = drawn.expectation(lambda x: x[:, 0, 0] ** 4 + 0.5 * x[:, 0, 1] ** 2)
+        assert abs(float(u.value) - 0.75 * temperature) < 5 * float(u.se)
+
+
+def test_a_flow_that_is_not_told_has_poor_weights(artifact) -> None:
+    """Negative control: draws of the middle, weighed by the density of the middle."""
+    generator = Sampler.load(artifact, system=Soft()).generator(torch.device("cpu"))
+    middle = RANGE.context(torch.full((4000,), RANGE.middle))
+    for temperature in (0.5, 2.0):
+        random = torch.Generator().manual_seed(3)
+        target = Soft().at(temperature)
+        with torch.no_grad():
+            told = generator.at(temperature).draw(4000, target, generator=random)
+            x, log_prob = generator.sample(4000, context=middle, generator=random)
+        blind = log_weight(target.energy_and_score(x.double())[0], log_prob)
+        share = [
+            float(torch.softmax(each, 0).square().sum().reciprocal()) / 4000
+            for each in (told.log_weight, blind)
+        ]
+        assert share[0] > 0.9
+        assert share[1] < 0.85
+
+
+def test_annealed_draws_of_a_temperature_keep_their_mean_weight(artifact) -> None:
+    sampler = Sampler.load(artifact, system=Soft())
+    found = sampler.sample(1000, temperature=0.6, anneal=3, seed=1).log_z
+    assert found is not None
+    assert abs(found.value - log_z(0.6)) < 5 * found.se
+    with pytest.raises(
+        InputError, match=r"annealed draws are of one temperature.*at\(temperature\)"
+    ):
+        sampler.generator(torch.device("cpu")).annealed(3).draw(
+            2, Soft(), context=torch.zeros(2, 1), generator=None
+        )
+
+
+def test_the_curve_of_weighted_draws_is_the_exact_one(artifact) -> None:
+    found = curve_of(Sampler.load(artifact, system=Soft()), BETWEEN, n=3000)
+    for row in found.rows:
+        assert abs(row.energy.value - 0.75 * row.temperature) < 5 * row.energy.se
+        assert abs(row.heat_capacity.value - 0.75) < 5 * row.heat_capacity.se
+        expected = log_z(BETWEEN[0]) - log_z(row.temperature)
+        assert abs(row.free_energy.value - expected) <= 5 * row.free_energy.se
+        assert row.ess > 0.9 * row.n
+
+
+def test_the_card_has_the_weights_of_each_temperature(artifact) -> None:
+    card = Sampler.load(artifact, system=Soft()).card
+    assert card.verdict is not None
+    assert card.verdict.usable
+    assert card.verdict.sentence.startswith("judged at temperatures 0.5, 1, 2, worst at ")
+    rows = [row for row in card.quality if str(row["metric"]).startswith("at temperature")]
+    assert [row["temperature"] for row in rows] == pytest.approx([0.5, 1.0, 2.0])
+    shares = [row["effective share of weights"] for row in rows]
+    assert card.verdict.value == pytest.approx(min(shares))
+    for row in rows:
+        assert row["measure"] == "effective share of weights"
+        assert abs(row["log_z"] - log_z(row["temperature"])) < 5 * row["log_z_error"]
+    (whole,) = (row for row in card.quality if row["metric"] == "effective share of weights")
+    assert whole["value"] == pytest.approx(sum(shares) / 3)
+    assert whole["log_z"] is None
+
+
+def test_widths_start_with_the_powers_of_the_population() -> None:
+    random = torch.Generator().manual_seed(0)
+    temperature = torch.tensor(RANGE.spread(5)).repeat_interleave(4000)
+    x = torch.randn(20_000, 1, 2, generator=random)
+    x[:, 0] *= temperature[:, None] ** torch.tensor([0.5, 0.25])
+    flow = config("generator.axes=own").what_to_train().build(Euclidean(1, 2))
+    flow.start_from(x, context=RANGE.context(temperature))
+    assert flow.flow.growth.tolist() == pytest.approx([0.5, 0.25], abs=0.02)
+    # Rows of one temperature tell nothing of others.
+    flow.start_from(x[:4000], context=RANGE.context(temperature[:4000]))
+    assert flow.flow.growth.tolist() == [0.0, 0.0]
+
+
+QUICK = (
+    "iterations=4", "batch_size=16", "draws=8", "evaluate_every=2", "evaluate_samples=60",
+    "evaluate_steps=2", "checkpoint_every=2", "log_every=1", "draw_from=0.0",
+    "population={size: 30, anneal_moves: 1, equilibration: 6, refresh: 10, nodes: 3}",
+)  # fmt: skip
+
+
+def test_a_run_that_is_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch) -> None:
+    whole = train(Soft(), tmp_path / "whole", config(*QUICK))
+    step = Trainer.step
+
+    def interrupting(self):
+        if self.state.steps == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "step", interrupting)
+    assert train(Soft(), tmp_path / "parts", config(*QUICK)).status == "interrupted"
+    monkeypatch.setattr(Trainer, "step", step)
+    assert train(Soft(), tmp_path / "parts", config(*QUICK)).status == whole.status
+    first, second = (
+        checkpoint.load_latest(tmp_path / name / "checkpoints")[0] for name in ("whole", "parts")
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    assert all("exchanged" in json.loads(line) for line in lines if "log_likelihood" in line)
