@@ -311,15 +311,16 @@ class Sampler:
             positions, energies, torch.cat(weights) if weights else None, stream.metadata()
         )
 
-    def log_prob(self, x: Any) -> Tensor:
+    def log_prob(self, x: Any, *, temperature: float | None = None) -> Tensor:
         """Log density ``(b,)`` float64 under the sampler at positions ``(b, n, d)``, of the measure to which
         its weights refer (:mod:`molsampler.molecule.chart`): ``-system.energy(x) - log_prob(x)`` is the log
-        weight of x. Of a molecule in internal coordinates x may stand and be turned anyhow.
+        weight of x. Of a molecule in internal coordinates x may stand and be turned anyhow. ``temperature``
+        is one of the range of a sampler that has one, by default the system's own.
 
         Raises
         ------
         InputError
-            The generator does not know its density.
+            The generator does not know its density, or ``temperature`` is outside the range.
         ShapeError, NonFiniteError
             See :func:`molsampler.target.check_positions`.
         """
@@ -328,7 +329,7 @@ class Sampler:
             raise ShapeError(
                 f"x must have shape (b, {x.shape[-2]}, {x.shape[-1]}), got {tuple(x.shape)}"
             )
-        generator, chart = self.generator(torch.device("cpu")), self.chart
+        generator, chart = self._at(temperature).generator(torch.device("cpu")), self.chart
         parts = []
         with torch.no_grad():
             for part in x.detach().to("cpu", torch.float64).split(BATCH):

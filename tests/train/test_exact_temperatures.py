@@ -80,9 +80,19 @@ def test_log_z_and_energies_are_exact_at_temperatures_that_were_no_nodes(artifac
         assert found is not None
         assert found.se < 0.01
         assert abs(found.value - log_z(temperature)) < 5 * found.se
+        density = sampler.log_prob(drawn.positions, temperature=temperature)
+        torch.testing.assert_close(-drawn.energies - density, drawn.log_weights, rtol=0, atol=1e-4)
         # Equipartition: 1/4 + 1/2.
         u = drawn.expectation(lambda x: x[:, 0, 0] ** 4 + 0.5 * x[:, 0, 1] ** 2)
         assert abs(float(u.value) - 0.75 * temperature) < 5 * float(u.se)
+
+
+def test_a_density_is_asked_for_at_a_temperature_of_the_range(artifact) -> None:
+    sampler, x = Sampler.load(artifact, system=Soft()), torch.zeros(1, 1, 2)
+    assert torch.equal(sampler.log_prob(x), sampler.log_prob(x, temperature=1.0))
+    assert float(sampler.log_prob(x, temperature=0.5)) > float(sampler.log_prob(x)) + 0.3
+    with pytest.raises(InputError, match=r"from 0\.5 to 2"):
+        sampler.log_prob(x, temperature=3.0)
 
 
 def test_a_flow_that_is_not_told_has_poor_weights(artifact) -> None:
