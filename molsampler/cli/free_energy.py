@@ -13,8 +13,6 @@ from .terminal import note, print_json, print_table, progress
 if TYPE_CHECKING:
     from molsampler.analysis import FreeEnergy
 
-    from ..samples import Samples
-    from ..target import System
 
 #: Exit code of a result that is not usable.
 UNUSABLE = 3
@@ -52,7 +50,11 @@ def free_energy(
     ] = "kT",
     temperature: Annotated[
         float | None,
-        typer.Option("--temperature", help="Kelvin, for reduced systems in other units than kT."),
+        typer.Option(
+            "--temperature",
+            help="At which an ARTIFACT of a range is drawn from; otherwise kelvin, for reduced systems in "
+            "other units than kT.",
+        ),
     ] = None,
     number: Annotated[
         int, typer.Option("-n", "--number", min=1, help="Samples to draw from an ARTIFACT.")
@@ -87,7 +89,23 @@ def free_energy(
         )
     cut = None if edges is None else _numbers(edges)
     target = given_system(system, trust_code=trust_code)
-    samples = _samples(source, target, number=number, anneal=anneal, seed=seed, device=device)
+    if Path(source).is_file():
+        from ..export import load
+
+        samples = load(source, system=target)
+    else:
+        from ..sampler.sampler import Sampler
+
+        sampler = Sampler.load(source, system=target)
+        at = None
+        if sampler.temperatures is not None:
+            # The samples then have this temperature, and say so.
+            at, temperature = temperature, None
+            target = target if target is None or at is None else target.at(at)
+        with progress(f"sampling {sampler.system.name}", number):
+            samples = sampler.sample(
+                number, anneal=anneal, temperature=at, seed=seed, device=device
+            )
     found = free_energy(
         samples, target, along=along, edges=cut, unit=unit, temperature=temperature, seed=seed
     )
@@ -112,21 +130,6 @@ def _numbers(text: str) -> list[float]:
         raise typer.BadParameter(
             f"{text!r} must be numbers such as -120,0,120", param_hint="--edges"
         ) from None
-
-
-def _samples(
-    source: str, system: System | None, *, number: int, anneal: int, seed: int, device: str | None
-) -> Samples:
-    """The samples of a file, or fresh ones of a sampler."""
-    if Path(source).is_file():
-        from ..export import load
-
-        return load(source, system=system)
-    from ..sampler.sampler import Sampler
-
-    sampler = Sampler.load(source, system=system)
-    with progress(f"sampling {sampler.system.name}", number):
-        return sampler.sample(number, anneal=anneal, seed=seed, device=device)
 
 
 def print_free_energy(found: FreeEnergy) -> None:

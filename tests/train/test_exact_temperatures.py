@@ -13,9 +13,11 @@ from torch import Tensor
 
 from molsampler import Sampler
 from molsampler.analysis import curve_of
+from molsampler.cli import main
 from molsampler.errors import InputError
 from molsampler.nn.generators.density import log_weight
 from molsampler.space import Euclidean
+from molsampler.systems import register_system
 from molsampler.target import System
 from molsampler.temperatures import TemperatureRange
 from molsampler.train import checkpoint, load_config, train
@@ -40,6 +42,9 @@ class Soft(System):
         powers = x.new_tensor([1.0, 0.0])
         energy = (square.square() * powers + 0.5 * square * (1 - powers)).sum((1, 2))
         return energy, -(4 * x * square * powers + x * (1 - powers))
+
+
+register_system("soft", Soft)
 
 
 def log_z(temperature: float) -> float:
@@ -72,7 +77,7 @@ def artifact(tmp_path_factory):
 
 
 def test_log_z_and_energies_are_exact_at_temperatures_that_were_no_nodes(artifact) -> None:
-    sampler = Sampler.load(artifact, system=Soft())
+    sampler = Sampler.load(artifact)
     for temperature in BETWEEN:
         drawn = sampler.sample(4000, temperature=temperature, seed=3)
         assert drawn.ess > 0.9 * len(drawn)
@@ -88,7 +93,7 @@ def test_log_z_and_energies_are_exact_at_temperatures_that_were_no_nodes(artifac
 
 
 def test_a_density_is_asked_for_at_a_temperature_of_the_range(artifact) -> None:
-    sampler, x = Sampler.load(artifact, system=Soft()), torch.zeros(1, 1, 2)
+    sampler, x = Sampler.load(artifact), torch.zeros(1, 1, 2)
     assert torch.equal(sampler.log_prob(x), sampler.log_prob(x, temperature=1.0))
     assert float(sampler.log_prob(x, temperature=0.5)) > float(sampler.log_prob(x)) + 0.3
     with pytest.raises(InputError, match=r"from 0\.5 to 2"):
@@ -97,7 +102,7 @@ def test_a_density_is_asked_for_at_a_temperature_of_the_range(artifact) -> None:
 
 def test_a_flow_that_is_not_told_has_poor_weights(artifact) -> None:
     """Negative control: draws of the middle, weighed by the density of the middle."""
-    generator = Sampler.load(artifact, system=Soft()).generator(torch.device("cpu"))
+    generator = Sampler.load(artifact).generator(torch.device("cpu"))
     middle = RANGE.context(torch.full((4000,), RANGE.middle))
     for temperature in (0.5, 2.0):
         random = torch.Generator().manual_seed(3)
@@ -115,7 +120,7 @@ def test_a_flow_that_is_not_told_has_poor_weights(artifact) -> None:
 
 
 def test_annealed_draws_of_a_temperature_keep_their_mean_weight(artifact) -> None:
-    sampler = Sampler.load(artifact, system=Soft())
+    sampler = Sampler.load(artifact)
     found = sampler.sample(1000, temperature=0.6, anneal=3, seed=1).log_z
     assert found is not None
     assert abs(found.value - log_z(0.6)) < 5 * found.se
@@ -128,7 +133,7 @@ def test_annealed_draws_of_a_temperature_keep_their_mean_weight(artifact) -> Non
 
 
 def test_the_curve_of_weighted_draws_is_the_exact_one(artifact) -> None:
-    found = curve_of(Sampler.load(artifact, system=Soft()), BETWEEN, n=3000)
+    found = curve_of(Sampler.load(artifact), BETWEEN, n=3000)
     for row in found.rows:
         assert abs(row.energy.value - 0.75 * row.temperature) < 5 * row.energy.se
         assert abs(row.heat_capacity.value - 0.75) < 5 * row.heat_capacity.se
@@ -137,8 +142,22 @@ def test_the_curve_of_weighted_draws_is_the_exact_one(artifact) -> None:
         assert row.ess > 0.9 * row.n
 
 
+def test_free_energies_are_those_of_the_temperature_asked_for(artifact, capsys) -> None:
+    command = ["free-energy", str(artifact), "-n", "2000", "--json", "-"]
+    found = {}
+    for temperature in (0.6, 1.7):
+        assert main([*command, "--temperature", str(temperature)]) == 0
+        values = json.loads(capsys.readouterr().out)
+        found[temperature] = values["log_z"]["value"]
+        assert abs(found[temperature] - log_z(temperature)) < 5 * values["log_z"]["se"]
+        assert abs(values["U"]["value"] - 0.75) < 5 * values["U"]["se"]
+    assert found[1.7] > found[0.6] + 0.5
+    assert main([*command, "--temperature", "3"]) == 1
+    assert "from 0.5 to 2" in capsys.readouterr().err
+
+
 def test_the_card_has_the_weights_of_each_temperature(artifact) -> None:
-    card = Sampler.load(artifact, system=Soft()).card
+    card = Sampler.load(artifact).card
     assert card.verdict is not None
     assert card.verdict.usable
     assert card.verdict.sentence.startswith("judged at temperatures 0.5, 1, 2, worst at ")
