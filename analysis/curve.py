@@ -61,6 +61,9 @@ REPEATS = 200
 #: Expected number of samples that count for both of two neighbours, below which their difference is flagged.
 FEWEST_SHARED = 25.0
 
+#: Effective number of samples at a temperature below which it is flagged.
+FEWEST_EFFECTIVE = 100.0
+
 #: Halvings of the bracket in which the root of Bennett's equation lies.
 _HALVINGS = 80
 
@@ -237,6 +240,12 @@ def curve_through(
     free, notes = _free_energies(nodes)
     rows = []
     for node, f in zip(nodes, free, strict=True):
+        if node.ess < min(FEWEST_EFFECTIVE, 0.5 * len(node.weights)):
+            notes.append(
+                f"at temperature {node.temperature:g} only {node.ess:.0f} of {len(node.weights):,} samples "
+                "are effective: weights vary, and errors are uncertain themselves; draw more, or anneal them "
+                "(molsampler sample --anneal 20, a file a temperature)"
+            )
         if node.left_out:
             notes.append(
                 f"at temperature {node.temperature:g}, {node.left_out:,} samples of infinite energy are "

@@ -99,13 +99,21 @@ def free_energy(
         sampler = Sampler.load(source, system=target)
         at = None
         if sampler.temperatures is not None:
-            # The samples then have this temperature, and say so.
+            if unit != "kT" and not sampler.system.in_kelvin:
+                raise typer.BadParameter(
+                    f"of a range --temperature is where to draw, in the unit of {sampler.system.name}; for "
+                    f"{unit}, which needs kelvin, draw first (molsampler sample --temperature) and give "
+                    "the file",
+                    param_hint="--unit",
+                )
             at, temperature = temperature, None
             target = target if target is None or at is None else target.at(at)
         with progress(f"sampling {sampler.system.name}", number):
             samples = sampler.sample(
                 number, anneal=anneal, temperature=at, seed=seed, device=device
             )
+        if sampler.temperatures is not None:
+            note(f"drawn at temperature {samples.system().temperature:g}")
     found = free_energy(
         samples, target, along=along, edges=cut, unit=unit, temperature=temperature, seed=seed
     )

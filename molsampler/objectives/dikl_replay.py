@@ -204,8 +204,14 @@ class DiKLReplay(NetworkObjective):
         work = self.build({"data_scale": scale})
         for shard, each in self._preparations.items():
             work.streams[self.shards.prefix(shard)] = each.random(own[shard])
-        cast(Generator, work.modules["generator"]).start_from(x)
-        cast(Generator, work.modules["ema"]).start_from(x)
+        context = None
+        if problem.temperatures is not None:
+            rows = [
+                each.temperature for each in populations.values() if each.temperature is not None
+            ]
+            context = problem.temperatures.context(torch.cat(self.shards.gather(rows)))
+        for name in ("generator", "ema"):
+            cast(Generator, work.modules[name]).start_from(x, context=context)
         for name in ("score", "teacher", "teacher_ema"):
             cast(Denoiser, work.modules[name]).body.start_from(x, spring=0.0)
         for shard, population in populations.items():

@@ -141,7 +141,9 @@ class Exact(NetworkObjective):
         config = self.config
         plan = config.population
         drawing = 1 - min(config.reverse_from, config.draw_from if config.propose else 1.0)
-        return min(plan.refresh, plan.size) * plan.refresh_steps + round(drawing * config.draws)
+        exchanges = int(self.problem.temperatures is not None)
+        moves = min(plan.refresh, plan.size) * (plan.refresh_steps + exchanges)
+        return moves + round(drawing * config.draws)
 
     def build(self, state: State) -> Workspace:
         config, problem = self.config, self.problem
@@ -306,9 +308,9 @@ class Exact(NetworkObjective):
             loss = loss - config.reverse * ((delta - delta.mean()).to(log_q) * log_q).mean()
         if learn and config.weighted:
             highest = compared[usable].quantile(1 - config.cut)
-            share = compared.clamp(max=highest).masked_fill(~usable, -torch.inf).softmax(0)
             again = self._run.log_prob(at[usable], context=_rows(context, usable))
-            loss = loss - config.weighted * (share[usable].to(again) * again).sum()
+            share = shares(compared[usable].clamp(max=highest), _rows(temperature, usable))
+            loss = loss - config.weighted * (share.to(again) * again).mean()
         metrics = {
             "log_weight": float(weight[usable].mean()),
             "effective": effective_count(compared) / len(compared),
@@ -380,6 +382,17 @@ def levelled(log_weight: Tensor, temperature: Tensor) -> Tensor:
     return result
 
 
+def shares(log_weight: Tensor, temperature: Tensor | None = None) -> Tensor:
+    """Weights ``(b,)`` of mean one, over all rows or over those of each temperature ``(b,)``."""
+    groups = [torch.ones_like(log_weight, dtype=torch.bool)]
+    if temperature is not None:
+        groups = [temperature == value for value in torch.unique(temperature)]
+    result = torch.empty_like(log_weight)
+    for group in groups:
+        result[group] = log_weight[group].softmax(0) * group.sum()
+    return result
+
+
 def emphasis(
     energy: Tensor,
     log_prob: Tensor,
@@ -395,15 +408,14 @@ def emphasis(
     ----------
     energy, log_prob : reduced energies of the frames, and their log densities under the generator ``(b,)``
     order : :math:`\alpha \geq 1`; one has all frames count alike
-    temperature : of the frames ``(b,)`` where they have several, each with a median of its own
+    temperature : of the frames ``(b,)`` where they have several, each with a median and a mean of its own
     """
     log_ratio = -(energy.double() + log_prob.double())
     away = (
         log_ratio - log_ratio.median() if temperature is None else levelled(log_ratio, temperature)
     )
     away = ((order - 1) * away).nan_to_num(nan=0.0)
-    share = away.clamp(max=math.log(cap)).exp()
-    return share / share.mean()
+    return shares(away.clamp(max=math.log(cap)), temperature)
 
 
 def _clipped(rows: Tensor, clip: float) -> Tensor:

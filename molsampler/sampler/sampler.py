@@ -315,7 +315,8 @@ class Sampler:
         """Log density ``(b,)`` float64 under the sampler at positions ``(b, n, d)``, of the measure to which
         its weights refer (:mod:`molsampler.molecule.chart`): ``-system.energy(x) - log_prob(x)`` is the log
         weight of x. Of a molecule in internal coordinates x may stand and be turned anyhow. ``temperature``
-        is one of the range of a sampler that has one, by default the system's own.
+        is one of the range of a sampler that has one, by default the system's own; energies are then those
+        of ``system.at(temperature)``.
 
         Raises
         ------

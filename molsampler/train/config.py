@@ -44,11 +44,12 @@ class TrainConfig(Frozen):
     molecules. ``criterion`` is what checkpoints are selected by
     (:mod:`molsampler.train.criterion`); ``auto`` is ``ess`` where draws carry weights, of which the heaviest
     hundredth is cut down, ``discrepancy`` where there is a population, else ``drift``. ``until_ess`` ends
-    training at the first evaluation whose effective share of weights reaches it, and is what the verdict then
-    asks for. ``within`` are seconds that the whole training is to fit in: ``iterations``, the warm-up and the
-    chains of the population are then upper bounds (:mod:`molsampler.train.fit`). ``start`` is the sampler to
-    start from (:func:`molsampler.train.start.started_from`). ``probe`` has the energy probed before a fresh
-    run (:mod:`molsampler.wellposed`).
+    training at the first evaluation whose effective share of weights reaches it, at every temperature that is
+    judged, and is what the verdict then asks for. ``within`` are seconds that the whole training is to fit
+    in: ``iterations``, the warm-up and the chains of the population are then upper bounds
+    (:mod:`molsampler.train.fit`). ``start`` is the sampler to start from
+    (:func:`molsampler.train.start.started_from`). ``probe`` has the energy probed before a fresh run
+    (:mod:`molsampler.wellposed`).
     """
 
     system: str
@@ -151,6 +152,11 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
         validated(type(config.generator.sampling()), config.sampling)
     except InputError as error:
         raise type(error)(f"configuration: sampling: {error}") from None
+    if config.temperatures is None and getattr(config.generator, "temperatures", None) is not None:
+        raise InputError(
+            "configuration: generator.temperatures: the range of a training is the key temperatures "
+            "(--temperature LO:HI)"
+        )
     if config.until_ess is not None and not config.generator.weighted:
         raise InputError(
             f"configuration: until_ess: a generator of kind {config.generator.kind!r} draws without weights; "
@@ -160,7 +166,8 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
         if not config.objective.over_temperatures:
             raise InputError(
                 f"configuration: temperatures: an objective of kind {config.objective.kind!r} trains at one "
-                "temperature; take kind 'dikl-replay', that of --preset fast, or 'exact'"
+                "temperature; take kind 'dikl-replay', that of --preset fast, or 'exact' with a generator of "
+                "kind 'spline'"
             )
         try:
             config.what_to_train()

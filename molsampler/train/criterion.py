@@ -215,16 +215,18 @@ class Evaluation:
 
     @classmethod
     def mean(cls, parts: Sequence[Evaluation]) -> Evaluation:
-        """The evaluation of a generator that was judged several times: means with their errors, and sums of
-        counts."""
+        """The evaluation of a generator that was judged at several temperatures: means with their errors,
+        sums of counts, the largest weight. Of log Z, another at each, there is no mean."""
         if len(parts) == 1:
             return parts[0]
 
         def over(name: str) -> float | None:
             given: list[float | None] = [getattr(part, name) for part in parts]
             values = [value for value in given if value is not None]
-            if len(values) < len(given):
+            if len(values) < len(given) or name.startswith("log_z"):
                 return None
+            if name == "max_weight":
+                return max(values)
             if name.endswith("_error"):
                 return math.sqrt(sum(value**2 for value in values)) / len(values)
             whole = sum(values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -188,11 +188,11 @@ class Trainer:
             )
             self._select(judge(self.selected()), cases)
         goal = self.config.until_ess
-        hopeful = goal is not None and result.ess is not None and result.ess >= goal
+        hopeful = goal is not None and _least_share(parts) >= goal
         if self.finished or hopeful:
             # Fresh draws, more of them: the selected generator was the best of many on its own.
             final = judge(self.selected(), int(_FINAL * self.config.evaluate_samples))
-            state.reached = hopeful and (final[0].ess or 0.0) >= (goal or 0.0)
+            state.reached = hopeful and _least_share(final) >= (goal or 0.0)
             if self.finished:
                 self._judge(final, cases)
                 self._anneal(whole, cases, rng)
@@ -277,14 +277,12 @@ class Trainer:
             if case.temperature is not None
         ]
         if result.ess is not None:
-            # Of several temperatures the mean share; log Z is that of each.
-            alone = len(parts) == 1
             self.state.weights = {
                 "value": result.ess,
                 "n": result.samples,
-                "largest weight": max(part.max_weight or 0.0 for part in parts),
-                "log_z": result.log_z if alone else None,
-                "log_z_error": result.log_z_error if alone else None,
+                "largest weight": result.max_weight,
+                "log_z": result.log_z,
+                "log_z_error": result.log_z_error,
             }
 
     def _anneal(self, whole: State, cases: list[Case], rng: torch.Generator) -> None:
@@ -322,6 +320,11 @@ class Trainer:
             target, population.state.position, n=_SECOND_ROWS, levels=levels, generator=rng
         )
         return log_mean(weights.cpu()), log_normaliser.evaluations(_SECOND_ROWS, levels)
+
+
+def _least_share(parts: Sequence[Evaluation]) -> float:
+    """The least effective share of weights over temperatures, zero where there are none."""
+    return min(part.ess or 0.0 for part in parts)
 
 
 def _weights_in(evaluation: Evaluation) -> dict[str, float | None]:

@@ -192,8 +192,8 @@ def verdict_over(
     ess_goal: float | None = None,
     redrawn: bool = False,
 ) -> Verdict:
-    """The verdict on a generator that was judged at several temperatures: that on the first where it failed,
-    else on the one with the largest distance or the least effective share. ``redrawn`` as in
+    """The verdict on a generator that was judged at several temperatures: that on the one with the largest
+    distance or the least effective share, of those where it failed if there are any. ``redrawn`` as in
     :func:`by_broken`."""
     verdicts = [verdict_of(each, ess_goal=ess_goal, redrawn=redrawn) for each in evaluations]
     if len(verdicts) == 1:
@@ -201,9 +201,7 @@ def verdict_over(
     named = list(zip(verdicts, temperatures, strict=True))
     failed = [each for each in named if not each[0].usable]
     sign = 1.0 if evaluations[0].ess is not None else -1.0
-    worst, temperature = (failed or sorted(named, key=lambda each: sign * (each[0].value or 0.0)))[
-        0
-    ]
+    worst, temperature = min(failed or named, key=lambda each: sign * (each[0].value or 0.0))
     places = ", ".join(f"{each:.4g}" for each in temperatures if each is not None)
     return worst.model_copy(
         update={

@@ -6,13 +6,14 @@ import json
 import math
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from molsampler import Sampler
-from molsampler.analysis import curve_of
+from molsampler.analysis import curve_of, curve_through
 from molsampler.cli import main
 from molsampler.errors import InputError
 from molsampler.nn.generators.density import log_weight
@@ -21,7 +22,9 @@ from molsampler.systems import register_system
 from molsampler.target import System
 from molsampler.temperatures import TemperatureRange
 from molsampler.train import checkpoint, load_config, train
+from molsampler.train.criterion import Evaluation
 from molsampler.train.trainer import Trainer
+from molsampler.train.verdict import verdict_over
 
 RANGE = TemperatureRange(low=0.5, high=2.0)
 
@@ -133,13 +136,19 @@ def test_annealed_draws_of_a_temperature_keep_their_mean_weight(artifact) -> Non
 
 
 def test_the_curve_of_weighted_draws_is_the_exact_one(artifact) -> None:
-    found = curve_of(Sampler.load(artifact), BETWEEN, n=3000)
+    sampler = Sampler.load(artifact)
+    found = curve_of(sampler, BETWEEN, n=3000)
     for row in found.rows:
         assert abs(row.energy.value - 0.75 * row.temperature) < 5 * row.energy.se
         assert abs(row.heat_capacity.value - 0.75) < 5 * row.heat_capacity.se
         expected = log_z(BETWEEN[0]) - log_z(row.temperature)
         assert abs(row.free_energy.value - expected) <= 5 * row.free_energy.se
         assert row.ess > 0.9 * row.n
+    assert found.notes == ()
+    few = sampler.sample(3000, temperature=0.6)
+    poor = replace(few, log_weights=few.log_weights + 5 * torch.randn(3000).double())
+    noted = curve_through([poor, sampler.sample(3000, temperature=0.85)])
+    assert any("of 3,000 samples are effective" in note for note in noted.notes)
 
 
 def test_free_energies_are_those_of_the_temperature_asked_for(artifact, capsys) -> None:
@@ -154,6 +163,8 @@ def test_free_energies_are_those_of_the_temperature_asked_for(artifact, capsys) 
     assert found[1.7] > found[0.6] + 0.5
     assert main([*command, "--temperature", "3"]) == 1
     assert "from 0.5 to 2" in capsys.readouterr().err
+    assert main([*command, "--unit", "kJ/mol"]) == 2
+    assert "draw first" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_card_has_the_weights_of_each_temperature(artifact) -> None:
@@ -180,6 +191,11 @@ def test_widths_start_with_the_powers_of_the_population() -> None:
     x[:, 0] *= temperature[:, None] ** torch.tensor([0.5, 0.25])
     flow = config("generator.axes=own").what_to_train().build(Euclidean(1, 2))
     flow.start_from(x, context=RANGE.context(temperature))
+    assert flow.flow.growth.tolist() == pytest.approx([0.5, 0.25], abs=0.02)
+    # A row whose temperature is off by rounding is none of its own.
+    off = temperature.clone()
+    off[3] = torch.nextafter(off[3], torch.tensor(9.0))
+    flow.start_from(x, context=RANGE.context(off))
     assert flow.flow.growth.tolist() == pytest.approx([0.5, 0.25], abs=0.02)
     # Rows of one temperature tell nothing of others.
     flow.start_from(x[:4000], context=RANGE.context(temperature[:4000]))
@@ -212,4 +228,67 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch) -> Non
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
-    assert all("exchanged" in json.loads(line) for line in lines if "log_likelihood" in line)
+    steps = [json.loads(line) for line in lines if "log_likelihood" in line]
+    assert len(steps) == 4
+    assert all("exchanged" in step for step in steps)
+    # log Z is another at each temperature.
+    assert not any("log_z" in json.loads(line) for line in lines)
+
+
+@pytest.mark.parametrize("estimator", ["path", "total", "score"])
+def test_every_loss_runs_over_a_range(tmp_path, estimator) -> None:
+    settings = ("reverse_from=0.0", "weighted=0.5", f"estimator={estimator}", "forward_later=1")
+    result = train(
+        Soft(), tmp_path / "run", config("iterations=30", "evaluate_every=30", *settings)
+    )
+    found = Sampler.load(result.artifact).sample(4000, temperature=0.7, seed=1)
+    assert found.ess > 0.5 * len(found)
+    assert abs(found.log_z.value - log_z(0.7)) < 5 * found.log_z.se
+
+
+def test_training_stops_when_every_temperature_has_the_share_asked_for(tmp_path) -> None:
+    result = train(Soft(), tmp_path / "run", config("until_ess=0.9", "evaluate_every=20"))
+    assert result.verdict is not None
+    assert result.verdict.usable
+    assert result.verdict.value >= 0.9
+
+
+def test_evaluations_at_several_temperatures_make_one() -> None:
+    parts = [
+        Evaluation.mean([_judged(0.8), _judged(0.95)]),
+        Evaluation.mean([_judged(0.95), _judged(0.95)]),
+    ]
+    assert [part.ess for part in parts] == pytest.approx([0.875, 0.95])
+    assert parts[0].log_z is None
+    assert parts[0].max_weight == pytest.approx(0.2)
+    found = verdict_over(
+        [_judged(0.2), _judged(0.05), _judged(0.08)], [1.0, 2.0, 3.0], ess_goal=0.1
+    )
+    assert not found.usable
+    assert "worst at 2" in found.sentence
+
+
+def _judged(ess: float) -> Evaluation:
+    known = dict.fromkeys(
+        ("discrepancy", "discrepancy_error", "drift", "drift_error", "energy_tvd", "mean_energy",
+         "median_energy", "refined_median_energy", "acceptance", "spread"), 0.0
+    )  # fmt: skip
+    return Evaluation(
+        **known, broken=0, samples=100, ess=ess, ess_error=0.0, log_z=1.0, max_weight=1 - ess
+    )
+
+
+def test_a_spline_flow_starts_over_a_range_under_the_other_objective_too(tmp_path) -> None:
+    settings = (*QUICK[:1], "batch_size=16", "compile=false", "probe=false", "evaluate_every=4",
+                "evaluate_samples=60", "calibrate=false", "generator={kind: spline, layers: 2, width: 8}",
+                "target_score={size: 60, equilibration: 6, refresh: 10, warmup: 3, nodes: 3}",
+                "denoiser={kind: mlp, width: 8, layers: 1}")  # fmt: skip
+    loaded = load_config("fast", Soft(), overrides=settings, temperatures=RANGE)
+    assert train(Soft(), tmp_path / "run", loaded).status == "completed"
+
+
+def test_a_range_of_the_generator_alone_is_refused() -> None:
+    with pytest.raises(InputError, match=r"the range of a training is the key temperatures"):
+        load_config("exact", Soft(), overrides=["generator.temperatures={low: 1, high: 2}"])
+    with pytest.raises(InputError, match=r"or 'exact' with a generator of kind 'spline'"):
+        load_config("exact", "lj13", temperatures=RANGE)

@@ -447,13 +447,16 @@ class Flow(nn.Module):
 
 def _growth(line: Tensor, log_temperature: Tensor) -> Tensor:
     """Powers of the temperature with which the widths of columns ``(b, k)`` grow: slopes of the log of their
-    standard deviations, by groups of rows of one temperature; zero where there is only one."""
-    at, group = torch.unique(log_temperature.double(), return_inverse=True)
-    widths = [line[group == k].double().std(0).clamp(min=1e-6).log() for k in range(len(at))]
+    standard deviations, by groups of rows of one temperature, to rounding; zero where there is only one."""
+    near = (log_temperature.double() * 1e3).round()
+    groups = [near == value for value in torch.unique(near)]
+    groups = [group for group in groups if int(group.sum()) > 1]
+    if len(groups) < 2:
+        return torch.zeros_like(line[0])
+    at = torch.stack([log_temperature[group].double().mean() for group in groups])
+    widths = [line[group].double().std(0).clamp(min=1e-6).log() for group in groups]
     away = at - at.mean()
     spread = away.square().sum()
-    if not spread > 0:
-        return torch.zeros_like(line[0])
     slope: Tensor = away @ torch.stack(widths) / spread
     return slope.to(line)
 
