@@ -48,7 +48,7 @@ _APART = 4.0
 
 _LONGER = (
     "train longer (more iterations, or a longer --within) or with more chains (target_score.size) in a new "
-    "run folder"
+    "run folder, or take --preset exact, whose draws carry weights that correct them"
 )
 _MORE_LAYERS = (
     "sample with --refine 50, which repairs single rows, or use more Langevin layers (sampling.layers) or "
