@@ -64,6 +64,9 @@ FEWEST_SHARED = 25.0
 #: Effective number of samples at a temperature below which it is flagged.
 FEWEST_EFFECTIVE = 100.0
 
+#: Mean population below which populations are drawn on a logarithmic axis.
+RARE = 0.1
+
 #: Halvings of the bracket in which the root of Bennett's equation lies.
 _HALVINGS = 80
 
@@ -377,6 +380,9 @@ def write_curve(found: Curve, path: Path | str, *, overwrite: bool = False) -> N
         for name in names:
             _draw(axes[-1], found, f"population {name}", label=name.replace("$", r"\$"))
         axes[-1].set_ylabel("population")
+        least = [min(row.populations[name].value for row in found.rows) for name in names]
+        if 0 < min(least) < RARE:
+            axes[-1].set_yscale("log")
         axes[-1].legend(fontsize="small", frameon=False)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)

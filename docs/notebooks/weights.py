@@ -48,11 +48,6 @@ print(judge(good.log_weights, len(good)))
 
 # %%
 raw = Samples(good.positions, good.energies, None, good.metadata)
-exact = (
-    0.5 * (system.means if hasattr(system, "means") else torch.zeros(1, 2)).mean(0).sum()
-    if False
-    else None
-)
 for name, each in (("raw", raw), ("weighted", good)):
     u, error = each.expectation(lambda x: system.energy(x.double()))
     print(f"mean energy, {name}: {u:.4f} ± {error:.4f} kT")
