@@ -43,15 +43,7 @@ def save(
             ),
         ),
         quality=[
-            *_weights(trainer, chart),
-            *_discrepancy(trainer),
-            {
-                "metric": "refinement drift (energy-W2, kT)",
-                "value": state.best_drift,
-                "n": config.evaluate_samples,
-                "steps": config.evaluate_steps,
-                "iteration": trainer.best_iteration,
-            },
+            *(_weights(trainer, chart) or [*_discrepancy(trainer), _drift(trainer)]),
             *_by_temperature(trainer, chart),
             *_handedness(trainer, generator, system, chart),
         ],
@@ -86,7 +78,8 @@ def _machine(ranks: int, device: torch.device) -> str:
 
 
 def _weights(trainer: Trainer, chart: Chart) -> list[dict[str, Any]]:
-    """What the weights of the selected generator's draws say, where it knows its density."""
+    """What the weights of the selected generator's draws say, where it knows its density; what its draws are
+    without them is then nobody's measure."""
     weights = trainer.state.weights
     if not weights:
         return []
@@ -118,6 +111,17 @@ def _discrepancy(trainer: Trainer) -> list[dict[str, Any]]:
             "latent calibration": state.calibration,
         }
     ]
+
+
+def _drift(trainer: Trainer) -> dict[str, Any]:
+    """How far exact Monte Carlo steps move the energies of the selected generator's samples."""
+    return {
+        "metric": "refinement drift (energy-W2, kT)",
+        "value": trainer.state.best_drift,
+        "n": trainer.config.evaluate_samples,
+        "steps": trainer.config.evaluate_steps,
+        "iteration": trainer.best_iteration,
+    }
 
 
 def _energy_bounds(trainer: Trainer) -> tuple[float, float] | list[EnergyBounds] | None:

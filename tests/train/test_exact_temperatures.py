@@ -179,6 +179,8 @@ def test_the_card_has_the_weights_of_each_temperature(artifact) -> None:
     for row in rows:
         assert row["measure"] == "effective share of weights"
         assert abs(row["log_z"] - log_z(row["temperature"])) < 5 * row["log_z_error"]
+    # What draws are worth without their weights is not on the card.
+    assert not any("drift (" in str(row["metric"]) for row in card.quality)
     (whole,) = (row for row in card.quality if row["metric"] == "effective share of weights")
     assert whole["value"] == pytest.approx(sum(shares) / 3)
     assert whole["log_z"] is None
