@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from molsampler.bennett import bennett
 from molsampler.collective_variables import Intervals, collective_variable
 from molsampler.errors import FileFormatError, InputError
 from molsampler.estimate import Estimate
@@ -66,9 +67,6 @@ FEWEST_EFFECTIVE = 100.0
 
 #: Mean population below which populations are drawn on a logarithmic axis.
 RARE = 0.1
-
-#: Halvings of the bracket in which the root of Bennett's equation lies.
-_HALVINGS = 80
 
 #: Largest file that is read as a curve (bytes).
 _LIMIT = 16 * 2**20
@@ -525,7 +523,7 @@ def _free_energies(nodes: Sequence[_Node]) -> tuple[list[Estimate[float]], list[
     for k, (cold, hot) in enumerate(pairwise(nodes)):
         forward = cold.energies * (cold.temperature / hot.temperature - 1.0)
         backward = hot.energies * (hot.temperature / cold.temperature - 1.0)
-        step, shared, one, other = _bennett(
+        step, shared, one, other = bennett(
             forward, backward, cold.weights, hot.weights, cold.ess, hot.ess
         )
         steps.append(step)
@@ -552,35 +550,3 @@ def _free_energies(nodes: Sequence[_Node]) -> tuple[list[Estimate[float]], list[
     found = [Estimate(float(v), math.sqrt(e)) for v, e in zip(values, variance, strict=True)]
     found[0] = Estimate(0.0, 0.0)
     return found, notes
-
-
-def _bennett(
-    forward: Array, backward: Array, cold: Array, hot: Array, n_cold: float, n_hot: float
-) -> tuple[float, float, Array, Array]:
-    """Root of Bennett's equation, the number of samples that count for both sides, and each sample's
-    influence on the root, for averages under the weights ``cold`` and ``hot``."""
-    shift = math.log(n_cold / n_hot)
-    p, q = cold / cold.sum(), hot / hot.sum()
-
-    def sides(step: float) -> tuple[Array, Array]:
-        return _sigmoid(step - forward - shift), _sigmoid(shift - backward - step)
-
-    reach = 40.0
-    low = float(min(forward.min() + shift, shift - backward.max())) - reach
-    high = float(max(forward.max() + shift, shift - backward.min())) + reach
-    for _ in range(_HALVINGS):
-        middle = 0.5 * (low + high)
-        one, other = sides(middle)
-        if n_cold * (p @ one) < n_hot * (q @ other):
-            low = middle
-        else:
-            high = middle
-    step = 0.5 * (low + high)
-    one, other = sides(step)
-    slope = n_cold * (p @ (one * (1 - one))) + n_hot * (q @ (other * (1 - other)))
-    slope = max(float(slope), 1e-300)
-    return step, float(n_cold * (p @ one)), -n_cold * one / slope, n_hot * other / slope
-
-
-def _sigmoid(x: Array) -> Array:
-    return 0.5 * (1.0 + np.tanh(0.5 * x))
