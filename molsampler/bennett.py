@@ -1,7 +1,7 @@
 r"""Free-energy difference of two states from samples of both: Bennett's acceptance ratio.
 
-Of :math:`N_k` samples of a state and :math:`N_{k+1}` of another, :math:`w_k` the difference of the other's reduced
-energy and the own at those of the first and :math:`w_{k+1}` that of the first's and the own at those of the other,
+Of :math:`N_k` samples of a state and :math:`N_{k+1}` of another, with :math:`w_k` the other's reduced energy
+less the own at the samples of the first, and :math:`w_{k+1}` the first's less the own at those of the other,
 the difference :math:`\Delta f = -\log Z_{k+1} / Z_k` is the root of
 
 .. math:: N_k \langle \sigma(\Delta f - w_k - M) \rangle_k =

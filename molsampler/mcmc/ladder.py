@@ -13,12 +13,17 @@ the volume element does not change with the temperature: an exchange costs an ev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..bennett import bennett
+from ..estimate import Estimate
 from ..target import Target
 from ..temperatures import TemperatureRange
 from . import mala
@@ -97,6 +102,41 @@ def exchange(
         ),
         float(taken.double().mean()),
     )
+
+
+def log_z_change(
+    state: mala.State, rows: Tensor, at: Callable[[float], Target]
+) -> tuple[Estimate[float], int]:
+    """Log of Z at the highest of the temperatures ``rows`` ``(n,)`` of a population over that at the lowest,
+    by Bennett's acceptance ratio between neighbours, and the energies that it took.
+
+    Rows of infinite energy at a neighbour's temperature are left out.
+    """
+    temperatures = [float(value) for value in torch.unique(rows)]
+    spent, value = 0, 0.0
+    # What each row adds to the differences to both its neighbours, by the row's index.
+    influence = torch.zeros(len(rows), dtype=torch.float64)
+    for pair in pairwise(temperatures):
+        sides = []
+        for own, other in (pair, pair[::-1]):
+            index = (rows == own).nonzero()[:, 0]
+            there = at(other).energy_and_score(state.position[index])[0]
+            change = (there - state.energy[index]).double()
+            finite = torch.isfinite(change)
+            sides.append((index[finite].cpu(), change[finite].cpu()))
+            spent += len(index)
+        counts = [len(index) for index, _ in sides]
+        if not all(counts):
+            return Estimate(-math.inf, math.inf), spent
+        changes = [change.numpy() for _, change in sides]
+        ones = [np.ones(count) for count in counts]
+        step, _, *parts = bennett(changes[0], changes[1], ones[0], ones[1], counts[0], counts[1])
+        value -= step
+        for (index, _), part in zip(sides, parts, strict=True):
+            influence[index] += torch.from_numpy(part)
+    groups = [influence[(rows == own).cpu()] for own in temperatures]
+    variance = sum(float(group.var()) / len(group) for group in groups)
+    return Estimate(value, math.sqrt(variance)), spent
 
 
 def at_temperature(

@@ -13,6 +13,7 @@ from ..errors import DivergenceError, FileFormatError, UnboundedEnergyError
 from ..estimate import Estimate, log_mean
 from ..mcmc import log_normaliser
 from ..mcmc.divergence import require_bounded
+from ..mcmc.ladder import log_z_change
 from ..mcmc.population import Population
 from ..mcmc.refine import Tuning
 from ..nn.generators import Generator
@@ -22,7 +23,7 @@ from ..target import CountingTarget, Target
 from .config import TrainConfig
 from .criterion import Case, Discrepancy, Evaluation, calibrate, evaluate
 from .state import TrainState
-from .verdict import verdict_over, with_annealing
+from .verdict import verdict_over, with_annealing, with_bridge
 
 #: Samples of the verdict, in those of an evaluation: ten thousand for the four thousand that are usual.
 _FINAL = 2.5
@@ -287,12 +288,16 @@ class Trainer:
 
     def _anneal(self, whole: State, cases: list[Case], rng: torch.Generator) -> None:
         """log Z by a second route, where draws have weights: the annealing of the population, or where that
-        does not tell an annealing for a small share of the training's energies."""
+        does not tell an annealing for a small share of the training's energies; over a range its change, by
+        the chains."""
         state = self.state
-        if not state.weights or self.config.temperatures is not None:
+        if not state.weights:
             return
         population = self.objective.population(whole)
         if population is None:
+            return
+        if population.temperature is not None:
+            self._bridge(population)
             return
         found, spent = population.log_z or Estimate(-math.inf, math.inf), 0
         if found.se > _FAMILIES:
@@ -304,6 +309,29 @@ class Trainer:
             "log_z by annealing": found.value if known else None,
             "log_z by annealing, error": found.se if known else None,
             "energies of the annealing": spent,
+        }
+
+    def _bridge(self, population: Population) -> None:
+        """The change of log Z from the lowest temperature to the highest, by weights and by the chains."""
+        state, at = self.state, self.at
+        if at is None or population.temperature is None:
+            return
+        found, spent = log_z_change(
+            population.state,
+            population.temperature,
+            lambda temperature: self.target.counting(at(torch.tensor(temperature))),
+        )
+        low, high = state.by_temperature[0], state.by_temperature[-1]
+        own = Estimate(
+            high["log_z"] - low["log_z"], math.hypot(high["log_z_error"], low["log_z_error"])
+        )
+        ends = f"{low['temperature']:.4g} to {high['temperature']:.4g}"
+        state.verdict = with_bridge(Verdict(**state.verdict), own, found, ends=ends).model_dump()
+        state.weights |= {
+            "change of log_z over the range": own.value if math.isfinite(own.value) else None,
+            "by the chains": found.value if math.isfinite(found.value) else None,
+            "by the chains, error": found.se if math.isfinite(found.se) else None,
+            "energies of the chains": spent,
         }
 
     def _annealed(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from ..estimate import Estimate
 from ..sampler.verdict import Verdict
@@ -139,29 +140,59 @@ def with_annealing(
 ) -> Verdict:
     """A verdict by weights after log Z was also had by annealing from a Gaussian: it says whether the two
     routes agree, and is not usable where they do not."""
-    if not (math.isfinite(weights.value) and annealing.se <= ANNEALING_ERROR):
-        said = (
-            "log Z by annealing from a Gaussian is not decided: too few of its draws are effective"
-        )
-        return verdict.model_copy(update={"sentence": f"{verdict.sentence}; {said}"})
-    gap = annealing.value - weights.value
-    error = math.hypot(annealing.se, weights.se)
-    difference = (
-        f"log Z by annealing from a Gaussian is {gap:+.3f} ± {error:.3f} from that by weights"
+    route = _Route(
+        "log Z", "annealing from a Gaussian", "annealing", "the draws miss", "the annealing misses"
     )
+    return _with_route(verdict, weights, annealing, route)
+
+
+def with_bridge(
+    verdict: Verdict, weights: Estimate[float], chains: Estimate[float], *, ends: str
+) -> Verdict:
+    """The same over a range of temperatures, of the change of log Z between its ``ends``, by Bennett's ratio
+    between the chains of neighbouring temperatures."""
+    missing = "draws or chains miss"
+    route = _Route(
+        f"the change of log Z from {ends}", "the population's chains", "chains", missing, missing
+    )
+    return _with_route(verdict, weights, chains, route)
+
+
+class _Route(NamedTuple):
+    """What is had by a second route, which, that route in short, and what is wrong where it finds more than
+    the weights do, or less."""
+
+    what: str
+    by: str
+    short: str
+    more: str
+    less: str
+
+
+def _with_route(
+    verdict: Verdict, weights: Estimate[float], second: Estimate[float], route: _Route
+) -> Verdict:
+    if not (math.isfinite(weights.value) and second.se <= ANNEALING_ERROR):
+        said = f"{route.what} by {route.by} is not decided: too few of its draws are effective"
+        return verdict.model_copy(update={"sentence": f"{verdict.sentence}; {said}"})
+    gap = second.value - weights.value
+    error = math.hypot(second.se, weights.se)
+    difference = f"{route.what} by {route.by} is {gap:+.3f} ± {error:.3f} from that by weights"
     if abs(gap) <= _APART * error:
         said = f"{difference}: two routes agree"
         return verdict.model_copy(update={"sentence": f"{verdict.sentence}; {said}"})
-    less = "the draws miss" if gap > 0 else "the annealing misses"
     return Verdict(
         usable=False,
-        measure="log Z by weights and by annealing" if verdict.usable else verdict.measure,
+        measure=f"{route.what} by weights and by {route.short}"
+        if verdict.usable
+        else verdict.measure,
         value=abs(gap) if verdict.usable else verdict.value,
         goal=_APART * error if verdict.usable else verdict.goal,
         sentence=f"{verdict.sentence}; {difference}: the two routes disagree",
         advice=verdict.advice
-        or f"{less} a part of the density, or a density is wrong: compare with a reference (molsampler "
-        "reference, molsampler compare), and start the population wider (population.start_scale)",
+        or f"{route.more if gap > 0 else route.less} a part of the density, or a density is wrong: compare "
+        "with a reference (molsampler reference, molsampler compare), and start the population wider "
+        "(population.start_scale)",
     )
 
 

@@ -16,6 +16,7 @@ from molsampler import Sampler
 from molsampler.analysis import curve_of, curve_through
 from molsampler.cli import main
 from molsampler.errors import InputError
+from molsampler.estimate import Estimate
 from molsampler.nn.generators.density import log_weight
 from molsampler.space import Euclidean
 from molsampler.systems import register_system
@@ -24,7 +25,7 @@ from molsampler.temperatures import TemperatureRange
 from molsampler.train import checkpoint, load_config, train
 from molsampler.train.criterion import Evaluation
 from molsampler.train.trainer import Trainer
-from molsampler.train.verdict import verdict_over
+from molsampler.train.verdict import verdict_of, verdict_over, with_bridge
 
 RANGE = TemperatureRange(low=0.5, high=2.0)
 
@@ -184,6 +185,13 @@ def test_the_card_has_the_weights_of_each_temperature(artifact) -> None:
     (whole,) = (row for row in card.quality if row["metric"] == "effective share of weights")
     assert whole["value"] == pytest.approx(sum(shares) / 3)
     assert whole["log_z"] is None
+    # The second route: the chains of neighbouring temperatures.
+    expected = log_z(2.0) - log_z(0.5)
+    assert abs(whole["change of log_z over the range"] - expected) < 0.05
+    assert 0 < whole["by the chains, error"] < 0.2
+    assert abs(whole["by the chains"] - expected) < 5 * whole["by the chains, error"]
+    assert "change of log Z from 0.5 to 2 by the population's chains" in card.verdict.sentence
+    assert card.verdict.sentence.endswith("two routes agree")
 
 
 def test_widths_start_with_the_powers_of_the_population() -> None:
@@ -268,6 +276,20 @@ def test_evaluations_at_several_temperatures_make_one() -> None:
     )
     assert not found.usable
     assert "worst at 2" in found.sentence
+
+
+def test_routes_that_disagree_over_a_range_are_not_usable() -> None:
+    good = verdict_of(_judged(0.96))
+    assert good.usable
+    own, other = Estimate(2.0, 0.01), Estimate(2.2, 0.02)
+    found = with_bridge(good, own, other, ends="1 to 2")
+    assert not found.usable
+    assert "+0.200 ± 0.022 from that by weights: the two routes disagree" in found.sentence
+    assert str(found.advice).startswith("draws or chains miss a part of the density")
+    assert with_bridge(good, own, Estimate(2.05, 0.02), ends="1 to 2").usable
+    undecided = with_bridge(good, own, Estimate(-math.inf, math.inf), ends="1 to 2")
+    assert undecided.usable
+    assert "is not decided" in undecided.sentence
 
 
 def _judged(ess: float) -> Evaluation:
