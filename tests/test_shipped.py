@@ -56,7 +56,7 @@ class Exact(NamedTuple):
 EXACT = {
     "mog40-exact": Exact(0.9, 0.0, 0.0),
     "mw32-exact": Exact(0.85, 164.696, 0.0),
-    "dw4-exact": Exact(0.5, 29.666, 0.005),
+    "dw4-exact": Exact(0.85, 29.666, 0.005),
     # Annealed importance sampling of 18,000 levels, its steps tuned along the path.
     "lj13-exact": Exact(0.05, 59.946, 0.072),
 }
