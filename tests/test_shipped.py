@@ -228,11 +228,11 @@ def test_the_sampler_of_a_range_follows_the_curve_of_the_mean_energy():
 def test_weighted_draws_over_a_range_are_on_the_curve():
     sampler = Sampler.load("dw4-range-exact")
     for temperature, expected in CURVE.items():
-        samples = sampler.sample(4000, seed=1, temperature=temperature)
+        samples = sampler.sample(2000, seed=1, temperature=temperature)
         assert samples.ess > 0.5 * len(samples)
         u = samples.expectation(lambda x, t=temperature: sampler.system.energy(x.double()))
         assert abs(float(u.value) - expected) < 5 * float(u.se) + 0.005
-    found = sampler.sample(4000, seed=1, temperature=1.0).log_z
+    found = sampler.sample(2000, seed=1, temperature=1.0).log_z
     limits = EXACT["dw4-exact"]
     assert abs(found.value - limits.log_z) < 5 * (found.se**2 + limits.error**2) ** 0.5 < 0.1
 
