@@ -203,6 +203,11 @@ def _lines(value: dict[str, Any], indent: str = "") -> list[str]:
     for key, item in value.items():
         if isinstance(item, dict) and item:
             lines += [f"{indent}{key}:", *_lines(item, indent + "  ")]
+        elif isinstance(item, list) and item and all(isinstance(part, dict) for part in item):
+            lines.append(f"{indent}{key}:")
+            for part in item:
+                first, *rest = _lines(part, indent + "    ") or [f"{indent}    none"]
+                lines += [f"{indent}  - {first.lstrip()}", *rest]
         elif isinstance(item, list):
             lines.append(f"{indent}{key}: {', '.join(str(part) for part in item) or 'none'}")
         else:

@@ -25,7 +25,7 @@ from .options import (
     given_system,
     parse_blocks,
 )
-from .summary import WeightStatistics, energy_line
+from .summary import WeightStatistics
 from .terminal import Update, print_json, progress, quiet
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class _Drawn(NamedTuple):
     def add(self, samples: Samples) -> None:
         self.energies.add(samples.energies)
         if samples.log_weights is not None:
-            self.weights.add(samples.log_weights)
+            self.weights.add(samples.log_weights, samples.energies)
 
 
 def _drawn(stream: SampleStream, output: Path, *, overwrite: bool) -> _Drawn:
@@ -238,7 +238,7 @@ def _say(drawn: _Drawn, output: Path, *, ranged: bool, refine: int, json: bool) 
     if ranged:
         at = f" at temperature {system.temperature:g}"
     print(f"wrote {output}: {statistics.count:,} samples of {system.name}{at}")
-    print(energy_line(energies))
+    print(weights.energy_line(energies))
     if said := weights.line():
         print(said)
     if again := metadata.get("redrawn"):

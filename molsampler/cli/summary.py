@@ -40,39 +40,70 @@ def _log_sum(first: float, second: float) -> float:
 
 
 class WeightStatistics:
-    """Effective number, largest weight and log Z of weights that come in blocks, which are not kept."""
+    """Effective number, largest weight, log Z, and mean and spread of the energies under weights that come in
+    blocks, which are not kept."""
 
     def __init__(self) -> None:
         self.count = 0
         self._sum = self._squares = self._largest = -math.inf
+        self._mean = self._variance = 0.0
 
-    def add(self, log_weights: Tensor) -> None:
-        """Count the log weights ``(n,)`` of a block."""
+    def add(self, log_weights: Tensor, energies: Tensor) -> None:
+        """Count the log weights ``(n,)`` of a block and its reduced energies; what has weight has a finite
+        one."""
         import torch
 
         self.count += len(log_weights)
         logs = log_weights.double()
-        self._sum = _log_sum(self._sum, float(torch.logsumexp(logs, 0)))
+        block = float(torch.logsumexp(logs, 0))
+        if block > -math.inf:
+            kept = logs > -math.inf
+            share, u = torch.softmax(logs[kept], 0), energies[kept].double()
+            mean = float(share @ u)
+            part = math.exp(block - _log_sum(self._sum, block))
+            shift = mean - self._mean
+            own = float(share @ (u - mean).square())
+            self._mean += part * shift
+            self._variance += part * (own - self._variance + (1 - part) * shift**2)
+        self._sum = _log_sum(self._sum, block)
         self._squares = _log_sum(self._squares, float(torch.logsumexp(2 * logs, 0)))
         self._largest = max(self._largest, float(logs.max()))
 
     def summary(self) -> dict[str, Any]:
-        """``ess``, ``max_weight`` and ``log_z`` with its standard error; nothing without weights.
+        """``ess``, ``max_weight``, ``log_z`` with its standard error and ``weighted_energies``; nothing
+        without weights.
 
-        ``max_weight`` and ``log_z`` are None where every weight is zero.
+        All but the first are None where every weight is zero.
         """
         n = self.count
         if not n:
             return {}
         if self._sum == -math.inf:
-            return {"ess": 0.0, "max_weight": None, "log_z": None}
+            return {"ess": 0.0, "max_weight": None, "log_z": None, "weighted_energies": None}
         ess = math.exp(2 * self._sum - self._squares)
         se = math.sqrt(max(n / ess - 1.0, 0.0) / (n - 1)) if n > 1 else None
         return {
             "ess": ess,
             "max_weight": math.exp(self._largest - self._sum),
             "log_z": {"value": self._sum - math.log(n), "se": se},
+            "weighted_energies": {
+                "mean": self._mean,
+                "standard_deviation": math.sqrt(self._variance),
+            },
         }
+
+    def energy_line(self, energies: dict[str, Any]) -> str:
+        """One line on the energies under the weights, and the range of those of the draws."""
+        if self._sum == -math.inf:
+            return energy_line(energies)
+        line = (
+            f"reduced energy u = U/kT under the weights: mean {self._mean:.3f}, standard deviation "
+            f"{math.sqrt(self._variance):.3f}; draws from {energies['minimum']:.3f} to "
+            f"{energies['maximum']:.6g}"
+        )
+        if energies["nonfinite"]:
+            line += f"; {energies['nonfinite']:,} not finite"
+        return line
 
     def line(self) -> str:
         """One line on the weights, empty without any."""
