@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 import yaml
 from typer.core import TyperGroup
 
 from molsampler.cli.app import app
+from molsampler.systems import get_system
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -130,6 +132,22 @@ def test_the_python_of_the_readme_runs(index: int, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     made = ("lj13.xtc", "runs/ring/artifact/card.json")[index]
     assert (tmp_path / made).is_file()
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "quickstart.md"])
+def test_the_system_files_of_a_page_are_systems(page: Path, tmp_path: Path) -> None:
+    files = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.S)
+    assert files
+    for text in files:
+        if "smiles" in text:
+            pytest.importorskip("rdkit")
+            pytest.importorskip("openmm")
+        path = tmp_path / "system.yaml"
+        path.write_text(text)
+        system = get_system(path)
+        energy, score = system.energy_and_score(torch.randn(2, *system.shape))
+        assert energy.shape == (2,)
+        assert score.shape == (2, *system.shape)
 
 
 def commands(text: str) -> list[list[str]]:
