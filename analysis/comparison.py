@@ -30,6 +30,9 @@ from .registry import metric_kinds
 from .statistics import GATE_SIGMAS, Metric, finite_or_none
 from .structures import Structures
 
+#: Effective samples for one that is drawn, from which on rows hardly come again.
+_FRESH = 5
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -286,6 +289,12 @@ def _remarks(label: str, pool: Pool, draws: Draws) -> tuple[str, ...]:
             f"Importance weights of the {name} honoured by resampling; effective sample size "
             f"{each.effective:.0f} of {len(each)}."
         )
+        if draws.n > each.effective / _FRESH:
+            enough = _FRESH * draws.n * len(each) / max(each.effective, 1.0)
+            remarks.append(
+                f"N is more than a fifth of that: rows come again and again, which lifts values above the "
+                f"floor by itself; {enough:,.0f} weighted {name} would not show it at this N."
+            )
         verdict = judge(each.weights.log(), len(each))
         if not verdict.usable:
             remarks.append(f"The weights of the {name} carry no answer: {verdict.reason}.")

@@ -203,6 +203,27 @@ def test_importance_weights_are_honoured() -> None:
     assert any("effective" in remark for remark in found["weighted"].remarks)
 
 
+def test_few_weighted_rows_are_said_to_come_again() -> None:
+    """Exact weights, and yet above the floor where hardly more rows are effective than are drawn."""
+    system = Springs()
+    wide = system.sample(24_000, 5, temperature=1.5)
+    energies = Samples.of(system, wide).energies
+    whole = Samples.of(system, wide, log_weights=-energies * (1 - 1 / 1.5))
+    reference = Samples.of(system, system.sample(8000, 6))
+    many, few = (
+        compare_many({"weighted": each}, reference, system, n=400, **CHEAP)["weighted"]
+        for each in (whole, whole[:2000])
+    )
+    assert few.samples.effective < 5 * 400 < many.samples.effective
+    said = [remark for remark in few.remarks if "rows come again" in remark]
+    assert len(said) == 1
+    assert not any("rows come again" in remark for remark in many.remarks)
+    # So many rows as it asks for have five effective ones for each of N.
+    enough = int(said[0].split("by itself; ")[1].split(" ")[0].replace(",", ""))
+    assert enough == pytest.approx(5 * 400 * 2000 / few.samples.effective, rel=0.01)
+    assert few.metric("tvd_energy").value > many.metric("tvd_energy").value
+
+
 def test_histograms_are_those_of_the_weighted_law() -> None:
     system = Springs()
     wide = system.sample(12_000, 5, temperature=1.5)

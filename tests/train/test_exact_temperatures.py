@@ -24,7 +24,7 @@ from molsampler.target import System
 from molsampler.temperatures import TemperatureRange
 from molsampler.train import checkpoint, load_config, train
 from molsampler.train.criterion import Evaluation
-from molsampler.train.trainer import Trainer
+from molsampler.train.trainer import Trainer, _least_share
 from molsampler.train.verdict import verdict_of, verdict_over, with_bridge
 
 RANGE = TemperatureRange(low=0.5, high=2.0)
@@ -269,6 +269,9 @@ def test_evaluations_at_several_temperatures_make_one() -> None:
         Evaluation.mean([_judged(0.95), _judged(0.95)]),
     ]
     assert [part.ess for part in parts] == pytest.approx([0.875, 0.95])
+    # What --until-ess asks is the least of them, not the mean, nor that of the first.
+    assert _least_share([_judged(0.95), _judged(0.8)]) == 0.8
+    assert _least_share([_judged(0.95), replace(_judged(0.8), ess=None)]) == 0.0
     assert parts[0].log_z is None
     assert parts[0].max_weight == pytest.approx(0.2)
     found = verdict_over(
