@@ -27,13 +27,18 @@ from torch import Tensor
 from ..diffusion.identity_mixture import IdentityMixture
 from ..diffusion.schedule import LogUniformSigma
 from ..errors import FileFormatError, InputError, NonFiniteError
-from ..mcmc.population import Population, refresh
+from ..mcmc.population import Population
 from ..nn.generators import Generator
 from ..nn.generators.diffusion import Diffusion, DiffusionConfig
 from ..target import CountingTarget
 from .base import Metrics, Problem, State
 from .dikl_loss import diffuse
-from .preparation import PopulationObjectiveConfig, PopulationPreparation, data_scale
+from .preparation import (
+    PopulationObjectiveConfig,
+    PopulationPreparation,
+    data_scale,
+    refreshed,
+)
 from .workspace import NetworkObjective, Workspace, average
 
 log = logging.getLogger(__name__)
@@ -139,12 +144,12 @@ class Denoising(NetworkObjective):
         plan = self.config.population
         population = Population.taken(work.tensors, work.numbers)
         if plan.refresh:
-            population = refresh(
+            population, _ = refreshed(
                 population,
+                plan,
+                self.problem,
                 self.target,
-                start=iteration * plan.refresh,
-                count=min(plan.refresh, plan.size),
-                steps=plan.refresh_steps,
+                iteration=iteration,
                 generator=work.rng,
             )
         population.put(work.tensors, work.numbers)

@@ -35,15 +35,20 @@ from torch import Tensor, nn
 from ..diffusion.identity_mixture import IdentityMixture
 from ..diffusion.schedule import Schedule
 from ..errors import FileFormatError, NonFiniteError
-from ..mcmc.ladder import Ladder
-from ..mcmc.population import Population, PopulationConfig, refresh, refresh_rows
+from ..mcmc.population import Population
 from ..nn.bodies import AnyBody, EGNNBody
 from ..nn.denoiser import Denoiser, score_of
 from ..nn.generators import Generator
 from ..target import CountingTarget, Target
 from .base import Metrics, ObjectiveConfig, Preparation, Problem, State, decay_of_share
 from .dikl_loss import Weighting, diffuse, dikl_loss, weight
-from .preparation import PopulationPreparation, ShardedPreparation, data_scale
+from .preparation import (
+    ChainsConfig,
+    PopulationPreparation,
+    ShardedPreparation,
+    data_scale,
+    refreshed,
+)
 from .schedules import AnySchedule, LogUniformConfig
 from .shards import Shards
 from .workspace import Applied, NetworkObjective, Workspace, average
@@ -60,7 +65,7 @@ _RISE = 100
 _TEACHER_EMA = 0.998
 
 
-class ReplayConfig(PopulationConfig):
+class ReplayConfig(ChainsConfig):
     """The population and the target score fitted to it.
 
     During training ``refresh`` chains take ``refresh_steps`` steps per iteration. The denoiser gets
@@ -273,29 +278,17 @@ class DiKLReplay(NetworkObjective):
 
     def _refresh_shard(self, work: Workspace, iteration: int, shard: int) -> float:
         """The share of exchanges between temperatures that were accepted, where there are any."""
-        plan, problem, prefix = self.plan, self.problem, self.shards.prefix(shard)
-        chains, rate = Population.taken(work.tensors, work.numbers, prefix), 0.0
-        if problem.temperatures is None or problem.at is None:
-            moved = refresh(
-                chains,
-                self.target,
-                start=iteration * plan.refresh,
-                count=min(plan.refresh, plan.size),
-                steps=plan.refresh_steps,
-                generator=work.streams[prefix],
-            )
-        else:
-            moved, rate = refresh_rows(
-                chains,
-                Ladder(problem.temperatures, plan.nodes, problem.at),
-                count_evaluations=self.target.counting,
-                iteration=iteration,
-                count=min(plan.refresh, plan.size),
-                steps=plan.refresh_steps,
-                generator=work.streams[prefix],
-            )
+        prefix = self.shards.prefix(shard)
+        moved, rate = refreshed(
+            Population.taken(work.tensors, work.numbers, prefix),
+            self.plan,
+            self.problem,
+            self.target,
+            iteration=iteration,
+            generator=work.streams[prefix],
+        )
         moved.put(work.tensors, work.numbers, prefix)
-        return rate
+        return rate or 0.0
 
     def generator(self, state: State) -> Generator:
         averaged = cast(Generator, self.adopted(state).modules["ema"])

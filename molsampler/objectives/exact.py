@@ -49,13 +49,12 @@ from torch import Tensor
 from ..errors import InputError, NonFiniteError
 from ..estimate import effective_count
 from ..mcmc import mala
-from ..mcmc.ladder import Ladder
-from ..mcmc.population import Population, refresh, refresh_rows
+from ..mcmc.population import Population
 from ..nn.generators import Generator
 from ..nn.generators.density import DensityGenerator, log_weight
 from ..target import COORDINATE_LIMIT, CountingTarget, Target
 from .base import Metrics, Problem, State
-from .preparation import PopulationObjectiveConfig, PopulationPreparation
+from .preparation import PopulationObjectiveConfig, PopulationPreparation, refreshed
 from .workspace import NetworkObjective, Workspace, average
 
 log = logging.getLogger(__name__)
@@ -216,8 +215,16 @@ class Exact(NetworkObjective):
             log.warning("iteration %d: %s", iteration + 1, error)
             sound = False
         if config.population.refresh:
-            population, exchanged = self._refreshed(work, population, iteration)
-            metrics.update(exchanged)
+            population, exchanged = refreshed(
+                population,
+                config.population,
+                self.problem,
+                self.target,
+                iteration=iteration,
+                generator=work.rng,
+            )
+            if exchanged is not None:
+                metrics["exchanged"] = exchanged
         population.put(work.tensors, work.numbers)
         work.numbers["iteration"] = iteration + 1
         work.numbers["energy_evaluations"] = self.target.evaluations
@@ -235,33 +242,6 @@ class Exact(NetworkObjective):
         """What the generator is told of the temperatures of rows ``(b,)``."""
         known = self.problem.temperatures
         return None if known is None or temperature is None else known.context(temperature)
-
-    def _refreshed(
-        self, work: Workspace, population: Population, iteration: int
-    ) -> tuple[Population, Metrics]:
-        """The population with a part of it moved on, and what to log of exchanges."""
-        plan, problem = self.config.population, self.problem
-        count = min(plan.refresh, plan.size)
-        if problem.temperatures is None or problem.at is None:
-            moved = refresh(
-                population,
-                self.target,
-                start=iteration * plan.refresh,
-                count=count,
-                steps=plan.refresh_steps,
-                generator=work.rng,
-            )
-            return moved, {}
-        moved, rate = refresh_rows(
-            population,
-            Ladder(problem.temperatures, plan.nodes, problem.at),
-            count_evaluations=self.target.counting,
-            iteration=iteration,
-            count=count,
-            steps=plan.refresh_steps,
-            generator=work.rng,
-        )
-        return moved, {"exchanged": rate}
 
     def _draws(
         self, work: Workspace, population: Population, *, learn: bool

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from ..errors import FileFormatError, InputError
 from ..mcmc.ladder import Ladder
-from ..mcmc.population import Equilibration, Population, PopulationConfig, Progress
+from ..mcmc.population import (
+    Equilibration,
+    Population,
+    PopulationConfig,
+    Progress,
+    refresh,
+    refresh_rows,
+)
 from ..mcmc.replica_exchange import ReplicaExchange
 from ..target import CountingTarget
 from .base import ObjectiveConfig, Preparation, Problem, State, decay_of_share
@@ -24,6 +31,39 @@ class ChainsConfig(PopulationConfig):
 
     refresh: int = Field(64, ge=0)
     refresh_steps: int = Field(1, ge=1)
+
+
+def refreshed(
+    population: Population,
+    plan: ChainsConfig,
+    problem: Problem,
+    target: CountingTarget,
+    *,
+    iteration: int,
+    generator: torch.Generator,
+) -> tuple[Population, float | None]:
+    """A population of which the part whose turn ``iteration`` is has moved on; and the share of exchanges
+    between temperatures that were accepted, None where it is of one temperature."""
+    count = min(plan.refresh, plan.size)
+    if problem.temperatures is None or problem.at is None:
+        moved = refresh(
+            population,
+            target,
+            start=iteration * plan.refresh,
+            count=count,
+            steps=plan.refresh_steps,
+            generator=generator,
+        )
+        return moved, None
+    return refresh_rows(
+        population,
+        Ladder(problem.temperatures, plan.nodes, problem.at),
+        count_evaluations=target.counting,
+        iteration=iteration,
+        count=count,
+        steps=plan.refresh_steps,
+        generator=generator,
+    )
 
 
 class PopulationObjectiveConfig(ObjectiveConfig):
