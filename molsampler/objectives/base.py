@@ -69,6 +69,11 @@ class Problem:
     at: Callable[[Tensor], Target] | None = None
     peers: Peers = field(default_factory=Alone)
 
+    def context(self, temperature: Tensor | None) -> Tensor | None:
+        """What networks are told of the temperatures of rows ``(b,)``: ``(b, 1)``, None without a range."""
+        known = self.temperatures
+        return None if known is None or temperature is None else known.context(temperature)
+
 
 class Preparation(ABC):
     """Long work before the first step, in pieces: a run that is stopped in between goes on there.

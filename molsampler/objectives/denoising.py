@@ -10,6 +10,9 @@ error:
 
 y the mixture of :math:`x_0` and :math:`x_\sigma + \sigma^2 \nabla\log p(x_0)`. At low noise that is, up to a
 constant, the relative entropy of noising to denoising paths, which bounds what the weights vary by.
+
+Over a range of temperatures every chain has one of them (:mod:`molsampler.mcmc.ladder`), and the denoiser is
+told that of each row.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import copy
 import logging
 import math
 import shutil
-from typing import Literal, Self, cast
+from typing import ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import Field
@@ -54,6 +57,8 @@ class DenoisingConfig(PopulationObjectiveConfig):
     to ``final_lr`` of itself. ``data_scale`` is the root-mean-square coordinate of the population unless
     given: the unit of the lengths in the generator's configuration.
     """
+
+    over_temperatures: ClassVar[bool] = True
 
     kind: Literal["denoising"] = "denoising"
     lr: float = Field(1e-3, gt=0)
@@ -99,7 +104,9 @@ class Denoising(NetworkObjective):
         work = self.build({"data_scale": scale})
         work.rng = self.preparation.random(prepared)
         for name in ("generator", "ema"):
-            cast(Generator, work.modules[name]).start_from(x)
+            cast(Generator, work.modules[name]).start_from(
+                x, context=self.problem.context(population.temperature)
+            )
         population.put(work.tensors, work.numbers)
         work.tensors["mixture"] = IdentityMixture.fresh(x).moments
         work.numbers.update(
@@ -111,7 +118,8 @@ class Denoising(NetworkObjective):
 
     def evaluations_per_step(self, *, warmup: bool) -> int:
         plan = self.config.population
-        return min(plan.refresh, plan.size) * plan.refresh_steps
+        exchanges = int(self.problem.temperatures is not None)
+        return min(plan.refresh, plan.size) * (plan.refresh_steps + exchanges)
 
     def build(self, state: State) -> Workspace:
         scale = state.get("data_scale")
@@ -144,7 +152,7 @@ class Denoising(NetworkObjective):
         plan = self.config.population
         population = Population.taken(work.tensors, work.numbers)
         if plan.refresh:
-            population, _ = refreshed(
+            population, exchanged = refreshed(
                 population,
                 plan,
                 self.problem,
@@ -152,6 +160,8 @@ class Denoising(NetworkObjective):
                 iteration=iteration,
                 generator=work.rng,
             )
+            if exchanged is not None:
+                metrics["exchanged"] = exchanged
         population.put(work.tensors, work.numbers)
         work.numbers["iteration"] = iteration + 1
         work.numbers["energy_evaluations"] = self.target.evaluations
@@ -166,7 +176,8 @@ class Denoising(NetworkObjective):
         return Population.taken(work.tensors, work.numbers)
 
     def _regress(self, work: Workspace, iteration: int) -> tuple[Metrics, bool]:
-        chains = Population.taken(work.tensors, work.numbers).state
+        population = Population.taken(work.tensors, work.numbers)
+        chains = population.state
         index = torch.randint(
             len(chains.energy),
             (self.config.batch_size,),
@@ -174,12 +185,14 @@ class Denoising(NetworkObjective):
             device=self.problem.device,
         )
         x, score = chains.position[index], chains.score[index]
+        rows = population.temperature
+        context = None if rows is None else self.problem.context(rows[index])
         t = self.schedule.times(len(x), generator=work.rng, like=x)
         y, scales, _ = diffuse(x, self.schedule(t), self.space, generator=work.rng)
         sigma = scales.sigma
         by_target = y + sigma[:, None, None].square() * self.space.project(score)
         mixture = IdentityMixture(work.tensors["mixture"])
-        denoised = self._run.denoised(y, sigma)
+        denoised = self._run.denoised(y, sigma, context)
         width = self._run.denoiser.output_scale(sigma)[:, None, None]
         aim = torch.lerp(x, by_target, mixture.weight(t)[:, None, None])
         loss = ((denoised - aim) / width).square().mean()
@@ -195,7 +208,7 @@ class Denoising(NetworkObjective):
             work.tensors["mixture"] = mixture.moments
             averaged = cast(Diffusion, work.modules["ema"])
             average(averaged, work.modules["generator"], self._decay(iteration))
-            averaged.observe(sigma, _per_coordinate(denoised - x, self.space.dof))
+            averaged.observe(sigma, _per_coordinate(denoised - x, self.space.dof), context)
         return {"loss": float(loss.detach()), "generator_grad": norm}, taken
 
     def _decay(self, iteration: int) -> float:

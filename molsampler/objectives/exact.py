@@ -125,7 +125,7 @@ class Exact(NetworkObjective):
         for name in ("generator", "ema"):
             network = cast(Generator, work.modules[name])
             network.start_from(
-                population.state.position, context=self._context(population.temperature)
+                population.state.position, context=self.problem.context(population.temperature)
             )
         population.put(work.tensors, work.numbers)
         work.numbers.update(
@@ -187,7 +187,7 @@ class Exact(NetworkObjective):
                 )
                 temperature = _rows(population.temperature, index)
                 log_q = self._run.log_prob(
-                    population.state.position[index], context=self._context(temperature)
+                    population.state.position[index], context=self.problem.context(temperature)
                 )
                 metrics["log_likelihood"] = float(log_q.detach().mean())
                 if config.order > 1 and done >= config.draw_from:
@@ -238,11 +238,6 @@ class Exact(NetworkObjective):
         work = self.adopted(state)
         return Population.taken(work.tensors, work.numbers)
 
-    def _context(self, temperature: Tensor | None) -> Tensor | None:
-        """What the generator is told of the temperatures of rows ``(b,)``."""
-        known = self.problem.temperatures
-        return None if known is None or temperature is None else known.context(temperature)
-
     def _draws(
         self, work: Workspace, population: Population, *, learn: bool
     ) -> tuple[Tensor, Population, Metrics]:
@@ -252,7 +247,7 @@ class Exact(NetworkObjective):
         reverse = learn and config.reverse > 0 and not by_score
         offered = self._offered(work, population)
         temperature = _rows(population.temperature, offered)
-        context = self._context(temperature)
+        context = self.problem.context(temperature)
         target: Target = self.target
         if temperature is not None and self.problem.at is not None:
             target = self.target.counting(self.problem.at(temperature))
@@ -321,7 +316,7 @@ class Exact(NetworkObjective):
     ) -> tuple[Population, int]:
         """Offer draws to the chains ``index``, at whose temperatures they are, by independence Metropolis."""
         state, count = population.state, len(index)
-        context = self._context(_rows(population.temperature, index))
+        context = self.problem.context(_rows(population.temperature, index))
         with torch.no_grad():
             log_prob = self._run.log_prob(state.position[index], context=context)
         old = log_weight(state.energy[index], log_prob)

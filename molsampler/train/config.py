@@ -166,8 +166,7 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
         if not config.objective.over_temperatures:
             raise InputError(
                 f"configuration: temperatures: an objective of kind {config.objective.kind!r} trains at one "
-                "temperature; take kind 'dikl-replay', that of --preset fast, or 'exact' with a generator of "
-                "kind 'spline'"
+                "temperature; take --preset fast or --preset exact"
             )
         try:
             config.what_to_train()

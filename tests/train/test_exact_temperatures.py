@@ -317,5 +317,5 @@ def test_a_spline_flow_starts_over_a_range_under_the_other_objective_too(tmp_pat
 def test_a_range_of_the_generator_alone_is_refused() -> None:
     with pytest.raises(InputError, match=r"the range of a training is the key temperatures"):
         load_config("exact", Soft(), overrides=["generator.temperatures={low: 1, high: 2}"])
-    with pytest.raises(InputError, match=r"or 'exact' with a generator of kind 'spline'"):
-        load_config("exact", "lj13", temperatures=RANGE)
+    with pytest.raises(InputError, match=r"trains at one temperature; take --preset fast or --pre"):
+        load_config("paper", "lj13", temperatures=RANGE)

@@ -68,7 +68,7 @@ class GeneratorConfig(Kind):
         """
         raise InputError(
             f"a generator of kind {self.kind!r} takes no temperature; train it at one temperature, or a "
-            "generator of kind 'implicit' or 'spline' over the range"
+            "generator of kind 'implicit', 'spline' or 'diffusion' over the range"
         )
 
     def build(

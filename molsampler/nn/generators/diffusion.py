@@ -26,6 +26,9 @@ that noising takes from the target to the Gaussian. Their ratio,
 has mean Z whatever the denoiser and however few the steps, and weighted averages over :math:`x_0` are those
 of the target (Vargas et al., arXiv 2302.13834). An energy is evaluated once, at the end. An equivariant body
 makes the law of :math:`x_0`, weights included, symmetric under rotation, reflection and permutation.
+
+With ``temperatures`` the denoiser reads the temperature beside the noise, and its error is known at several:
+levels and variances are those of the temperature that is drawn at.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ from ...errors import InputError
 from ...molecule.molecule import Molecule
 from ...space import Space
 from ...target import COORDINATE_LIMIT, Target
+from ...temperatures import TemperatureRange
 from ..bodies import AnyBody, EGNNBody
 from ..denoiser import Denoiser
 from .base import Draw, Generator, GeneratorConfig, Sampling
@@ -50,6 +54,9 @@ from .density import log_weight
 
 #: Nodes of the table of the denoiser's error.
 _NODES = 32
+
+#: Temperatures of the table, where there is a range of them.
+_RUNGS = 9
 
 #: Added to the spread of the posterior's variances, so that every level of noise has its steps.
 _LEAST_SPREAD = 0.02
@@ -75,6 +82,10 @@ class DiffusionConfig(GeneratorConfig):
     sigma_min: float = Field(0.015, gt=0)
     sigma_max: float = Field(4.0, gt=0)
     data_scale: float = Field(1.0, gt=0)
+    temperatures: TemperatureRange | None = None
+
+    def conditioned(self, temperatures: TemperatureRange) -> Self:
+        return self.model_copy(update={"temperatures": temperatures})
 
     def scaled(self, length: float) -> Self:
         return self.model_copy(
@@ -122,12 +133,19 @@ class Diffusion(Generator):
     ):
         super().__init__(config, sampling, space)
         self.mirror_symmetric = config.body.mirror_symmetric
+        self.temperatures = config.temperatures
         self.denoiser = Denoiser(
-            config.body, space, data_scale=config.data_scale, molecule=molecule
+            config.body,
+            space,
+            data_scale=config.data_scale,
+            molecule=molecule,
+            context=int(config.temperatures is not None),
         )
-        # Mean squared errors, as a share of those of the best linear denoiser.
-        self.register_buffer("error", torch.ones(_NODES))
-        self._run: Callable[[Tensor, Tensor], Tensor] | None = None
+        # Mean squared errors, as a share of those of the best linear denoiser; over a range of temperatures
+        # at each of several.
+        shape = (_NODES,) if config.temperatures is None else (_RUNGS, _NODES)
+        self.register_buffer("error", torch.ones(shape))
+        self._run: Callable[..., Tensor] | None = None
 
     @property
     def evaluations_per_sample(self) -> int:
@@ -141,24 +159,50 @@ class Diffusion(Generator):
     def start_from(self, x: Tensor, *, context: Tensor | None = None) -> None:
         self.denoiser.body.start_from(x, spring=0.0)
 
-    def denoised(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Estimate of the clean configurations behind ``x`` ``(b, n, d)`` of noise ``sigma`` ``(b,)``."""
+    def denoised(self, x: Tensor, sigma: Tensor, context: Tensor | None = None) -> Tensor:
+        """Estimate of the clean configurations behind ``x`` ``(b, n, d)`` of noise ``sigma`` ``(b,)``, whose
+        temperatures ``context`` ``(b, 1)`` tells where there are several."""
         run = self.denoiser if self._run is None else self._run
-        return run(x, sigma)
+        return run(x, sigma) if context is None else run(x, sigma, context)
 
-    def observe(self, sigma: Tensor, squared: Tensor) -> None:
-        """Take in squared errors ``(b,)`` of the denoiser, per coordinate, at noise ``sigma`` ``(b,)``."""
+    def observe(self, sigma: Tensor, squared: Tensor, context: Tensor | None = None) -> None:
+        """Take in squared errors ``(b,)`` of the denoiser, per coordinate, at noise ``sigma`` ``(b,)``, where
+        there are several temperatures at those of ``context`` ``(b, 1)``."""
         share = (squared / self.denoiser.output_scale(sigma).square()).to(self.error)
         index = self._place(sigma).round().long()
-        count = torch.zeros_like(self.error).index_add_(0, index, torch.ones_like(share))
-        mean = torch.zeros_like(self.error).index_add_(0, index, share) / count.clamp(min=1)
-        self.error.copy_(torch.where(count > 0, torch.lerp(mean, self.error, _DECAY), self.error))
+        if context is not None:
+            index = index + _NODES * _rung(context[:, 0]).round().long()
+        table = self.error.flatten()
+        count = torch.zeros_like(table).index_add_(0, index, torch.ones_like(share))
+        mean = torch.zeros_like(table).index_add_(0, index, share) / count.clamp(min=1)
+        seen = torch.where(count > 0, torch.lerp(mean, table, _DECAY), table)
+        self.error.copy_(seen.reshape(self.error.shape))
+
+    def _table(self) -> Tensor:
+        """The table of errors ``(nodes,)``, of a range at the temperature of :meth:`at`.
+
+        Raises
+        ------
+        InputError
+            The generator is one of a range and has not been asked for a temperature.
+        """
+        if self.temperatures is None:
+            return self.error
+        if self.temperature is None:
+            raise InputError(
+                f"a diffusion generator of the temperatures {self.temperatures} draws at one of them: take "
+                "at(temperature)"
+            )
+        told = self.temperatures.context(torch.tensor([self.temperature], dtype=torch.float64))
+        place = float(_rung(told[0, 0]))
+        below = min(int(place), _RUNGS - 2)
+        return torch.lerp(self.error[below], self.error[below + 1], place - below)
 
     def error_at(self, sigma: Tensor) -> Tensor:
         """Mean squared error V of the denoiser, per coordinate, at noise ``sigma`` ``(k,)``."""
         place = self._place(sigma)
         below = place.floor().long().clamp(max=_NODES - 2)
-        table = self.error.to(sigma)
+        table = self._table().to(sigma)
         share = torch.lerp(table[below], table[below + 1], place - below)
         scale = float(self.denoiser.data_scale)
         return share * sigma.square() * scale**2 / (sigma.square() + scale**2)
@@ -211,7 +255,11 @@ class Diffusion(Generator):
         context: Tensor | None = None,
         generator: torch.Generator | None,
     ) -> Draw:
-        self.refuse_context(context)
+        if context is not None:
+            self.context_of(n, context, like=context)
+            raise InputError(
+                "paths from noise are of one temperature, got a context: take at(temperature)"
+            )
         x, log_path = self.path(n, generator=generator)
         energy, _ = target.energy_and_score(x.detach().double())
         return Draw(x, log_weight(energy, -log_path), n)
@@ -223,6 +271,7 @@ class Diffusion(Generator):
         sigma = self.levels(like=like)
         variance = self.variances(sigma)
         widest = self.config.data_scale**2 + sigma[-1].square()
+        context = self.context_of(n, None, like=like)
 
         def kicked(mean: Tensor, width: Tensor) -> Tensor:
             noise = self.space.randn(n, generator=generator, like=like)
@@ -238,7 +287,7 @@ class Diffusion(Generator):
         for k in range(len(sigma) - 1, 0, -1):
             here = x.double()
             share = 1 - (sigma[k - 1] / sigma[k]).square()
-            clean = self.denoised(x, sigma[k].to(like).expand(n)).double()
+            clean = self.denoised(x, sigma[k].to(like).expand(n), context).double()
             mean = here + share * (clean - here)
             x = kicked(mean, variance[k - 1])
             # What a poor network throws out of the world ends without weight, not with an error.
@@ -248,3 +297,8 @@ class Diffusion(Generator):
             log_path += log_normal(here - there, sigma[k].square() - sigma[k - 1].square())
             log_path -= log_normal(there - mean, variance[k - 1])
         return x, log_path.masked_fill(lost, -torch.inf)
+
+
+def _rung(context: Tensor) -> Tensor:
+    """Where temperatures, as networks are told of them, stand among those of the table."""
+    return (0.5 * (context + 1)).clamp(0.0, 1.0) * (_RUNGS - 1)
