@@ -20,6 +20,11 @@ samples: an energy at one temperature is that at another times a factor, so that
 Errors are by the bootstrap over blocks of each temperature's samples (:mod:`molsampler.analysis.bootstrap`);
 those of f linearise Bennett's equation in the averages, and count that neighbouring differences share
 samples.
+
+Sets that all carry weights are taken together: samples of each temperature count at all others for what they
+are worth there (:mod:`molsampler.analysis.pooled`), which makes errors smaller at no cost. Samples without
+weights may be those of a network that is wrong by another amount at every temperature, and stay apart unless
+asked to be pooled.
 """
 
 from __future__ import annotations
@@ -48,6 +53,7 @@ from molsampler.units import GAS_CONSTANT
 
 from .basins import Basin, basins_along, basins_of
 from .bootstrap import Bootstrap, blocks_of
+from .pooled import Pool
 from .profile import PLOTS
 from .statistics import finite_or_none
 
@@ -83,7 +89,7 @@ class CurvePoint:
     heat_capacity : in k
     free_energy : over kT, against the lowest temperature
     populations : of the basins, by name
-    n, ess : number of samples, and the effective number
+    n, ess : number of samples, and the effective number; of all sets together where they are pooled
     """
 
     temperature: float
@@ -128,6 +134,7 @@ class Curve:
     rows : by rising temperature
     reference : another curve at the same temperatures, None without one
     notes : what a reader must know of single numbers
+    pooled : whether samples of each temperature count at all others
     """
 
     system: str
@@ -136,6 +143,7 @@ class Curve:
     rows: tuple[CurvePoint, ...]
     reference: Curve | None = None
     notes: tuple[str, ...] = ()
+    pooled: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary, which :func:`read_curve` reads."""
@@ -143,12 +151,24 @@ class Curve:
             "system": self.system,
             "temperature_unit": self.temperature_unit,
             "units": {"energy": self.energy_unit, "heat_capacity": "k", "free_energy": "kT"},
-            "method": "free energies by Bennett's acceptance ratio between neighbouring temperatures, "
-            "against the lowest; errors by the bootstrap",
+            "method": self.method,
             "rows": [row.to_dict() for row in self.rows],
             "reference": None if self.reference is None else self.reference.to_dict(),
             "notes": list(self.notes),
         }
+
+    @property
+    def method(self) -> str:
+        """How the numbers were found, in words."""
+        if self.pooled:
+            return (
+                "all temperatures together, by the multistate Bennett acceptance ratio; free energies "
+                "against the lowest temperature; errors by the bootstrap"
+            )
+        return (
+            "each temperature by itself; free energies by Bennett's acceptance ratio between neighbouring "
+            "temperatures, against the lowest; errors by the bootstrap"
+        )
 
     def beside(self, reference: Curve) -> Curve:
         """The same curve with another one at its temperatures.
@@ -201,6 +221,7 @@ def curve_through(
     temperatures: Sequence[float] | None = None,
     along: str | None = None,
     edges: Sequence[float] | None = None,
+    pool: bool | None = None,
     repeats: int = REPEATS,
     seed: int = 0,
 ) -> Curve:
@@ -212,6 +233,7 @@ def curve_through(
     system : by default the one that the first samples name
     temperatures : of the sets, by default those that the samples record
     along, edges : a collective variable and where the basins along it begin, in place of the system's basins
+    pool : take the samples of all temperatures together; None does where all sets carry weights
     repeats : bootstrap replicates
     seed : of the bootstrap
 
@@ -239,8 +261,16 @@ def curve_through(
     ]
     unit, per_temperature = ("kJ/mol", GAS_CONSTANT) if known.in_kelvin else _REDUCED
     free, notes = _free_energies(nodes)
-    rows = []
-    for node, f in zip(nodes, free, strict=True):
+    if pool is None:
+        pool = all(samples.log_weights is not None for samples in sets)
+    if pool:
+        rows = _pooled(nodes, [each.value for each in free], per_temperature)
+    else:
+        rows = [
+            node.point(f, per_temperature * node.temperature)
+            for node, f in zip(nodes, free, strict=True)
+        ]
+    for node in nodes:
         if node.ess < min(FEWEST_EFFECTIVE, 0.5 * len(node.weights)):
             notes.append(
                 f"at temperature {node.temperature:g} only {node.ess:.0f} of {len(node.weights):,} samples "
@@ -252,9 +282,13 @@ def curve_through(
                 f"at temperature {node.temperature:g}, {node.left_out:,} samples of infinite energy are "
                 "left out"
             )
-        rows.append(node.point(f, per_temperature * node.temperature))
     return Curve(
-        known.name, "K" if known.in_kelvin else "reduced", unit, tuple(rows), notes=tuple(notes)
+        known.name,
+        "K" if known.in_kelvin else "reduced",
+        unit,
+        tuple(rows),
+        notes=tuple(notes),
+        pooled=pool,
     )
 
 
@@ -272,9 +306,11 @@ def curve_of(
     device: str | None = None,
     along: str | None = None,
     edges: Sequence[float] | None = None,
+    pool: bool | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Curve:
-    """The curve of a sampler of a range of temperatures, from ``n`` samples at each of some.
+    """The curve of a sampler of a range of temperatures, from ``n`` samples at each of some; see
+    :func:`curve_through`.
 
     Samples of each temperature are of a seed of their own: Bennett's equation and the errors take them as
     independent.
@@ -293,7 +329,13 @@ def curve_of(
         if on_progress is not None:
             on_progress((k + 1) * n)
     return curve_through(
-        sets, sampler.system, temperatures=temperatures, along=along, edges=edges, seed=seed
+        sets,
+        sampler.system,
+        temperatures=temperatures,
+        along=along,
+        edges=edges,
+        pool=pool,
+        seed=seed,
     )
 
 
@@ -511,6 +553,59 @@ class _Node(NamedTuple):
             len(w),
             self.ess,
         )
+
+
+def _pooled(
+    nodes: Sequence[_Node], start: Sequence[float], per_temperature: float
+) -> list[CurvePoint]:
+    """The averages at every temperature from the samples of all, with f to start from."""
+    temperatures = [node.temperature for node in nodes]
+    energies = [node.energies * node.temperature for node in nodes]
+    pool = Pool.of(temperatures, energies, [node.weights for node in nodes], start=start)
+    weights = pool.weights()
+    centre = np.einsum("ik,i->k", weights, pool.energies) / pool.temperatures
+    u = pool.energies[:, None] / pool.temperatures
+    square = np.square(u - centre)
+    correction = 1 - np.square(weights).sum(0)
+    spread = np.einsum("ik,ik->k", weights, square)
+    # By name, values and what each sample adds to them; basins are the same at every temperature.
+    found = [(centre, pool.influence(u, centre)), (pool.free, pool.influence_on_free())]
+    found.append((spread / correction, pool.influence(square, spread) / correction))
+    for b in range(len(nodes[0].basins)):
+        member = np.concatenate([node.basins[b].member for node in nodes]).astype(np.float64)
+        share = member @ weights
+        every = np.broadcast_to(member[:, None], u.shape)
+        found.append((share, pool.influence(every, share)))
+    ends = np.cumsum([len(node.weights) for node in nodes])
+    variance = np.zeros((len(found), len(nodes)))
+    for node, end, effective in zip(nodes, ends, pool.effective, strict=True):
+        rows = slice(end - len(node.weights), end)
+        columns = [added[rows, k] for _, added in found for k in range(len(nodes))]
+        w = node.weights
+        sums = node.bootstrap.blocks.sums(w, *(w * column for column in columns))
+        parts = node.bootstrap(sums, lambda total: total[:, 1:] / total[:, :1])
+        variance += np.square(effective * np.array([each.se for each in parts])).reshape(
+            variance.shape
+        )
+    points = []
+    for k, node in enumerate(nodes):
+        energy, free, heat, *shares = (
+            Estimate(float(value[k]), float(np.sqrt(part[k])))
+            for (value, _), part in zip(found, variance, strict=True)
+        )
+        kT = per_temperature * node.temperature
+        points.append(
+            CurvePoint(
+                node.temperature,
+                Estimate(kT * energy.value, kT * energy.se),
+                heat,
+                free if k else Estimate(0.0, 0.0),
+                {b.name: each for b, each in zip(node.basins, shares, strict=True)},
+                int(ends[-1]),
+                float(1 / np.square(weights[:, k]).sum()),
+            )
+        )
+    return points
 
 
 def _free_energies(nodes: Sequence[_Node]) -> tuple[list[Estimate[float]], list[str]]:

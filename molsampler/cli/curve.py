@@ -56,6 +56,13 @@ def curve(
             help="JSON of another curve; a sampler is drawn from at its temperatures.",
         ),
     ] = None,
+    pool: Annotated[
+        bool | None,
+        typer.Option(
+            "--pool/--no-pool",
+            help="Samples of each temperature count at all others too; by default where all have weights.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Plot (.png, .svg or .pdf).")
     ] = None,
@@ -86,7 +93,7 @@ def curve(
                 "files of samples have the temperatures that they have", param_hint="--temperature"
             )
         sets = [load(source, system=None) for source in sources]
-        found = curve_through(sets, target, along=along, edges=cut, seed=seed)
+        found = curve_through(sets, target, along=along, edges=cut, pool=pool, seed=seed)
         if beside is not None:
             found = found.beside(beside)
     elif len(sources) == 1:
@@ -102,6 +109,7 @@ def curve(
             device=device,
             along=along,
             edges=cut,
+            pool=pool,
         )
     else:
         missing = next(source for source in sources if not Path(source).is_file())
@@ -134,6 +142,7 @@ def _sampled(
     device: str | None,
     along: str | None,
     edges: list[float] | None,
+    pool: bool | None,
 ) -> Curve:
     """The curve of a sampler, at the temperatures of the reference where there is one."""
     from molsampler.analysis import curve_of
@@ -174,6 +183,7 @@ def _sampled(
             device=device,
             along=along,
             edges=edges,
+            pool=pool,
             on_progress=update,
         )
     return found if beside is None else found.beside(beside)
@@ -209,9 +219,7 @@ def print_curve(found: Curve) -> None:
     print(
         f"energies: {found.energy_unit}, of configurations; heat capacity: var(U) / (kT)^2, likewise"
     )
-    print(
-        "free energies: -log Z(T) / Z(lowest T), by Bennett's acceptance ratio between neighbours; errors: "
-        "bootstrap"
-    )
+    print("free energies: -log Z(T) / Z(lowest T)")
+    print(f"method: {found.method}")
     for line in found.notes:
         print(f"note: {line}")

@@ -116,6 +116,70 @@ def test_weights_are_used() -> None:
     assert abs(row.energy.value - truth(1.0)["energy"]) > 20 * row.energy.se
 
 
+def weighted(n: int, seed: int, *, wide: float = 1.5) -> list[Samples]:
+    """Draws of a wider law with weights."""
+    system, made = Wells(), []
+    for k, t in enumerate(TEMPERATURES):
+        x = drawn(wide * t, n, 100 * seed + k)
+        u = system.at(t).energy(x)
+        made.append(Samples.of(system.at(t), x, log_weights=-u + u / wide))
+    return made
+
+
+def test_pooled_numbers_are_exact_within_their_errors_and_these_are_smaller() -> None:
+    pulls: dict[str, list[float]] = {}
+    gains: dict[str, list[float]] = {}
+    for seed in range(12):
+        sets = weighted(3000, seed)
+        pooled, apart = curve_through(sets, Wells()), curve_through(sets, Wells(), pool=False)
+        assert (pooled.pooled, apart.pooled) == (True, False)
+        for row, alone in zip(pooled.rows, apart.rows, strict=True):
+            expected = truth(row.temperature)
+            assert row.ess > alone.ess
+            for key, (value, se) in row.quantities().items():
+                if se > 0:
+                    pulls.setdefault(key, []).append((value - expected[key]) / se)
+                    gains.setdefault(key, []).append(se / alone.quantities()[key].se)
+                else:
+                    assert (key, value, row.temperature) == ("free_energy", 0.0, 0.5)
+    assert pulls.keys() == truth(1.0).keys()
+    for key, values in pulls.items():
+        assert max(map(abs, values)) < 5, key
+        assert 0.7 < float(np.sqrt(np.mean(np.square(values)))) < 1.4, key
+        assert float(np.mean(gains[key])) < (0.95 if key == "free_energy" else 0.85), key
+
+
+def test_pooled_samples_without_weights_are_those_of_pymbar() -> None:
+    pymbar = pytest.importorskip("pymbar")
+    made, system = sets(500), Wells()
+    assert not curve_through(made, system).pooled
+    found = curve_through(made, system, pool=True)
+    energies = np.concatenate(
+        [s.energies.numpy() * t for s, t in zip(made, TEMPERATURES, strict=True)]
+    )
+    u_kn = energies / np.array(TEMPERATURES)[:, None]
+    theirs = pymbar.MBAR(u_kn, [500] * 5)
+    free = theirs.compute_free_energy_differences()
+    mean = theirs.compute_expectations(u_kn, state_dependent=True)
+    for k, row in enumerate(found.rows):
+        assert row.free_energy.value == pytest.approx(free["Delta_f"][0, k], abs=1e-6)
+        assert row.energy.value / row.temperature == pytest.approx(mean["mu"][k], abs=1e-6)
+        # Theirs is the asymptotic covariance, ours a bootstrap of 200 replicates.
+        assert row.free_energy.se == pytest.approx(free["dDelta_f"][0, k], rel=0.25, abs=1e-9)
+        assert row.energy.se / row.temperature == pytest.approx(mean["sigma"][k], rel=0.25)
+
+
+def test_one_set_that_is_wrong_spoils_its_neighbours() -> None:
+    """What pooling trusts: every set to be of its temperature."""
+    system, made = Wells(), weighted(3000, 0)
+    made[2] = Samples.of(
+        system.at(1.0), drawn(2.0, 3000, 9), log_weights=torch.zeros(3000).double()
+    )
+    rows = curve_through(made, system).rows
+    off = [abs(row.energy.value - truth(row.temperature)["energy"]) / row.energy.se for row in rows]
+    assert off[2] > 5
+
+
 def test_a_generator_that_ignores_the_temperature_is_seen() -> None:
     """Energies of the same configurations at every temperature: the curve is flat, and far off."""
     system = Wells()
