@@ -9,6 +9,7 @@ ASE's electronvolts and angstroms become kT at the given temperature and nanomet
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,16 +20,23 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from molsampler.errors import InputError, MissingDependencyError, SimulationError
+from molsampler.errors import (
+    FileFormatError,
+    InputError,
+    MissingDependencyError,
+    SimulationError,
+)
 from molsampler.molecule.chirality import oriented, stereocentres
 from molsampler.molecule.graph import distances, equivalence_classes, neighbours, rotatable_bonds
 from molsampler.molecule.molecule import Molecule
 from molsampler.space import MeanFree
+from molsampler.storage.files import read_limited
 from molsampler.target import System
 from molsampler.units import ELECTRONVOLT, kT
 
 from .arguments import checked_description, checked_name, is_number
-from .spec import SystemSpec
+from .function import load_function
+from .spec import FileName, SystemSpec
 from .symmetry import probe
 
 if TYPE_CHECKING:
@@ -61,7 +69,8 @@ class ASESystem(System):
 
     Rows are evaluated one after the other by the calculator of ``atoms``. Where it says that a calculation
     failed, as of a geometry for which none converges, the energy counts as ``+inf``. Files do not hold the
-    calculator: samples and artifacts are read with ``system=``.
+    calculator: samples and artifacts are read with ``system=``. :class:`ASESpec` has the keys of a file that
+    names one.
 
     Parameters
     ----------
@@ -333,18 +342,100 @@ def _turning_bonds(
 
 
 class ASESpec(SystemSpec):
-    """What files record of an :class:`ASESystem`; system files of this kind there are none."""
+    """Keys of a system file of ``kind: ase``::
+
+        kind: ase
+        atoms: ethanol.xyz
+        calculator: gfn2.py:calculator
+        temperature: 300
+
+    ``atoms`` is a file of one structure in the folder of the system file, .xyz, .pdb, .sdf or .mol.
+    ``calculator`` is a Python file there and a function in it, from the atoms, an ``ase.Atoms`` that it may
+    give charges or magnetic moments, to their calculator. The file is run, which has to be allowed by
+    ``--trust-code``; it stands alone, without imports from its folder. The other keys are the arguments of
+    :class:`ASESystem`.
+
+    Samples and artifacts record the class of the calculator and ``numbers``, the elements, instead; they are
+    read with the file.
+    """
 
     elsewhere: ClassVar[str] = "of ASE, whose calculator files do not hold"
 
-    calculator: str
-    numbers: list[int]
-    temperature: float
+    atoms: FileName | None = None
+    calculator: str = Field(
+        description="a Python file and a function in it, such as gfn2.py:calculator"
+    )
+    numbers: list[int] | None = None
+    temperature: float = Field(description="a number of kelvin")
+    bonds: Literal["auto"] | list[list[int]] | None = Field(
+        default="auto", description="auto, or a list of pairs of indices"
+    )
     restraint: float = 0.0
-    offset: float = Field(default=0.0, description="a number of electronvolts")
+    offset: float | None = Field(default=None, description="a number of electronvolts")
 
-    def build(self, folder: Path | None) -> System:
-        raise InputError(
-            "a system of kind 'ase' is made in Python, by ASESystem(atoms, temperature=...), since its "
-            "calculator is an object"
+    def runs(self) -> str:
+        return "" if self.atoms is None else self.calculator
+
+    def placed(self, system: System) -> System:
+        # Built at its temperature.
+        return system
+
+    def build(self, folder: Path | None) -> ASESystem:
+        """The system.
+
+        Raises
+        ------
+        InputError
+            See :class:`ASESystem`; or the function fails.
+        FileFormatError
+            A file is missing or unreadable.
+        """
+        if self.atoms is None:
+            raise InputError(
+                "a system of kind 'ase' needs atoms, the name of a file, beside calculator: FILE.py:NAME; in "
+                "Python it is ASESystem(atoms, temperature=...)"
+            )
+        require_ase()
+        path = Path(self.atoms) if folder is None else folder / self.atoms
+        atoms = _read_atoms(path)
+        make, _ = load_function(self.calculator, folder, key="calculator")
+        try:
+            atoms.calc = make(atoms)
+        except Exception as error:
+            raise InputError(
+                f"{self.calculator} fails for the atoms of {path}: {type(error).__name__}: {error}"
+            ) from error
+        return ASESystem(
+            atoms,
+            temperature=self.temperature,
+            name=self.name,
+            bonds=self.bonds,
+            restraint=self.restraint,
+            offset=self.offset,
+            description=self.description,
         )
+
+
+#: Names of the formats of structures, as ASE has them, by suffix.
+_FORMATS = {".xyz": "extxyz", ".pdb": "proteindatabank", ".sdf": "sdf", ".mol": "mol"}
+_FILE_LIMIT = 2**26
+
+
+def _read_atoms(path: Path) -> Atoms:
+    """The first structure of a file."""
+    from ase.io import read
+
+    form = _FORMATS.get(path.suffix.lower())
+    if form is None:
+        raise InputError(
+            f"atoms must be a file that ends in {', '.join(_FORMATS)}, got {path.name!r}"
+        )
+    text = read_limited(path, _FILE_LIMIT)
+    try:
+        found = read(io.StringIO(text.decode()), index=0, format=form)
+    except Exception as error:
+        raise FileFormatError(
+            f"ASE cannot read {path} as {form}: {type(error).__name__}: {error}"
+        ) from error
+    found.calc = None
+    return found

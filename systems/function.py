@@ -374,9 +374,14 @@ class FunctionSpec(SystemSpec):
 
 
 def load_function(
-    function: str, folder: Path | None, *, sha256: str | None = None
-) -> tuple[Energy, Source]:
-    """Run the file of ``file.py:name``, relative to ``folder``, and take the name from it.
+    function: str,
+    folder: Path | None,
+    *,
+    sha256: str | None = None,
+    key: str = "function",
+) -> tuple[Callable[..., Any], Source]:
+    """Run the file of ``file.py:name``, relative to ``folder``, and take the name from it; ``key`` is where
+    the text was written.
 
     Whoever calls this trusts the file. What is run is what was hashed.
 
@@ -389,7 +394,7 @@ def load_function(
     """
     match = _FUNCTION.fullmatch(function)
     if match is None:
-        raise InputError(f"function must be FILE.py:NAME, such as energy.py:u, got {function!r}")
+        raise InputError(f"{key} must be FILE.py:NAME, such as energy.py:u, got {function!r}")
     path = Path(match["file"]) if folder is None else folder / match["file"]
     code = read_limited(path, _SOURCE_LIMIT)
     found = hashlib.sha256(code).hexdigest()

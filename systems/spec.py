@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from molsampler.collective_variables import Intervals, collective_variable
 from molsampler.target import System
+
+FileName = Annotated[str, Field(min_length=1, description="the name of a file")]
 
 
 class BasinsSpec(BaseModel):

@@ -133,11 +133,17 @@ def test_the_examples_of_the_page_on_own_systems_run(tmp_path: Path) -> None:
     from molsampler.systems import get_system
 
     text = (PAGE.parent / "own-systems.md").read_text()
-    ions, cold = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    ions, cold, copper = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "ions.yaml").write_text(ions)
     assert get_system(tmp_path / "ions.yaml").alike == (0,) * 4 + (1,) * 4
     (tmp_path / "cold.yaml").write_text(cold)
     assert get_system(tmp_path / "cold.yaml").temperature == 0.3
+    pytest.importorskip("ase")
+    (tmp_path / "copper.yaml").write_text(copper)
+    (tmp_path / "copper.xyz").write_text("2\n\nCu 0 0 0\nCu 2.2 0 0\n")
+    (make,) = re.findall(r"# (def make.*)", copper)
+    (tmp_path / "emt.py").write_text(f"from ase.calculators.emt import EMT\n{make}\n")
+    assert get_system(tmp_path / "copper.yaml", trust_code=True).shape == (2, 3)
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, object] = {}
     exec(code, names)

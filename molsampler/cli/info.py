@@ -63,7 +63,8 @@ def _file(path: Path, *, trust_code: bool) -> dict[str, Any]:
         return {"kind": "training configuration", **from_yaml(path).model_dump(mode="json")}
     if suffix in (".yaml", ".yml"):
         system = get_system(path, trust_code=trust_code)
-        return {"kind": "system", "file": str(path), **_system(system, str(path))}
+        command = f"{path} --trust-code" if trust_code else str(path)
+        return {"kind": "system", "file": str(path), **_system(system, str(path), command)}
     return {"kind": "samples", **describe(path)}
 
 
@@ -78,15 +79,15 @@ def _named(source: str, known: System | None) -> dict[str, Any]:
         if Path(source).suffix:
             raise FileFormatError(f"there is no file {source}")
         try:
-            return {"kind": "system", **_system(get_system(source), source)}
+            return {"kind": "system", **_system(get_system(source), source, source)}
         except UnknownNameError as error:
             samplers = ", ".join(list_pretrained())
             raise UnknownNameError(f"{error}; shipped samplers: {samplers}") from None
     return _artifact(source, known)
 
 
-def _system(system: System, source: str) -> dict[str, Any]:
-    """A system in words, and how one gets a sampler of it."""
+def _system(system: System, source: str, command: str) -> dict[str, Any]:
+    """A system in words, and how one gets a sampler of it: ``command`` names it to ``train``."""
     from ..sampler.store import list_pretrained
 
     n, dimension = system.shape
@@ -112,11 +113,11 @@ def _system(system: System, source: str) -> dict[str, Any]:
         result["collective_variables"] = dict(system.collective_variables)
     if system.basins is not None:
         result["basins"] = list(system.basins.names)
-    related = [name for name in list_pretrained() if name.removesuffix("-exact") == source]
+    related = [name for name in list_pretrained() if f"{name}-".startswith(f"{source}-")]
     result["sampler"] = (
         f"ships: {', '.join(related)}"
         if related
-        else f"none ships; molsampler train {source} RUN_DIR makes one"
+        else f"none ships; molsampler train {command} RUN_DIR makes one"
     )
     return result
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..spec import FileName
 from .molecular import (
-    FileName,
     MolecularSpec,
     Nonbonded,
     check_atoms,

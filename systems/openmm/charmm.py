@@ -10,8 +10,8 @@ from pydantic import Field, field_validator
 from molsampler.errors import FileFormatError, InputError
 from molsampler.storage.files import read_limited
 
+from ..spec import FileName
 from .molecular import (
-    FileName,
     MolecularSpec,
     Nonbonded,
     check_atoms,

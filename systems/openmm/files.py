@@ -11,8 +11,9 @@ from pydantic import Field, field_validator
 from molsampler.errors import FileFormatError, InputError
 from molsampler.storage.files import read_limited
 
+from ..spec import FileName
 from .inputs import read_pdb, require_bundled, solvent_file
-from .molecular import FileName, MolecularSpec, Nonbonded
+from .molecular import MolecularSpec, Nonbonded
 from .probe import require_openmm
 from .system import OpenMMSystem
 

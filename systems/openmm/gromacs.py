@@ -8,7 +8,8 @@ from pydantic import Field
 
 from molsampler.errors import FileFormatError, InputError
 
-from .molecular import FileName, MolecularSpec, Nonbonded, check_atoms, created, read_with
+from ..spec import FileName
+from .molecular import MolecularSpec, Nonbonded, check_atoms, created, read_with
 from .probe import require_openmm
 from .system import OpenMMSystem
 

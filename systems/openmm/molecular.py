@@ -26,7 +26,6 @@ _WATER = {
 }
 _FILE_LIMIT = 2**26
 
-FileName = Annotated[str, Field(min_length=1, description="the name of a file")]
 Positive = Annotated[float | None, Field(gt=0, description="a positive number")]
 
 

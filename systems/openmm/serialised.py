@@ -6,7 +6,8 @@ from pathlib import Path
 
 from molsampler.errors import FileFormatError, InputError
 
-from .molecular import FileName, MolecularSpec, check_atoms, read_with
+from ..spec import FileName
+from .molecular import MolecularSpec, check_atoms, read_with
 from .probe import require_openmm
 from .system import OpenMMSystem
 

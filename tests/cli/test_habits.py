@@ -81,6 +81,7 @@ def test_info_on_code_asks_for_trust(run, tmp_path: Path) -> None:
     assert "--trust-code" in run("info", path).err
     trusted = json.loads(run("info", path, "--trust-code", "--json").out)
     assert trusted["particles"] == 2
+    assert "--trust-code RUN_DIR" in trusted["sampler"]
 
 
 def test_info_on_a_system_without_a_sampler(run) -> None:

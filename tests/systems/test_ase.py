@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from molsampler import Samples
-from molsampler.errors import InputError, MissingDependencyError, SimulationError
+from molsampler.errors import (
+    InputError,
+    MissingDependencyError,
+    MolsamplerError,
+    SimulationError,
+)
 from molsampler.systems import ASESystem, get_system, resolve_recorded
 
 ase = pytest.importorskip("ase")
@@ -195,10 +200,63 @@ def test_files_ask_for_the_system_and_know_it() -> None:
         resolve_recorded(record, given=cluster(temperature=310))
 
 
-def test_a_file_of_this_kind_says_where_to_go(tmp_path) -> None:
+COPPER = """\
+4
+charge=0
+Cu 0.0 0.0 0.0
+Cu 1.8 1.8 0.0
+Cu 1.8 0.0 1.8
+Cu 0.0 1.8 1.8
+"""
+CODE = "from ase.calculators.emt import EMT\n\n\ndef make(atoms):\n    return EMT()\n"
+
+
+def written(folder, *, extra: str = "", code: str = CODE, atoms: str = "copper.xyz"):
+    (folder / "copper.xyz").write_text(COPPER)
+    (folder / "emt.py").write_text(code)
+    path = folder / "cluster.yaml"
+    path.write_text(
+        f"kind: ase\natoms: {atoms}\ncalculator: emt.py:make\ntemperature: 300\n{extra}"
+    )
+    return path
+
+
+def test_a_file_is_the_system_of_python(tmp_path) -> None:
+    path = written(tmp_path, extra="restraint: 3.0\n")
+    with pytest.raises(InputError, match=r"runs Python code, here 'emt.py:make'.*--trust-code"):
+        get_system(path)
+    found, made = get_system(path, trust_code=True), cluster(restraint=3.0)
+    assert found.record() == made.record()
+    x = made.starts(3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found.energy(x), made.energy(x))
+    assert found.at(600).energy(x)[0] == pytest.approx(float(made.energy(x)[0]) / 2)
+    # Artifacts and samples are read with the file.
+    assert resolve_recorded(found.record(), given=found) is found
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"code": "def make(atoms):\n    raise ValueError('no such method')\n"}, "no such method"),
+        ({"code": "def other(atoms): ...\n"}, "no function 'make'"),
+        ({"code": "def make(atoms):\n    return None\n"}, "atoms have no calculator"),
+        ({"atoms": "copper.cif"}, r"must be a file that ends in .xyz, .pdb, .sdf, .mol"),
+        ({"atoms": "iron.xyz"}, "does not exist|no such file|not found"),
+        ({"atoms": "emt.xyz"}, "ASE cannot read .*emt.xyz"),
+        ({"extra": "bonds: [[0, 9]]\n"}, "bond"),
+        ({"extra": "offset: a\n"}, "offset"),
+    ],
+)
+def test_files_that_are_refused(tmp_path, change, message) -> None:
+    (tmp_path / "emt.xyz").write_text("three atoms\n")
+    with pytest.raises(MolsamplerError, match=message):
+        get_system(written(tmp_path, **change), trust_code=True)
+
+
+def test_a_record_in_place_of_a_file_says_what_is_needed(tmp_path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("kind: ase\ncalculator: EMT\nnumbers: [29]\ntemperature: 300\n")
-    with pytest.raises(InputError, match=r"made in Python, by ASESystem\(atoms"):
+    with pytest.raises(InputError, match=r"needs atoms.*ASESystem\(atoms, temperature"):
         get_system(path)
 
 
