@@ -270,13 +270,8 @@ def curve_through(
             node.point(f, per_temperature * node.temperature)
             for node, f in zip(nodes, free, strict=True)
         ]
+    notes += _few_effective(rows)
     for node in nodes:
-        if node.ess < min(FEWEST_EFFECTIVE, 0.5 * len(node.weights)):
-            notes.append(
-                f"at temperature {node.temperature:g} only {node.ess:.0f} of {len(node.weights):,} samples "
-                "are effective: weights vary, and errors are uncertain themselves; draw more, or anneal them "
-                "(molsampler sample --anneal 20, a file a temperature)"
-            )
         if node.left_out:
             notes.append(
                 f"at temperature {node.temperature:g}, {node.left_out:,} samples of infinite energy are "
@@ -555,6 +550,18 @@ class _Node(NamedTuple):
         )
 
 
+def _few_effective(rows: Sequence[CurvePoint]) -> list[str]:
+    """A note on the temperatures at which few samples are effective."""
+    few = [row for row in rows if row.ess < min(FEWEST_EFFECTIVE, 0.5 * row.n)]
+    if not few:
+        return []
+    where = ", ".join(f"{row.temperature:.4g} ({row.ess:.0f} of {row.n:,})" for row in few)
+    return [
+        f"few samples are effective at temperature {where}: weights vary, and errors are uncertain "
+        "themselves; draw more, or spend more on a draw (docs/exact-weights.md)"
+    ]
+
+
 def _pooled(
     nodes: Sequence[_Node], start: Sequence[float], per_temperature: float
 ) -> list[CurvePoint]:
@@ -610,8 +617,7 @@ def _pooled(
 
 def _free_energies(nodes: Sequence[_Node]) -> tuple[list[Estimate[float]], list[str]]:
     """f of every node against the first, with errors; and notes on neighbours that share too little."""
-    notes: list[str] = []
-    steps = []
+    steps, apart = [], []
     # Of each node: what its averages add to the difference before it and to that behind it.
     before: list[Array | None] = [None] * len(nodes)
     behind: list[Array | None] = [None] * len(nodes)
@@ -624,11 +630,7 @@ def _free_energies(nodes: Sequence[_Node]) -> tuple[list[Estimate[float]], list[
         steps.append(step)
         behind[k], before[k + 1] = one, other
         if shared < FEWEST_SHARED:
-            notes.append(
-                f"between temperatures {cold.temperature:g} and {hot.temperature:g} only {shared:.0f} "
-                "samples count for both: the difference of free energies is uncertain, more temperatures or "
-                "samples help"
-            )
+            apart.append(f"{shared:.0f} between {cold.temperature:.4g} and {hot.temperature:.4g}")
     values = np.concatenate([[0.0], np.cumsum(steps)])
     # The variance of f at node m: over nodes, that of what each adds to the differences up to m.
     variance = np.zeros(len(nodes))
@@ -642,6 +644,12 @@ def _free_energies(nodes: Sequence[_Node]) -> tuple[list[Estimate[float]], list[
         last, through = node.bootstrap(sums, lambda total: total[:, 1:] / total[:, :1])
         variance[k] += last.se**2
         variance[k + 1 :] += through.se**2
+    notes = []
+    if apart:
+        notes.append(
+            f"few samples count for both of two neighbouring temperatures ({', '.join(apart)}): differences "
+            "of free energies are uncertain, more temperatures or samples help"
+        )
     found = [Estimate(float(v), math.sqrt(e)) for v, e in zip(values, variance, strict=True)]
     found[0] = Estimate(0.0, 0.0)
     return found, notes

@@ -144,12 +144,18 @@ def test_the_curve_of_weighted_draws_is_the_exact_one(artifact) -> None:
         assert abs(row.heat_capacity.value - 0.75) < 5 * row.heat_capacity.se
         expected = log_z(BETWEEN[0]) - log_z(row.temperature)
         assert abs(row.free_energy.value - expected) <= 5 * row.free_energy.se
-        assert row.ess > 0.9 * row.n
+        assert row.ess > 0.8 * row.n
     assert found.notes == ()
     few = sampler.sample(3000, temperature=0.6)
-    poor = replace(few, log_weights=few.log_weights + 5 * torch.randn(3000).double())
-    noted = curve_through([poor, sampler.sample(3000, temperature=0.85)])
-    assert any("of 3,000 samples are effective" in note for note in noted.notes)
+    noise = torch.randn(3000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    poor = replace(few, log_weights=few.log_weights + 5 * noise)
+    two = [poor, sampler.sample(3000, temperature=0.85)]
+    told = "few samples are effective at temperature 0.6 ("
+    assert any(note.startswith(told) for note in curve_through(two, pool=False).notes)
+    # Those of the other temperature make up for it.
+    pooled = curve_through(two)
+    assert not any(note.startswith(told) for note in pooled.notes)
+    assert abs(pooled.rows[0].energy.value - 0.75 * 0.6) < 5 * pooled.rows[0].energy.se
 
 
 def test_free_energies_are_those_of_the_temperature_asked_for(artifact, capsys) -> None:
