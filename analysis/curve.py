@@ -68,6 +68,9 @@ REPEATS = 200
 #: Expected number of samples that count for both of two neighbours, below which their difference is flagged.
 FEWEST_SHARED = 25.0
 
+#: The same below which nothing is known of the difference.
+_LOST = 1.0
+
 #: Effective number of samples at a temperature below which it is flagged.
 FEWEST_EFFECTIVE = 100.0
 
@@ -89,7 +92,8 @@ class CurvePoint:
     heat_capacity : in k
     free_energy : over kT, against the lowest temperature
     populations : of the basins, by name
-    n, ess : number of samples, and the effective number; of all sets together where they are pooled
+    n, ess : number of samples of this temperature, and the effective number
+    ess_pooled : effective number of the samples of all temperatures at this one; None where they are apart
     """
 
     temperature: float
@@ -99,6 +103,7 @@ class CurvePoint:
     populations: dict[str, Estimate[float]] = field(default_factory=dict)
     n: int = 0
     ess: float = 0.0
+    ess_pooled: float | None = None
 
     def quantities(self) -> dict[str, Estimate[float]]:
         """Every estimate by its name; a population is named by its basin."""
@@ -119,7 +124,8 @@ class CurvePoint:
             "free_energy": _plain(self.free_energy),
             "populations": {name: _plain(each) for name, each in self.populations.items()},
             "n": self.n,
-            "ess": self.ess,
+            "ess": finite_or_none(self.ess),
+            "ess_pooled": None if self.ess_pooled is None else finite_or_none(self.ess_pooled),
         }
 
 
@@ -152,6 +158,7 @@ class Curve:
             "temperature_unit": self.temperature_unit,
             "units": {"energy": self.energy_unit, "heat_capacity": "k", "free_energy": "kT"},
             "method": self.method,
+            "pooled": self.pooled,
             "rows": [row.to_dict() for row in self.rows],
             "reference": None if self.reference is None else self.reference.to_dict(),
             "notes": list(self.notes),
@@ -263,13 +270,19 @@ def curve_through(
     free, notes = _free_energies(nodes)
     if pool is None:
         pool = all(samples.log_weights is not None for samples in sets)
+    rows = [
+        node.point(f, per_temperature * node.temperature)
+        for node, f in zip(nodes, free, strict=True)
+    ]
     if pool:
-        rows = _pooled(nodes, [each.value for each in free], per_temperature)
-    else:
-        rows = [
-            node.point(f, per_temperature * node.temperature)
-            for node, f in zip(nodes, free, strict=True)
-        ]
+        together = _pooled(nodes, rows, per_temperature)
+        if together is None:
+            notes.append(
+                "temperatures are kept apart: at one of them too few samples have weight to take all together"
+            )
+        else:
+            rows = together
+        pool = together is not None
     notes += _few_effective(rows)
     for node in nodes:
         if node.left_out:
@@ -363,7 +376,8 @@ def read_curve(path: Path | str) -> Curve:
                 _estimate(row["free_energy"]),
                 {str(name): _estimate(each) for name, each in row["populations"].items()},
                 int(row.get("n", 0)),
-                float(row.get("ess", 0.0)),
+                _number(row.get("ess")) or 0.0,
+                _number(row.get("ess_pooled")),
             )
             for row in values["rows"]
         )
@@ -372,6 +386,8 @@ def read_curve(path: Path | str) -> Curve:
             str(values["temperature_unit"]),
             str(values["units"]["energy"]),
             tuple(sorted(rows, key=lambda row: row.temperature)),
+            notes=tuple(str(note) for note in values.get("notes", ())),
+            pooled=values.get("pooled") is True,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(
@@ -446,6 +462,10 @@ def _plain(estimate: Estimate[float]) -> dict[str, float | None]:
     return {"value": finite_or_none(estimate.value), "se": finite_or_none(estimate.se)}
 
 
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
 def _estimate(values: dict[str, Any]) -> Estimate[float]:
     value, se = values["value"], values["se"]
     return Estimate(
@@ -507,6 +527,8 @@ class _Node(NamedTuple):
         w = np.ones(len(u))
         if log_weights is not None:
             w = (log_weights - log_weights.max()).exp().numpy()
+            # Energies of samples without weight say nothing, and may be of any size.
+            u = np.where(w > 0, u, u[w.argmax()])
         p = w / w.sum()
         if cut is None:
             basins = basins_of(system, samples.positions, p)
@@ -563,20 +585,24 @@ def _few_effective(rows: Sequence[CurvePoint]) -> list[str]:
 
 
 def _pooled(
-    nodes: Sequence[_Node], start: Sequence[float], per_temperature: float
-) -> list[CurvePoint]:
-    """The averages at every temperature from the samples of all, with f to start from."""
+    nodes: Sequence[_Node], apart: Sequence[CurvePoint], per_temperature: float
+) -> list[CurvePoint] | None:
+    """The averages at every temperature from the samples of all, by what they are ``apart``; None where they
+    have none or no error, as of a set in which one sample has all the weight."""
     temperatures = [node.temperature for node in nodes]
     energies = [node.energies * node.temperature for node in nodes]
+    start = [row.free_energy.value for row in apart]
     pool = Pool.of(temperatures, energies, [node.weights for node in nodes], start=start)
+    if not pool.solved:
+        return None
     weights = pool.weights()
     centre = np.einsum("ik,i->k", weights, pool.energies) / pool.temperatures
     u = pool.energies[:, None] / pool.temperatures
     square = np.square(u - centre)
     correction = 1 - np.square(weights).sum(0)
     spread = np.einsum("ik,ik->k", weights, square)
-    # By name, values and what each sample adds to them; basins are the same at every temperature.
-    found = [(centre, pool.influence(u, centre)), (pool.free, pool.influence_on_free())]
+    # Values and what each sample adds to them; basins are the same at every temperature.
+    found = [(centre, pool.influence(u, centre)), (pool.free, pool.influence_on_free)]
     found.append((spread / correction, pool.influence(square, spread) / correction))
     for b in range(len(nodes[0].basins)):
         member = np.concatenate([node.basins[b].member for node in nodes]).astype(np.float64)
@@ -594,6 +620,8 @@ def _pooled(
         variance += np.square(effective * np.array([each.se for each in parts])).reshape(
             variance.shape
         )
+    if not np.isfinite(variance).all():
+        return None
     points = []
     for k, node in enumerate(nodes):
         energy, free, heat, *shares = (
@@ -606,9 +634,15 @@ def _pooled(
                 node.temperature,
                 Estimate(kT * energy.value, kT * energy.se),
                 heat,
-                free if k else Estimate(0.0, 0.0),
+                # Without overlap f has no error that can be known.
+                Estimate(
+                    free.value, free.se if math.isfinite(apart[k].free_energy.se) else math.inf
+                )
+                if k
+                else Estimate(0.0, 0.0),
                 {b.name: each for b, each in zip(node.basins, shares, strict=True)},
-                int(ends[-1]),
+                len(node.weights),
+                node.ess,
                 float(1 / np.square(weights[:, k]).sum()),
             )
         )
@@ -617,7 +651,7 @@ def _pooled(
 
 def _free_energies(nodes: Sequence[_Node]) -> tuple[list[Estimate[float]], list[str]]:
     """f of every node against the first, with errors; and notes on neighbours that share too little."""
-    steps, apart = [], []
+    steps, apart, lost = [], [], []
     # Of each node: what its averages add to the difference before it and to that behind it.
     before: list[Array | None] = [None] * len(nodes)
     behind: list[Array | None] = [None] * len(nodes)
@@ -628,6 +662,7 @@ def _free_energies(nodes: Sequence[_Node]) -> tuple[list[Estimate[float]], list[
             forward, backward, cold.weights, hot.weights, cold.ess, hot.ess
         )
         steps.append(step)
+        lost.append(shared < _LOST)
         behind[k], before[k + 1] = one, other
         if shared < FEWEST_SHARED:
             apart.append(f"{shared:.0f} between {cold.temperature:.4g} and {hot.temperature:.4g}")
@@ -650,6 +685,7 @@ def _free_energies(nodes: Sequence[_Node]) -> tuple[list[Estimate[float]], list[
             f"few samples count for both of two neighbouring temperatures ({', '.join(apart)}): differences "
             "of free energies are uncertain, more temperatures or samples help"
         )
+    variance[1:][np.cumsum(lost) > 0] = math.inf
     found = [Estimate(float(v), math.sqrt(e)) for v, e in zip(values, variance, strict=True)]
     found[0] = Estimate(0.0, 0.0)
     return found, notes

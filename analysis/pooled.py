@@ -10,8 +10,8 @@ something of every temperature, by
 
 The equations in the middle give the free energies :math:`f_k = -\log Z_k` up to a constant (Shirts &
 Chodera 2008, J. Chem. Phys. 129, 124105, of which this is the case of weighted samples): the estimator of
-least variance for samples that are independent and equally worth. Weighted draws of each temperature are
-exact whatever the network learned, so taking them together costs no bias.
+least variance for samples that are independent and equally worth. Weighted averages of each temperature are
+those of it whatever the network learned, so that taking them together is consistent.
 
 Errors linearise all averages in the sums over samples, f included: :meth:`Pool.influence` is what a sample
 adds.
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +32,8 @@ Array = NDArray[np.float64]
 _STEPS = 100
 _HALVINGS = 40
 
-#: Largest deviation of a sum of shares from one that counts as solved.
-_TOLERANCE = 1e-10
+#: Deviation of sums of shares from one at which Newton's method ends, and the largest that counts as solved.
+_TOLERANCE, _SOLVED = 1e-10, 1e-6
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Pool:
     effective : effective number of samples of each temperature ``(K,)``
     free : f, zero at the first temperature ``(K,)``
     shares : W ``(n, K)``
+    solved : whether the equations hold
     """
 
     temperatures: Array
@@ -55,6 +57,7 @@ class Pool:
     effective: Array
     free: Array
     shares: Array
+    solved: bool
 
     @classmethod
     def of(
@@ -71,7 +74,6 @@ class Pool:
         effective = np.array([w.sum() ** 2 / np.square(w).sum() for w in weights])
         each = [n * w / w.sum() for n, w in zip(effective, weights, strict=True)]
         counts, energy = np.concatenate(each), np.concatenate(energies)
-        # Relative to one temperature's, so that differences are of the size of what matters.
         reduced = energy[:, None] / t
 
         def shares(f: Array) -> tuple[Array, float]:
@@ -102,7 +104,8 @@ class Pool:
             else:
                 break
             free, w, value = trial, after, lower
-        return cls(t, energy, counts, effective, free, w)
+        solved = bool(np.abs(counts @ w - 1).max() < _SOLVED)
+        return cls(t, energy, counts, effective, free, w, solved)
 
     def weights(self) -> Array:
         """Weights of every sample at each temperature ``(n, K)``, of sum one."""
@@ -120,9 +123,10 @@ class Pool:
         """
         away = self.shares * (values - means)
         by_free = -(away.T @ (self.counts[:, None] * self.shares)) * self.effective
-        added: Array = away + self.influence_on_free() @ by_free.T
+        added: Array = away + self.influence_on_free @ by_free.T
         return added
 
+    @cached_property
     def influence_on_free(self) -> Array:
         """What a sample of count one adds to f ``(n, K)``, whose first is fixed."""
         overlap = self.shares.T @ (self.counts[:, None] * self.shares)

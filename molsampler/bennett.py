@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 #: Halvings of the bracket in which the root of Bennett's equation lies.
-_HALVINGS = 80
+_HALVINGS = 200
 
 
 def bennett(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from .terminal import note, print_json, print_table, progress
 if TYPE_CHECKING:
     from molsampler.analysis import Curve
 
+    from ..estimate import Estimate
     from ..target import System
 
 
@@ -200,8 +202,6 @@ def _numbers(text: str) -> list[float]:
 
 def print_curve(found: Curve) -> None:
     """The table; with a reference, each of its values below the one that it belongs to."""
-    from molsampler.analysis import format_value
-
     unit = f" ({found.temperature_unit})"
     names = list(found.rows[0].populations)
     columns = [f"temperature{unit}", "energy", "heat capacity (k)", "free energy (kT)", *names]
@@ -209,11 +209,11 @@ def print_curve(found: Curve) -> None:
     others = () if found.reference is None else found.reference.rows
     for index, row in enumerate(found.rows):
         keys = list(row.quantities())
-        cells = [format_value(*row.quantities()[key]) for key in keys]
+        cells = [_cell(row.quantities()[key]) for key in keys]
         rows.append([f"{row.temperature:.4g}", *cells])
         if others:
             known = others[index].quantities()
-            cells = [format_value(*known[key]) if key in known else "–" for key in keys]
+            cells = [_cell(known[key]) if key in known else "–" for key in keys]
             rows.append(["  reference", *cells])
     print_table(columns, rows, title=f"{found.system}: value ± standard error")
     print(
@@ -223,3 +223,9 @@ def print_curve(found: Curve) -> None:
     print(f"method: {found.method}")
     for line in found.notes:
         print(f"note: {line}")
+
+
+def _cell(estimate: Estimate[float]) -> str:
+    from molsampler.analysis import format_value
+
+    return "not known" if math.isinf(estimate.se) else format_value(*estimate)

@@ -135,7 +135,9 @@ def test_pooled_numbers_are_exact_within_their_errors_and_these_are_smaller() ->
         assert (pooled.pooled, apart.pooled) == (True, False)
         for row, alone in zip(pooled.rows, apart.rows, strict=True):
             expected = truth(row.temperature)
-            assert row.ess > alone.ess
+            assert (row.n, row.ess, alone.ess_pooled) == (alone.n, alone.ess, None)
+            assert row.ess_pooled is not None
+            assert row.ess_pooled > alone.ess
             for key, (value, se) in row.quantities().items():
                 if se > 0:
                     pulls.setdefault(key, []).append((value - expected[key]) / se)
@@ -175,9 +177,50 @@ def test_one_set_that_is_wrong_spoils_its_neighbours() -> None:
     made[2] = Samples.of(
         system.at(1.0), drawn(2.0, 3000, 9), log_weights=torch.zeros(3000).double()
     )
-    rows = curve_through(made, system).rows
-    off = [abs(row.energy.value - truth(row.temperature)["energy"]) / row.energy.se for row in rows]
-    assert off[2] > 5
+    off = {
+        pool: [
+            abs(row.energy.value - truth(row.temperature)["energy"]) / row.energy.se
+            for row in curve_through(made, system, pool=pool).rows
+        ]
+        for pool in (True, False)
+    }
+    assert min(off[True][1], off[True][3]) > 5
+    assert max(off[False][1], off[False][3]) < 5
+    assert off[False][2] > 5
+
+
+def test_samples_without_weight_may_have_any_energy() -> None:
+    made = weighted(400, 0)
+    spoiled = []
+    for each in made:
+        energies, log_weights = each.energies.clone(), each.log_weights.clone()
+        energies[7], log_weights[7] = 1e30, -math.inf
+        spoiled.append(Samples(each.positions, energies, log_weights, each.metadata))
+    for pool in (True, False):
+        for row in curve_through(spoiled, Wells(), pool=pool).rows:
+            for key, (value, se) in row.quantities().items():
+                assert math.isfinite(se)
+                assert abs(value - truth(row.temperature)[key]) <= 5 * se
+
+
+def test_a_set_of_one_weight_keeps_temperatures_apart() -> None:
+    made = weighted(400, 0)
+    log_weights = torch.full((400,), -math.inf, dtype=torch.float64)
+    log_weights[3] = 0.0
+    made[1] = Samples(made[1].positions, made[1].energies, log_weights, made[1].metadata)
+    curve = curve_through(made, Wells())
+    assert not curve.pooled
+    assert any("temperatures are kept apart" in note for note in curve.notes)
+    assert all(math.isfinite(curve.rows[k].energy.se) for k in (0, 2, 3, 4))
+    assert not math.isfinite(curve.rows[1].energy.se)
+
+
+def test_few_samples_of_equal_weight_are_not_said_to_vary() -> None:
+    made = [
+        Samples.of(Wells().at(t), drawn(t, 40, k), log_weights=torch.zeros(40).double())
+        for k, t in enumerate(TEMPERATURES)
+    ]
+    assert not any("effective" in note for note in curve_through(made, Wells()).notes)
 
 
 def test_a_generator_that_ignores_the_temperature_is_seen() -> None:
@@ -206,6 +249,9 @@ def test_files_are_read_again_and_foreign_ones_refused(tmp_path) -> None:
     write_json(curve, tmp_path / "curve.json")
     again = read_curve(tmp_path / "curve.json")
     assert again.to_dict()["rows"] == curve.to_dict()["rows"]
+    pooled = curve_through(sets(500), Wells(), pool=True)
+    write_json(pooled, tmp_path / "pooled.json")
+    assert read_curve(tmp_path / "pooled.json").to_dict() == pooled.to_dict()
     values = json.loads((tmp_path / "curve.json").read_text())
     assert values["units"]["heat_capacity"] == "k"
     keys = {"temperature", "energy", "heat_capacity", "free_energy", "populations"}
@@ -247,9 +293,13 @@ def test_unusable_sets_are_refused(change: Any, message: str) -> None:
 
 def test_neighbours_that_share_nothing_are_noted() -> None:
     system = Wells()
-    far = [Samples.of(system.at(t), drawn(t, 300, k)) for k, t in enumerate((0.01, 2.0))]
-    curve = curve_through(far, system)
-    assert any("count for both" in note for note in curve.notes)
+    far = [Samples.of(system.at(t), drawn(t, 300, k)) for k, t in enumerate((1e-4, 2.0))]
+    for pool in (True, False):
+        curve = curve_through(far, system, pool=pool)
+        assert any("count for both" in note for note in curve.notes)
+        assert curve.rows[1].free_energy.se == math.inf
+        assert curve.rows[1].energy.se < 0.5
+        assert curve.to_dict()["rows"][1]["free_energy"]["se"] is None
     assert not found(1000).notes
 
 

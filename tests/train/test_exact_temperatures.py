@@ -151,11 +151,22 @@ def test_the_curve_of_weighted_draws_is_the_exact_one(artifact) -> None:
     poor = replace(few, log_weights=few.log_weights + 5 * noise)
     two = [poor, sampler.sample(3000, temperature=0.85)]
     told = "few samples are effective at temperature 0.6 ("
-    assert any(note.startswith(told) for note in curve_through(two, pool=False).notes)
+    for pool in (True, False):
+        assert any(note.startswith(told) for note in curve_through(two, pool=pool).notes)
     # Those of the other temperature make up for it.
     pooled = curve_through(two)
-    assert not any(note.startswith(told) for note in pooled.notes)
     assert abs(pooled.rows[0].energy.value - 0.75 * 0.6) < 5 * pooled.rows[0].energy.se
+
+
+def test_the_command_pools_or_does_not(artifact, capsys) -> None:
+    command = ["curve", str(artifact), "-n", "600", "--points", "4", "--json", "-"]
+    found = {}
+    for option in ([], ["--no-pool"]):
+        assert main([*command, *option]) == 0
+        found[bool(option)] = json.loads(capsys.readouterr().out)
+    assert [found[apart]["pooled"] for apart in (False, True)] == [True, False]
+    for pooled, alone in zip(found[False]["rows"], found[True]["rows"], strict=True):
+        assert pooled["heat_capacity"]["se"] < alone["heat_capacity"]["se"]
 
 
 def test_free_energies_are_those_of_the_temperature_asked_for(artifact, capsys) -> None:
