@@ -31,7 +31,7 @@ from molsampler.molecule.graph import distances, equivalence_classes, neighbours
 from molsampler.molecule.molecule import Molecule
 from molsampler.space import MeanFree
 from molsampler.storage.files import read_limited
-from molsampler.target import System
+from molsampler.target import COORDINATE_LIMIT, System
 from molsampler.units import ELECTRONVOLT, kT
 
 from .arguments import checked_description, checked_name, is_number
@@ -304,7 +304,8 @@ def _check_atoms(atoms: Atoms) -> None:
     if np.any(atoms.get_pbc()):
         raise InputError(
             "atoms are periodic. Their energy repeats in every image of the cell, so exp(-u) has no norm "
-            "over free coordinates; free clusters are sampled: set atoms.pbc = False"
+            "over free coordinates; free clusters are sampled: set atoms.pbc = False, for a file in the "
+            "function that makes the calculator"
         )
     if atoms.constraints:
         raise InputError(
@@ -351,12 +352,12 @@ class ASESpec(SystemSpec):
 
     ``atoms`` is a file of one structure in the folder of the system file, .xyz, .pdb, .sdf or .mol.
     ``calculator`` is a Python file there and a function in it, from the atoms, an ``ase.Atoms`` that it may
-    give charges or magnetic moments, to their calculator. The file is run, which has to be allowed by
-    ``--trust-code``; it stands alone, without imports from its folder. The other keys are the arguments of
+    change, to their calculator. The file is run, which has to be allowed by ``--trust-code``; it stands
+    alone, without imports from its folder. ``bonds: []`` stands for none; the other keys are the arguments of
     :class:`ASESystem`.
 
     Samples and artifacts record the class of the calculator and ``numbers``, the elements, instead; they are
-    read with the file.
+    read with the file. Another method of the same class is noticed by the energy ``offset`` alone.
     """
 
     elsewhere: ClassVar[str] = "of ASE, whose calculator files do not hold"
@@ -395,6 +396,8 @@ class ASESpec(SystemSpec):
                 "a system of kind 'ase' needs atoms, the name of a file, beside calculator: FILE.py:NAME; in "
                 "Python it is ASESystem(atoms, temperature=...)"
             )
+        if self.numbers is not None:
+            raise InputError("numbers are what records have in place of atoms; leave the key out")
         require_ase()
         path = Path(self.atoms) if folder is None else folder / self.atoms
         atoms = _read_atoms(path)
@@ -422,7 +425,15 @@ _FILE_LIMIT = 2**26
 
 
 def _read_atoms(path: Path) -> Atoms:
-    """The first structure of a file."""
+    """The structure of a file.
+
+    Raises
+    ------
+    InputError
+        The file's suffix is of no known format, or an atom is nowhere.
+    FileFormatError
+        The file is missing or unreadable, or does not hold one structure.
+    """
     from ase.io import read
 
     form = _FORMATS.get(path.suffix.lower())
@@ -432,10 +443,21 @@ def _read_atoms(path: Path) -> Atoms:
         )
     text = read_limited(path, _FILE_LIMIT)
     try:
-        found = read(io.StringIO(text.decode()), index=0, format=form)
+        found = read(io.StringIO(text.decode()), index=":", format=form)
     except Exception as error:
         raise FileFormatError(
             f"ASE cannot read {path} as {form}: {type(error).__name__}: {error}"
         ) from error
-    found.calc = None
-    return found
+    if len(found) != 1 or not len(found[0]):
+        raise FileFormatError(
+            f"{path} holds {len(found)} structures with {sum(map(len, found))} atoms; one is needed"
+        )
+    (atoms,) = found
+    away = ~(np.abs(atoms.get_positions()) < ANGSTROM * COORDINATE_LIMIT).all(1)
+    if away.any():
+        atom = int(np.flatnonzero(away)[0])
+        raise InputError(
+            f"{path}: atom {atom} is at {atoms.get_positions()[atom].tolist()} angstroms"
+        )
+    atoms.calc = None
+    return atoms

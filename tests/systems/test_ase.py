@@ -242,13 +242,22 @@ def test_a_file_is_the_system_of_python(tmp_path) -> None:
         ({"code": "def make(atoms):\n    return None\n"}, "atoms have no calculator"),
         ({"atoms": "copper.cif"}, r"must be a file that ends in .xyz, .pdb, .sdf, .mol"),
         ({"atoms": "iron.xyz"}, "does not exist|no such file|not found"),
-        ({"atoms": "emt.xyz"}, "ASE cannot read .*emt.xyz"),
+        ({"atoms": "emt.xyz"}, "ASE cannot read .*emt.xyz|emt.xyz holds 0 structures"),
+        ({"atoms": "empty.xyz"}, "empty.xyz"),
+        ({"atoms": "two.xyz"}, "two.xyz holds 2 structures with 8 atoms"),
+        ({"atoms": "far.xyz"}, r"far.xyz: atom 1 is at \[1e\+20, 1.8, 0.0\] angstroms"),
+        ({"atoms": "nan.xyz"}, r"nan.xyz: atom 1 is at \[nan, 1.8, 0.0\] angstroms"),
+        ({"extra": "numbers: [1, 2]\n"}, "leave the key out"),
         ({"extra": "bonds: [[0, 9]]\n"}, "bond"),
         ({"extra": "offset: a\n"}, "offset"),
     ],
 )
 def test_files_that_are_refused(tmp_path, change, message) -> None:
     (tmp_path / "emt.xyz").write_text("three atoms\n")
+    (tmp_path / "empty.xyz").write_text("")
+    (tmp_path / "two.xyz").write_text(COPPER + COPPER)
+    (tmp_path / "far.xyz").write_text(COPPER.replace("1.8 1.8 0.0", "1e20 1.8 0.0"))
+    (tmp_path / "nan.xyz").write_text(COPPER.replace("1.8 1.8 0.0", "nan 1.8 0.0"))
     with pytest.raises(MolsamplerError, match=message):
         get_system(written(tmp_path, **change), trust_code=True)
 

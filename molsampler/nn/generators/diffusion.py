@@ -61,7 +61,7 @@ _RUNGS = 9
 #: Added to the spread of the posterior's variances, so that every level of noise has its steps.
 _LEAST_SPREAD = 0.02
 
-#: Decay of the running averages in that table.
+#: Decay of the running averages in that table, once a place has been seen for some time.
 _DECAY = 0.995
 
 
@@ -123,6 +123,7 @@ class Diffusion(Generator):
     config: DiffusionConfig
     sampling: DiffusionSampling
     error: Tensor
+    seen: Tensor
 
     def __init__(
         self,
@@ -143,8 +144,12 @@ class Diffusion(Generator):
         )
         # Mean squared errors, as a share of those of the best linear denoiser; over a range of temperatures
         # at each of several.
-        shape = (_NODES,) if config.temperatures is None else (_RUNGS, _NODES)
-        self.register_buffer("error", torch.ones(shape))
+        if config.temperatures is None:
+            self.register_buffer("error", torch.ones(_NODES))
+        else:
+            self.register_buffer("error", torch.ones(_RUNGS, _NODES))
+            # How often each place was seen: a ladder may leave out some.
+            self.register_buffer("seen", torch.zeros(_RUNGS, _NODES))
         self._run: Callable[..., Tensor] | None = None
 
     @property
@@ -170,13 +175,18 @@ class Diffusion(Generator):
         there are several temperatures at those of ``context`` ``(b, 1)``."""
         share = (squared / self.denoiser.output_scale(sigma).square()).to(self.error)
         index = self._place(sigma).round().long()
+        decay: float | Tensor = _DECAY
         if context is not None:
             index = index + _NODES * _rung(context[:, 0]).round().long()
+            seen = self.seen.flatten()
+            decay = (seen / (1 + seen)).clamp(max=_DECAY)
         table = self.error.flatten()
         count = torch.zeros_like(table).index_add_(0, index, torch.ones_like(share))
         mean = torch.zeros_like(table).index_add_(0, index, share) / count.clamp(min=1)
-        seen = torch.where(count > 0, torch.lerp(mean, table, _DECAY), table)
-        self.error.copy_(seen.reshape(self.error.shape))
+        after = torch.where(count > 0, mean + decay * (table - mean), table)
+        self.error.copy_(after.reshape(self.error.shape))
+        if context is not None:
+            self.seen.add_((count > 0).to(self.seen).reshape(self.seen.shape))
 
     def _table(self) -> Tensor:
         """The table of errors ``(nodes,)``, of a range at the temperature of :meth:`at`.
@@ -195,8 +205,11 @@ class Diffusion(Generator):
             )
         told = self.temperatures.context(torch.tensor([self.temperature], dtype=torch.float64))
         place = float(_rung(told[0, 0]))
-        below = min(int(place), _RUNGS - 2)
-        return torch.lerp(self.error[below], self.error[below + 1], place - below)
+        met = (self.seen.sum(1) > 0).nonzero()[:, 0].tolist() or list(range(_RUNGS))
+        below = max((rung for rung in met if rung <= place), default=met[0])
+        above = min((rung for rung in met if rung > place), default=met[-1])
+        share = (place - below) / (above - below) if above > below else 0.0
+        return torch.lerp(self.error[below], self.error[above], share)
 
     def error_at(self, sigma: Tensor) -> Tensor:
         """Mean squared error V of the denoiser, per coordinate, at noise ``sigma`` ``(k,)``."""
