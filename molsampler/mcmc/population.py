@@ -3,11 +3,15 @@ r"""A population of Markov chains at equilibrium, made from the energy alone.
 Chains are annealed from a Gaussian by SMC, equilibrated by MALA, and moved on while training goes. A pair
 (clean state, its noised copy) is then an exact draw of :math:`(x_0, x_t)`.
 
+How long equilibration takes is not known before. It goes on, to twice its length and twice again, while the
+mean energy of the chains drifts over its second half (:mod:`molsampler.mcmc.settling`).
+
 Over a range of temperatures every row has one, and neighbours exchange (:mod:`molsampler.mcmc.ladder`).
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -27,6 +31,9 @@ from . import adapt, ais, mala, smc
 from .divergence import UNREST, FallWatch, require_finite
 from .ladder import Ladder, at_temperature, exchange
 from .scale import SCALE_EVERY
+from .settling import drift, unsettled
+
+log = logging.getLogger(__name__)
 
 #: Levels of annealing that are expected before the first two are known: five for a mixture, eight for small
 #: molecules, twenty for clusters of some ten particles, thirty of fifty.
@@ -89,7 +96,8 @@ class ExchangeConfig(Frozen):
 
 class PopulationConfig(Frozen):
     """``size`` chains start from a Gaussian of ``start_scale`` (in the system's length unit), are annealed
-    by SMC with ``anneal_moves`` MALA steps per level and equilibrated by ``equilibration`` more. With
+    by SMC with ``anneal_moves`` MALA steps per level and equilibrated by ``equilibration`` more, up to
+    ``settle`` times as many while their mean energy drifts. With
     ``exchange`` these are sweeps of a ladder of temperatures, from whose coldest rung the population is
     gathered over the second half of them. Over a range of temperatures the rows have ``nodes`` of them, and
     neighbours exchange at every ``exchange_every`` th move."""
@@ -98,6 +106,7 @@ class PopulationConfig(Frozen):
     start_scale: float = Field(1.0, gt=0)
     anneal_moves: int = Field(5, ge=1)
     equilibration: int = Field(1000, ge=0)
+    settle: int = Field(16, ge=1)
     exchange: ExchangeConfig | None = None
     nodes: int = Field(9, ge=3)
     exchange_every: int = Field(5, ge=1)
@@ -110,7 +119,9 @@ class Population(NamedTuple):
     Over a range of temperatures ``temperature`` ``(n,)`` has those of the rows, whose energies and scores are
     those at it, and the step size is that at the middle of the range.
 
-    ``log_z`` is log Z by the annealing that made them, None where it is not known.
+    ``log_z`` is log Z by the annealing that made them, None where it is not known. ``drift`` is by how much
+    of its spread their mean energy still changed over the second half of the equilibration, None where it was
+    at rest.
     """
 
     state: mala.State
@@ -118,13 +129,14 @@ class Population(NamedTuple):
     temperature: Tensor | None = None
     scale: Tensor | None = None
     log_z: Estimate[float] | None = None
+    drift: float | None = None
 
     def at(self, temperature: float, target: Target) -> Population:
         """What a population over temperatures says of one of them, whose density ``target`` is."""
         rows = cast(Tensor, self.temperature)
         nodes = len(torch.unique(rows))
         state = at_temperature(self.state, rows, target, temperature, nodes=nodes)
-        return Population(state, self.step_size, scale=self.scale)
+        return Population(state, self.step_size, scale=self.scale, drift=self.drift)
 
     @classmethod
     def joined(cls, parts: Sequence[Population]) -> Population:
@@ -141,6 +153,7 @@ class Population(NamedTuple):
             torch.cat(rows) if rows else None,
             torch.stack(scales).mean(0) if scales else None,
             log_of_mean(found) if len(found) == len(parts) else None,
+            max((part.drift for part in parts if part.drift is not None), key=abs, default=None),
         )
 
     def put(
@@ -153,6 +166,8 @@ class Population(NamedTuple):
         if self.log_z is not None:
             numbers[f"{prefix}population_log_z"] = self.log_z.value
             numbers[f"{prefix}population_log_z_error"] = self.log_z.se
+        if self.drift is not None:
+            numbers[f"{prefix}population_drift"] = self.drift
         for name in ("temperature", "scale"):
             held = getattr(self, name)
             if held is not None:
@@ -173,12 +188,14 @@ class Population(NamedTuple):
             fields = {key: tensors[f"{prefix}population/{key}"] for key in mala.State._fields}
             known = numbers.get(f"{prefix}population_log_z")
             error = numbers.get(f"{prefix}population_log_z_error", math.inf)
+            drifted = numbers.get(f"{prefix}population_drift")
             return cls(
                 mala.State(**fields),
                 float(numbers[f"{prefix}population_step"]),
                 tensors.get(f"{prefix}population/temperature"),
                 tensors.get(f"{prefix}population/scale"),
                 None if known is None else Estimate(float(known), float(error)),
+                None if drifted is None else float(drifted),
             )
         except KeyError as error:
             raise FileFormatError(f"the checkpoint does not hold {error}") from None
@@ -196,8 +213,8 @@ class Progress(NamedTuple):
 class State(NamedTuple):
     """A population in the making, between two moves of all its chains.
 
-    First ``annealing`` is there, then ``chains``, of which ``steps`` moves have been made, and ``log_z`` by
-    the annealing.
+    First ``annealing`` is there, then ``chains``, of which ``steps`` moves of ``goal`` have been made, and
+    ``log_z`` by the annealing. ``halfway`` has the energies that the chains had after half of the goal.
     """
 
     annealing: smc.State | None
@@ -205,10 +222,16 @@ class State(NamedTuple):
     adaptation: adapt.Adaptation
     steps: int = 0
     log_z: Estimate[float] | None = None
+    goal: int = 0
+    halfway: Tensor | None = None
 
     def flatten(self) -> dict[str, Tensor | float | int]:
         """Tensors and numbers by name."""
-        flat: dict[str, Tensor | float | int] = {**self.adaptation.flatten(), "steps": self.steps}
+        flat: dict[str, Tensor | float | int] = {
+            **self.adaptation.flatten(),
+            "steps": self.steps,
+            "goal": self.goal,
+        }
         if self.annealing is not None:
             flat |= flat_annealing(self.annealing)
         if self.chains is not None:
@@ -216,6 +239,8 @@ class State(NamedTuple):
                 flat[f"chains/{name}"] = value
         if self.log_z is not None:
             flat |= {"log_z": self.log_z.value, "log_z_error": self.log_z.se}
+        if self.halfway is not None:
+            flat["halfway"] = self.halfway
         return flat
 
     @classmethod
@@ -237,7 +262,15 @@ class State(NamedTuple):
             log_z = None
             if "log_z" in flat:
                 log_z = Estimate(float(flat["log_z"]), float(flat["log_z_error"]))
-            return cls(annealing, chains, adaptation, int(flat["steps"]), log_z)
+            return cls(
+                annealing,
+                chains,
+                adaptation,
+                int(flat["steps"]),
+                log_z,
+                int(flat["goal"]),
+                flat.get("halfway"),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(
                 f"the checkpoint does not hold a population in the making: {error}"
@@ -306,7 +339,8 @@ class Equilibration:
     """Makes a population, from the energy alone, one move of all its chains at a time.
 
     Chains are annealed from a Gaussian, or from a Gaussian chain on the bond graph of a ``molecule``
-    with bonds, and then run on under a MALA kernel whose step size is tuned over the first half.
+    with bonds, and then run on under a MALA kernel whose step size is tuned over the first half. With
+    ``hurry`` they are not run on for longer than asked for, though they drift.
     """
 
     def __init__(
@@ -316,8 +350,10 @@ class Equilibration:
         *,
         molecule: Molecule | None = None,
         ladder: Ladder | None = None,
+        hurry: bool = False,
     ):
         self.config, self.target, self.ladder = config, target, ladder
+        self.settle = 1 if hurry else config.settle
         self.groups, self.size = 1, config.size
         if ladder is not None:
             self.groups = ladder.nodes
@@ -338,7 +374,7 @@ class Equilibration:
         return self.target if self.ladder is None else self.ladder.target(self.size, like=like)
 
     def finished(self, state: State) -> bool:
-        return state.chains is not None and state.steps >= self.config.equilibration
+        return state.chains is not None and state.steps >= state.goal
 
     def step(self, state: State, *, generator: torch.Generator) -> State:
         """The state after one more energy evaluation a chain; ``state`` itself is left as it is.
@@ -372,7 +408,7 @@ class Equilibration:
             if self.ladder is None:
                 ratio = smc.log_normaliser_ratio(run)
                 log_z = Estimate(ratio.value + self.base.log_normaliser, ratio.se)
-            return State(None, chains, adaptation, log_z=log_z)
+            return State(None, chains, adaptation, log_z=log_z, goal=config.equilibration)
         adaptation = state.adaptation
         chains = cast(mala.State, state.chains)
         target = self._rows(chains.position)
@@ -391,9 +427,40 @@ class Equilibration:
             if state.steps % SCALE_EVERY == 0:
                 adaptation = adaptation.scaled_to(chains.position, chains.score, self.target.space)
         steps = state.steps + 1
-        if steps % _WATCH_EVERY == 0 or steps == config.equilibration:
+        if steps % _WATCH_EVERY == 0 or steps == state.goal:
             self._settled(chains.energy)
-        return state._replace(chains=chains, adaptation=adaptation, steps=steps)
+        state = state._replace(chains=chains, adaptation=adaptation, steps=steps)
+        if steps == state.goal // 2:
+            state = state._replace(halfway=chains.energy.clone())
+        return self._rested(state) if steps == state.goal else state
+
+    def _rested(self, state: State) -> State:
+        """A state at its goal, with one twice as far where the chains still drift."""
+        found = self._drift(state)
+        if not unsettled(found):
+            return state
+        way = "falls" if found.value < 0 else "rises"
+        seen = (
+            f"the mean energy of the population {way} by {abs(found.value):.2g} of its spread from step "
+            f"{state.goal // 2:,} to {state.goal:,} of the equilibration"
+        )
+        if 2 * state.goal > self.settle * self.config.equilibration:
+            log.warning(
+                "%s: it has not come to rest, and what is learned from it is off by as much and more; give "
+                "it a longer equilibration",
+                seen,
+            )
+            return state
+        log.info("%s: it goes on to %s", seen, f"{2 * state.goal:,}")
+        energy = cast(mala.State, state.chains).energy
+        return state._replace(goal=2 * state.goal, halfway=energy.clone())
+
+    def _drift(self, state: State) -> Estimate[float]:
+        """Of the energies over the second half; none where there was no half."""
+        if state.halfway is None:
+            return Estimate(0.0, math.inf)
+        energy = cast(mala.State, state.chains).energy
+        return drift(state.halfway, energy, groups=self.groups)
 
     def _watch(self, energy: Tensor) -> None:
         """Look at the target's energies ``(b,)`` of chains that are being annealed."""
@@ -404,7 +471,9 @@ class Equilibration:
         """What a finished state holds."""
         chains, step_size = cast(mala.State, state.chains), float(state.adaptation.step_size)
         rows = None if self.ladder is None else self.ladder.rows(self.size, like=chains.energy)
-        return Population(chains, step_size, rows, state.adaptation.scale, state.log_z)
+        found = self._drift(state)
+        moved = found.value if unsettled(found) else None
+        return Population(chains, step_size, rows, state.adaptation.scale, state.log_z, moved)
 
     def unflatten(self, flat: Mapping[str, Any]) -> State:
         """See :meth:`State.unflatten`."""
@@ -414,14 +483,14 @@ class Equilibration:
         """An estimate of the energy evaluations of the whole, of which ``spent`` were made."""
         config, at = self.config, self.progress(state)
         if at.phase != "annealing":
-            return spent + config.size * (config.equilibration - state.steps)
+            return spent + config.size * (state.goal - state.steps)
         annealing = at.total or EXPECTED_LEVELS * config.anneal_moves
         return int(config.size * (2 + annealing + config.equilibration))
 
     def progress(self, state: State) -> Progress:
         """Moves done and to be done in the present phase."""
         if state.annealing is None:
-            return Progress("equilibration", state.steps, self.config.equilibration)
+            return Progress("equilibration", state.steps, state.goal)
         return annealing_progress(state.annealing, self.config.anneal_moves)
 
 

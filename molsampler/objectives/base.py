@@ -55,6 +55,7 @@ class Problem:
     temperatures : the range over which there is to be trained, None for the target's own temperature alone
     at : the target at temperatures ``(n,)``, row by row, or at one for all; None without a range
     peers : the processes that train together
+    hurry : whether the time is short: a population that still drifts is then taken as it is
     """
 
     target: Target
@@ -68,6 +69,7 @@ class Problem:
     temperatures: TemperatureRange | None = None
     at: Callable[[Tensor], Target] | None = None
     peers: Peers = field(default_factory=Alone)
+    hurry: bool = False
 
     def context(self, temperature: Tensor | None) -> Tensor | None:
         """What networks are told of the temperatures of rows ``(b,)``: ``(b, 1)``, None without a range."""

@@ -128,11 +128,18 @@ class PopulationPreparation(Preparation):
                 problem.temperatures, config.nodes, lambda rows: self.target.counting(at(rows))
             )
             self.equilibration = Equilibration(
-                config, self.target, molecule=problem.molecule, ladder=ladder
+                config,
+                self.target,
+                molecule=problem.molecule,
+                ladder=ladder,
+                hurry=problem.hurry,
+            )
+        elif config.exchange is None:
+            self.equilibration = Equilibration(
+                config, self.target, molecule=problem.molecule, hurry=problem.hurry
             )
         else:
-            kind = Equilibration if config.exchange is None else ReplicaExchange
-            self.equilibration = kind(config, self.target, molecule=problem.molecule)
+            self.equilibration = ReplicaExchange(config, self.target, molecule=problem.molecule)
 
     def init(self) -> State:
         rng = torch.Generator(device=self.problem.device).manual_seed(self.problem.seed)

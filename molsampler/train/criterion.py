@@ -164,6 +164,7 @@ class Case:
     temperature : None for generators of one
     tuning : first guess of the MALA kernel, None where nothing is known
     chains : the population there, None without one
+    unrest : by how much of its spread that population still drifted, None where it was at rest
     """
 
     target: Target
@@ -171,6 +172,7 @@ class Case:
     temperature: float | None = None
     tuning: Tuning | None = None
     chains: mala.State | None = None
+    unrest: float | None = None
 
     def of(self, generator: Generator) -> Generator:
         """The generator at the case's temperature."""

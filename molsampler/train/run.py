@@ -187,6 +187,7 @@ def train(
             device=place,
             compile=config.compile,
             temperatures=known,
+            hurry=config.within is not None,
             at=None if known is None else _at(target, chart),
             peers=peers,
         )

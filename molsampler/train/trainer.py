@@ -23,7 +23,7 @@ from ..target import CountingTarget, Target
 from .config import TrainConfig
 from .criterion import Case, Discrepancy, Evaluation, calibrate, evaluate
 from .state import TrainState
-from .verdict import verdict_over, with_annealing, with_bridge
+from .verdict import verdict_over, with_annealing, with_bridge, with_unrest
 
 #: Samples of the verdict, in those of an evaluation: ten thousand for the four thousand that are usual.
 _FINAL = 2.5
@@ -231,18 +231,26 @@ class Trainer:
             tuning = (
                 Tuning(population.step_size, population.scale) if population.step_size else None
             )
-            return [Case(self.target, discrepancy, tuning=tuning, chains=population.state)]
+            return [
+                Case(
+                    self.target,
+                    discrepancy,
+                    tuning=tuning,
+                    chains=population.state,
+                    unrest=population.drift,
+                )
+            ]
         cases = []
         for temperature in known.spread(JUDGED):
             target = self.target.counting(self.at(torch.tensor(temperature)))
-            discrepancy = tuning = chains = None
+            discrepancy = tuning = chains = unrest = None
             if population is not None:
                 there = population.at(temperature, target)
-                chains = there.state
+                chains, unrest = there.state, there.drift
                 discrepancy = Discrepancy(there.state, space)
                 step_size = there.step_size * temperature / known.middle
                 tuning = Tuning(step_size, there.scale) if step_size else None
-            cases.append(Case(target, discrepancy, temperature, tuning, chains))
+            cases.append(Case(target, discrepancy, temperature, tuning, chains, unrest))
         return cases
 
     def _select(self, parts: list[Evaluation], cases: list[Case]) -> None:
@@ -259,12 +267,15 @@ class Trainer:
         bounds = [end for pair in ends for end in pair]
         known = result.ess is None and len(ends) == len(cases) and all(map(math.isfinite, bounds))
         self.state.bounds = bounds if known else []
-        self.state.verdict = verdict_over(
+        found = verdict_over(
             parts,
             [case.temperature for case in cases],
             ess_goal=self.config.until_ess,
             redrawn=bool(self.state.bounds),
-        ).model_dump()
+        )
+        if cases[0].unrest is not None:
+            found = with_unrest(found, cases[0].unrest)
+        self.state.verdict = found.model_dump()
         self.state.by_temperature = [
             {
                 "temperature": case.temperature,

@@ -135,6 +135,27 @@ def by_weights(evaluation: Evaluation, goal: float = ESS_GOAL) -> Verdict:
     )
 
 
+def with_unrest(verdict: Verdict, drift: float) -> Verdict:
+    """A verdict on what learned from a population that had not come to rest, whose mean energy changed by
+    ``drift`` of its spread over the second half of its equilibration: not usable beyond the goal of the
+    discrepancy, unless it was judged by weights, which mend that."""
+    said = (
+        "the population that it learned from had not come to rest (its mean energy changed by "
+        f"{drift:+.2g} of its spread over the second half of the equilibration)"
+    )
+    weighed = verdict.measure.startswith("effective share")
+    if not verdict.usable or weighed or abs(drift) <= DISCREPANCY_GOAL:
+        return verdict.model_copy(update={"sentence": f"{verdict.sentence}; {said}"})
+    return Verdict(
+        usable=False,
+        measure="drift of the population",
+        value=abs(drift),
+        goal=DISCREPANCY_GOAL,
+        sentence=f"{verdict.sentence}; {said}",
+        advice="equilibrate for longer (target_score.equilibration) in a new run folder",
+    )
+
+
 def with_annealing(
     verdict: Verdict, weights: Estimate[float], annealing: Estimate[float]
 ) -> Verdict:

@@ -16,7 +16,7 @@ from molsampler.sampler.verdict import Verdict
 from molsampler.space import Euclidean
 from molsampler.target import System
 from molsampler.train.criterion import Discrepancy, evaluate
-from molsampler.train.verdict import verdict_of, with_annealing
+from molsampler.train.verdict import verdict_of, with_annealing, with_unrest
 
 
 class Normal:
@@ -100,6 +100,21 @@ def test_without_a_population_energies_still_decide():
 
 
 BY_WEIGHTS = Verdict(usable=True, measure="share", value=0.8, goal=0.1, sentence="80 % effective")
+
+
+def test_a_population_that_had_not_come_to_rest_is_told_of() -> None:
+    good = judged(lambda x: x)
+    little, much = with_unrest(good, -0.08), with_unrest(good, -0.4)
+    assert little.usable
+    assert "its mean energy changed by -0.08 of its spread" in little.sentence
+    assert (much.usable, much.measure, much.value) == (False, "drift of the population", 0.4)
+    assert "equilibration" in str(much.advice)
+    # Weights mend what a population has wrong; what was not usable stays so, by its own measure.
+    weighed = judged(lambda x: x, log_weight=lambda zeros: zeros)
+    assert weighed.usable
+    assert with_unrest(weighed, -0.4).usable
+    far = judged(lambda x: 1.3 * x)
+    assert with_unrest(far, -0.4).measure == far.measure
 
 
 def test_two_routes_to_log_z_agree_disagree_or_are_not_decided() -> None:
