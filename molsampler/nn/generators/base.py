@@ -126,7 +126,8 @@ class Generator(nn.Module):
 
         ``context`` ``(n, c)`` is what the samples depend on: temperatures of the range, as
         :meth:`~molsampler.temperatures.TemperatureRange.context` has them, row by row those of ``target``.
-        Generators that take none refuse it.
+        Generators that take none refuse it, and so do kinds that draw at one temperature a call: ask their
+        twin of :meth:`at`.
 
         Raises
         ------

@@ -268,8 +268,9 @@ class Diffusion(Generator):
         context: Tensor | None = None,
         generator: torch.Generator | None,
     ) -> Draw:
+        if self.temperatures is None:
+            self.refuse_context(context)
         if context is not None:
-            self.context_of(n, context, like=context)
             raise InputError(
                 "paths from noise are of one temperature, got a context: take at(temperature)"
             )
