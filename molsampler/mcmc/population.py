@@ -97,10 +97,10 @@ class ExchangeConfig(Frozen):
 class PopulationConfig(Frozen):
     """``size`` chains start from a Gaussian of ``start_scale`` (in the system's length unit), are annealed
     by SMC with ``anneal_moves`` MALA steps per level and equilibrated by ``equilibration`` more, up to
-    ``settle`` times as many while their mean energy drifts. With
-    ``exchange`` these are sweeps of a ladder of temperatures, from whose coldest rung the population is
-    gathered over the second half of them. Over a range of temperatures the rows have ``nodes`` of them, and
-    neighbours exchange at every ``exchange_every`` th move."""
+    ``settle`` times as many while their mean energy drifts. With ``exchange`` these are sweeps, as many as
+    asked for, of a ladder of temperatures, from whose coldest rung the population is gathered over the second
+    half of them. Over a range of temperatures the rows have ``nodes`` of them, and neighbours exchange at
+    every ``exchange_every`` th move."""
 
     size: int = Field(8192, ge=2)
     start_scale: float = Field(1.0, gt=0)
