@@ -319,7 +319,7 @@ def compare(
 ) -> Comparison:
     """Compare samples with a reference, and plain Monte Carlo at equal cost with the same reference.
 
-    Monte Carlo baselines are parallel MALA chains from random starts:
+    Monte Carlo baselines are parallel chains from random starts:
 
     * with as many energy evaluations as sampling took: ``energy_evaluations`` of the samples'
       metadata per sample, or else one plus the number of refinement steps;

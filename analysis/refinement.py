@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from molsampler.errors import InputError
-from molsampler.mcmc import adapt, mala
+from molsampler.mcmc import adapt, mala, moves
 from molsampler.mcmc.refine import FIRST_STEP, refine, tuned
 from molsampler.mcmc.scale import SCALE_EVERY
 from molsampler.molecule.z_matrix import chart_to_move_in
@@ -129,11 +129,13 @@ def equal_budget_monte_carlo(
 ) -> Samples:
     """Plain Monte Carlo from random starts within a budget of energy evaluations.
 
-    ``n`` independent MALA chains start from normal draws of standard deviation ``spread`` and run
-    ``energy_evaluations / n`` steps; the step size is adapted during the first half. Their last
-    states are the samples. A gradient counts as one energy evaluation. A molecule's chains move in
-    internal coordinates, where it is nearly a product, and start from standard normal draws of those: in
-    Cartesian coordinates its bonds would hold them still, and the rival be a straw man.
+    ``n`` independent chains start from normal draws of standard deviation ``spread`` and run for
+    ``energy_evaluations / n`` evaluations: the first half by MALA, whose step size is adapted meanwhile, the
+    second by what serves the space best, trajectories of identical particles and MALA of others
+    (:mod:`molsampler.mcmc.moves`). Their last states are the samples. A gradient counts as one energy
+    evaluation. A molecule's chains move in internal coordinates, where it is nearly a product, and start from
+    standard normal draws of those: in Cartesian coordinates its bonds would hold them still, and the rival be
+    a straw man.
 
     Parameters
     ----------
@@ -168,13 +170,23 @@ def equal_budget_monte_carlo(
     total = energy_evaluations // n - 1
     done = 0
     acceptance = 0.0
+    adapting = True
     while done < total:
-        state, info = adapt.step(state, target, adaptation, generator=generator)
+        leaps = 1 if adapting else min(moves.usual(target.space), total - done)
+        state, info = moves.step(
+            state,
+            target,
+            step_size=float(adaptation.step_size),
+            generator=generator,
+            scale=adaptation.scale,
+            leapfrog_steps=leaps,
+        )
         acceptance = float(info.acceptance.mean())
         elapsed = time.perf_counter() - started
-        done += 1
+        done += leaps
         # Under a time limit the first half is half of whichever budget ends first.
-        if done < total / 2 and (time_limit is None or elapsed < time_limit / 2):
+        adapting = done < total / 2 and (time_limit is None or elapsed < time_limit / 2)
+        if adapting:
             adaptation = adapt.update(adaptation, info.acceptance)
             if done % SCALE_EVERY == 0:
                 adaptation = adaptation.scaled_to(state.position, state.score, target.space)
@@ -183,7 +195,7 @@ def equal_budget_monte_carlo(
     return Samples.of(
         system,
         chart.oriented(chart.positions(state.position), generator=generator),
-        method="parallel MALA from random starts",
+        method="parallel Monte Carlo from random starts",
         chains=n,
         steps=done,
         seed=seed,

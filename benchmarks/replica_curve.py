@@ -21,6 +21,7 @@ import torch
 
 from molsampler.analysis import curve_through, write_json
 from molsampler.export import save
+from molsampler.mcmc import moves
 from molsampler.mcmc.convergence import effective_sample_size, split_r_hat
 from molsampler.mcmc.ladder import Ladder
 from molsampler.mcmc.population import Equilibration, PopulationConfig, refresh_rows
@@ -41,9 +42,9 @@ def main() -> None:
     parser.add_argument(
         "--frames", type=int, default=200, help="of each ladder at each temperature"
     )
-    parser.add_argument("--between", type=int, default=20, help="sweeps between frames")
-    parser.add_argument("--sweep", type=int, default=5, help="steps between exchanges")
-    parser.add_argument("--equilibration", type=int, default=5000)
+    parser.add_argument("--between", type=int, default=10, help="sweeps between frames")
+    parser.add_argument("--sweep", type=int, default=1, help="moves between exchanges")
+    parser.add_argument("--equilibration", type=int, default=600, help="moves of every replica")
     parser.add_argument("--start-scale", type=float, default=1.0)
     parser.add_argument("--along")
     parser.add_argument("--edges", type=lambda text: [float(part) for part in text.split(",")])
@@ -61,6 +62,7 @@ def main() -> None:
         nodes=options.nodes,
         start_scale=options.start_scale,
         equilibration=options.equilibration,
+        leapfrog_steps=moves.usual(system.space),
         exchange_every=options.sweep,
     )
     made = Equilibration(config, target, molecule=system.molecule, ladder=ladder)
@@ -85,6 +87,7 @@ def main() -> None:
                 count=made.size,
                 steps=options.sweep,
                 generator=random,
+                leapfrog_steps=config.leapfrog_steps,
             )
             rates.append(rate)
         positions.append(chains.state.position.clone())

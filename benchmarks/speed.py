@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from molsampler import Sampler
 from molsampler.errors import InputError
-from molsampler.mcmc import adapt, mala
+from molsampler.mcmc import adapt, mala, moves
 from molsampler.mcmc.convergence import assess
 from molsampler.molecule.z_matrix import chart_to_move_in
 from molsampler.nn.bodies.egnn import EGNN
@@ -186,7 +186,7 @@ def energies(name: str, batch: int) -> list[Row]:
 
 
 def sampling(name: str) -> list[Row]:
-    """One-step samples per second, beside effective samples per second of MALA and OpenMM's Langevin."""
+    """One-step samples per second, beside effective ones of Monte Carlo and OpenMM's Langevin."""
     sampler = Sampler.load(name)
     count = 8192 if sampler.chart.internal is None else 1024
     samples = sampler.sample(count, seed=0, device="cpu")
@@ -195,7 +195,7 @@ def sampling(name: str) -> list[Row]:
     # A molecule's bonds and slow torsions need longer walks than a table of speeds can wait for.
     if sampler.chart.internal is not None:
         return rows
-    walks = {"MALA": monte_carlo(sampler.system, samples.positions)}
+    walks = {"Monte Carlo": monte_carlo(sampler.system, samples.positions)}
     with contextlib.suppress(InputError):  # no OpenMM twin
         walks["OpenMM Langevin"] = langevin(sampler.system, samples.positions)
     training = sampler.card.training
@@ -226,9 +226,9 @@ def inefficiency_of(system: System, frames: list[Tensor], stride: int) -> float:
 
 
 def monte_carlo(system: System, x: Tensor) -> tuple[float, float]:
-    """MALA steps per second over 4,096 chains at once, and their inefficiency over 128.
+    """Energy evaluations per second over 4,096 chains at once, and those per independent sample over 128.
 
-    A molecule's chains move in internal coordinates.
+    Identical particles move by trajectories, others by MALA, a molecule in internal coordinates.
     """
     rng = torch.Generator().manual_seed(0)
     chart = chart_to_move_in(system)
@@ -240,17 +240,27 @@ def monte_carlo(system: System, x: Tensor) -> tuple[float, float]:
         generator=rng,
     )
 
+    leaps = moves.usual(chart.target.space)
+
     def step(state: mala.State) -> mala.State:
-        return adapt.step(state, chart.target, adaptation, generator=rng)[0]
+        return moves.step(
+            state,
+            chart.target,
+            step_size=float(adaptation.step_size),
+            generator=rng,
+            scale=adaptation.scale,
+            leapfrog_steps=leaps,
+        )[0]
 
     seconds = timed(lambda: step(state), repeats=3)
-    rate = len(state.energy) / seconds
-    state, frames, stride = mala.init(state.position[:128], chart.target), [], 10
+    rate = leaps * len(state.energy) / seconds
+    state, frames = mala.init(state.position[:128], chart.target), []
+    stride = max(10 // leaps, 1)
     for k in range(1000 * stride):
         state = step(state)
         if k % stride == 0:
             frames.append(chart.positions(state.position))
-    return rate, inefficiency_of(system, frames, stride)
+    return rate, inefficiency_of(system, frames, leaps * stride)
 
 
 def langevin(system: System, x: Tensor) -> tuple[float, float]:

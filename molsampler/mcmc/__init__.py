@@ -10,6 +10,8 @@ Proposals outside the coordinate limit are rejected, never evaluated.
 
 ``mala``, ``hmc``
     kernels on one density.
+``moves``
+    the move of a population: one or the other.
 ``tempering``
     parallel tempering: MALA on a ladder of temperatures with exchanges.
 ``ais``, ``smc``
@@ -18,6 +20,6 @@ Proposals outside the coordinate limit are rejected, never evaluated.
     step-size adaptation towards an acceptance rate, to be frozen before samples are kept.
 """
 
-from . import adapt, ais, hmc, mala, smc, tempering
+from . import adapt, ais, hmc, mala, moves, smc, tempering
 
-__all__ = ["adapt", "ais", "hmc", "mala", "smc", "tempering"]
+__all__ = ["adapt", "ais", "hmc", "mala", "moves", "smc", "tempering"]

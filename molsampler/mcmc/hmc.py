@@ -29,8 +29,11 @@ def step(
     step_size: float | Tensor,
     generator: torch.Generator | None,
     leapfrog_steps: int = 8,
+    scale: Tensor | None = None,
 ) -> tuple[State, Info]:
     """One transition of every chain, costing ``leapfrog_steps`` energy evaluations per chain.
+
+    ``scale`` ``(n, d)`` are lengths of the coordinates, in which momenta are those of unit masses.
 
     Raises
     ------
@@ -41,6 +44,7 @@ def step(
         raise InputError(f"leapfrog_steps must be at least 1, got {leapfrog_steps}")
     x, energy, score = state
     epsilon = as_column(step_size, x)
+    reach = epsilon if scale is None else epsilon * scale
     space = target.space
     momentum = space.randn(*x.shape[:-2], generator=generator, like=x)
     kinetic = 0.5 * momentum.square().sum(dim=(-2, -1))
@@ -48,10 +52,10 @@ def step(
     position, new_energy, new_score = x, energy, score
     absurd = torch.zeros_like(energy, dtype=torch.bool)
     for _ in range(leapfrog_steps):
-        momentum = momentum + 0.5 * epsilon * space.project(new_score)
-        position, new_energy, new_score, left = evaluate(target, position + epsilon * momentum, x)
+        momentum = momentum + 0.5 * reach * space.project(new_score)
+        position, new_energy, new_score, left = evaluate(target, position + reach * momentum, x)
         absurd = absurd | left
-        momentum = momentum + 0.5 * epsilon * space.project(new_score)
+        momentum = momentum + 0.5 * reach * space.project(new_score)
     new_kinetic = 0.5 * momentum.square().sum(dim=(-2, -1))
 
     info = accept(energy + kinetic - new_energy - new_kinetic, absurd, generator=generator)

@@ -1,6 +1,7 @@
 r"""A population of Markov chains at equilibrium, made from the energy alone.
 
-Chains are annealed from a Gaussian by SMC, equilibrated by MALA, and moved on while training goes. A pair
+Chains are annealed from a Gaussian by SMC, equilibrated by MALA or by the trajectories of Hamiltonian Monte
+Carlo (:mod:`molsampler.mcmc.moves`), and moved on while training goes. A pair
 (clean state, its noised copy) is then an exact draw of :math:`(x_0, x_t)`.
 
 How long equilibration takes is not known before. It goes on, to twice its length and twice again, while the
@@ -21,13 +22,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..errors import FileFormatError, UnboundedEnergyError
+from ..errors import FileFormatError, InputError, UnboundedEnergyError
 from ..estimate import Estimate, log_of_mean
 from ..frozen import Frozen
 from ..molecule.molecule import Molecule
 from ..space import Space
 from ..target import Target
-from . import adapt, ais, mala, smc
+from . import adapt, ais, mala, moves, smc
 from .divergence import UNREST, FallWatch, require_finite
 from .ladder import Ladder, at_temperature, exchange
 from .scale import SCALE_EVERY
@@ -96,8 +97,9 @@ class ExchangeConfig(Frozen):
 
 class PopulationConfig(Frozen):
     """``size`` chains start from a Gaussian of ``start_scale`` (in the system's length unit), are annealed
-    by SMC with ``anneal_moves`` MALA steps per level and equilibrated by ``equilibration`` more, up to
-    ``settle`` times as many while their mean energy drifts. With ``exchange`` these are sweeps, as many as
+    by SMC with ``anneal_moves`` MALA steps per level and equilibrated by ``equilibration`` moves, up to
+    ``settle`` times as many while their mean energy drifts: steps of MALA, or trajectories of
+    ``leapfrog_steps`` energy evaluations. With ``exchange`` these are sweeps, as many as
     asked for, of a ladder of temperatures, from whose coldest rung the population is gathered over the second
     half of them. Over a range of temperatures the rows have ``nodes`` of them, and neighbours exchange at
     every ``exchange_every`` th move."""
@@ -106,6 +108,7 @@ class PopulationConfig(Frozen):
     start_scale: float = Field(1.0, gt=0)
     anneal_moves: int = Field(5, ge=1)
     equilibration: int = Field(1000, ge=0)
+    leapfrog_steps: int = Field(1, ge=1, le=1000)
     settle: int = Field(16, ge=1)
     exchange: ExchangeConfig | None = None
     nodes: int = Field(9, ge=3)
@@ -339,7 +342,7 @@ class Equilibration:
     """Makes a population, from the energy alone, one move of all its chains at a time.
 
     Chains are annealed from a Gaussian, or from a Gaussian chain on the bond graph of a ``molecule``
-    with bonds, and then run on under a MALA kernel whose step size is tuned over the first half. With
+    with bonds, and then run on under a kernel whose step size is tuned over the first half. With
     ``hurry`` they are not run on for longer than asked for, though they drift.
     """
 
@@ -352,6 +355,11 @@ class Equilibration:
         ladder: Ladder | None = None,
         hurry: bool = False,
     ):
+        if config.leapfrog_steps > 1 and target.space.circular:
+            raise InputError(
+                "trajectories do not turn circular coordinates: leapfrog_steps must be 1 in internal "
+                f"coordinates, got {config.leapfrog_steps}"
+            )
         self.config, self.target, self.ladder = config, target, ladder
         self.settle = 1 if hurry else config.settle
         self.groups, self.size = 1, config.size
@@ -377,7 +385,7 @@ class Equilibration:
         return state.chains is not None and state.steps >= state.goal
 
     def step(self, state: State, *, generator: torch.Generator) -> State:
-        """The state after one more energy evaluation a chain; ``state`` itself is left as it is.
+        """The state after one more move of all chains; ``state`` itself is left as it is.
 
         Raises
         ------
@@ -415,15 +423,22 @@ class Equilibration:
         step_size: float | Tensor = float(adaptation.step_size)
         if self.ladder is not None:
             step_size = step_size * self.ladder.relative(self.size, like=chains.energy)
-        chains, info = mala.step(
-            chains, target, step_size=step_size, generator=generator, scale=adaptation.scale
+        chains, info = moves.step(
+            chains,
+            target,
+            step_size=step_size,
+            generator=generator,
+            scale=adaptation.scale,
+            leapfrog_steps=config.leapfrog_steps,
         )
         if self.ladder is not None and (state.steps + 1) % config.exchange_every == 0:
             odd = (state.steps + 1) // config.exchange_every % 2 == 1
             chains, _ = exchange(chains, target, nodes=self.groups, odd=odd, generator=generator)
         # The first half tunes the kernel; the second half runs a fixed one, so it has a stationary law.
         if 2 * state.steps < config.equilibration:
-            adaptation = adapt.update(adaptation, info.acceptance)
+            adaptation = moves.adapted(
+                adaptation, info.acceptance, leapfrog_steps=config.leapfrog_steps
+            )
             if state.steps % SCALE_EVERY == 0:
                 adaptation = adaptation.scaled_to(chains.position, chains.score, self.target.space)
         steps = state.steps + 1
@@ -483,9 +498,11 @@ class Equilibration:
         """An estimate of the energy evaluations of the whole, of which ``spent`` were made."""
         config, at = self.config, self.progress(state)
         if at.phase != "annealing":
-            return spent + config.size * (state.goal - state.steps)
+            left = config.leapfrog_steps * (state.goal - state.steps)
+            return spent + config.size * left
         annealing = at.total or EXPECTED_LEVELS * config.anneal_moves
-        return int(config.size * (2 + annealing + config.equilibration))
+        after = config.leapfrog_steps * config.equilibration
+        return int(config.size * (2 + annealing + after))
 
     def progress(self, state: State) -> Progress:
         """Moves done and to be done in the present phase."""
@@ -534,18 +551,20 @@ def refresh(
     count: int,
     steps: int,
     generator: torch.Generator,
+    leapfrog_steps: int = 1,
 ) -> Population:
-    """Move ``count`` chains, from index ``start`` and wrapping round, ``steps`` MALA steps on."""
+    """Move ``count`` chains, from index ``start`` and wrapping round, ``steps`` moves on."""
     state = population.state
     index = (torch.arange(count, device=state.energy.device) + start) % len(state.energy)
     part = mala.State(*(field[index] for field in state))
     for _ in range(steps):
-        part, _ = mala.step(
+        part, _ = moves.step(
             part,
             target,
             step_size=population.step_size,
             generator=generator,
             scale=population.scale,
+            leapfrog_steps=leapfrog_steps,
         )
     moved = mala.State(
         *(field.index_copy(0, index, new) for field, new in zip(state, part, strict=True))
@@ -562,6 +581,7 @@ def refresh_rows(
     count: int,
     steps: int,
     generator: torch.Generator,
+    leapfrog_steps: int = 1,
 ) -> tuple[Population, float]:
     """:func:`refresh` of a population over temperatures: whole ladders of about ``count`` rows, which then
     exchange once; and the share of exchanges that were accepted."""
@@ -573,7 +593,14 @@ def refresh_rows(
     target = count_evaluations(ladder.target(count, like=state.energy))
     step_size = base * ladder.relative(count, like=state.energy)
     for _ in range(steps):
-        part, _ = mala.step(part, target, step_size=step_size, generator=generator, scale=scale)
+        part, _ = moves.step(
+            part,
+            target,
+            step_size=step_size,
+            generator=generator,
+            scale=scale,
+            leapfrog_steps=leapfrog_steps,
+        )
     # Every visit to a row tries the other pairs: n / count iterations lie between them.
     odd = iteration * count // n % 2 == 1
     part, rate = exchange(part, target, nodes=nodes, odd=odd, generator=generator)

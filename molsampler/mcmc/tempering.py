@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..target import Target
-from . import mala
+from . import mala, moves
 from .proposal import Info, choose
 
 
@@ -77,16 +77,22 @@ def step(
     step_size: float | Tensor,
     generator: torch.Generator | None,
     scale: Tensor | None = None,
+    leapfrog_steps: int = 1,
 ) -> tuple[State, PTInfo]:
-    """One MALA step of every replica, then one round of exchanges.
+    """One move of every replica (:mod:`molsampler.mcmc.moves`), then one round of exchanges.
 
     ``step_size`` is a number or one value per replica ``(k, 1)`` or ``(k, b)``, ``scale`` as for MALA.
     """
     beta = state.beta[:, None]
     tempered = Tempered(target, beta)
     current = mala.State(state.position, beta * state.energy, beta[..., None, None] * state.score)
-    moved, info = mala.step(
-        current, tempered, step_size=step_size, generator=generator, scale=scale
+    moved, info = moves.step(
+        current,
+        tempered,
+        step_size=step_size,
+        generator=generator,
+        scale=scale,
+        leapfrog_steps=leapfrog_steps,
     )
     position = moved.position
     # Where nothing moved the old values are kept: multiplying and dividing by beta would erode them.

@@ -117,9 +117,8 @@ class Denoising(NetworkObjective):
         return self.flat(work)
 
     def evaluations_per_step(self, *, warmup: bool) -> int:
-        plan = self.config.population
-        exchanges = int(self.problem.temperatures is not None)
-        return min(plan.refresh, plan.size) * (plan.refresh_steps + exchanges)
+        exchanges = self.problem.temperatures is not None
+        return self.config.population.evaluations_per_iteration(exchanges=exchanges)
 
     def build(self, state: State) -> Workspace:
         scale = state.get("data_scale")

@@ -68,7 +68,7 @@ _TEACHER_EMA = 0.998
 class ReplayConfig(ChainsConfig):
     """The population and the target score fitted to it.
 
-    During training ``refresh`` chains take ``refresh_steps`` steps per iteration. The denoiser gets
+    During training ``refresh`` chains make ``refresh_steps`` moves per iteration. The denoiser gets
     ``warmup`` iterations before the generator starts and ``steps`` per iteration after.
     """
 
@@ -233,8 +233,8 @@ class DiKLReplay(NetworkObjective):
 
     def evaluations_per_step(self, *, warmup: bool) -> int:
         plan, own = self.plan, len(self.shards.owned)
-        exchanges = int(self.problem.temperatures is not None)
-        moved = own * min(plan.refresh, plan.size) * (plan.refresh_steps + exchanges)
+        exchanges = self.problem.temperatures is not None
+        moved = own * plan.evaluations_per_iteration(exchanges=exchanges)
         if warmup:
             return moved
         with torch.random.fork_rng(devices=[]), torch.device("meta"):

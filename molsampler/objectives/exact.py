@@ -138,10 +138,9 @@ class Exact(NetworkObjective):
 
     def evaluations_per_step(self, *, warmup: bool) -> int:
         config = self.config
-        plan = config.population
         drawing = 1 - min(config.reverse_from, config.draw_from if config.propose else 1.0)
-        exchanges = int(self.problem.temperatures is not None)
-        moves = min(plan.refresh, plan.size) * (plan.refresh_steps + exchanges)
+        exchanges = self.problem.temperatures is not None
+        moves = config.population.evaluations_per_iteration(exchanges=exchanges)
         return moves + round(drawing * config.draws)
 
     def build(self, state: State) -> Workspace:

@@ -27,10 +27,15 @@ from .shards import Shards
 
 
 class ChainsConfig(PopulationConfig):
-    """The population; ``refresh`` of its chains take ``refresh_steps`` local steps per iteration."""
+    """The population; ``refresh`` of its chains make ``refresh_steps`` moves per iteration."""
 
     refresh: int = Field(64, ge=0)
     refresh_steps: int = Field(1, ge=1)
+
+    def evaluations_per_iteration(self, *, exchanges: bool) -> int:
+        """Energies that the moves of an iteration take, those of an exchange of temperatures included."""
+        moves = self.leapfrog_steps * self.refresh_steps + int(exchanges)
+        return min(self.refresh, self.size) * moves
 
 
 def refreshed(
@@ -53,6 +58,7 @@ def refreshed(
             count=count,
             steps=plan.refresh_steps,
             generator=generator,
+            leapfrog_steps=plan.leapfrog_steps,
         )
         return moved, None
     return refresh_rows(
@@ -63,6 +69,7 @@ def refreshed(
         count=count,
         steps=plan.refresh_steps,
         generator=generator,
+        leapfrog_steps=plan.leapfrog_steps,
     )
 
 

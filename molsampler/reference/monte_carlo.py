@@ -1,6 +1,8 @@
-"""Reference Monte Carlo: many MALA chains in one batch, plain or with parallel tempering.
+"""Reference Monte Carlo: many chains in one batch, plain or with parallel tempering.
 
-Chains of a molecule move in its internal coordinates, each at its own pace (:mod:`molsampler.mcmc.scale`).
+Chains of a molecule make steps of MALA in its internal coordinates, each at its own pace
+(:mod:`molsampler.mcmc.scale`); those of particles in a mean-free space the trajectories of Hamiltonian Monte
+Carlo (:mod:`molsampler.mcmc.moves`). Steps are counted in energy evaluations of a chain.
 """
 
 from __future__ import annotations
@@ -12,29 +14,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..mcmc import adapt, mala, tempering
+from ..mcmc import adapt, mala, moves, tempering
 from ..mcmc.scale import SCALE_EVERY
 from ..molecule.chart import Chart
 
-#: Transitions of each round of step-size adaptation; none of them is kept.
+#: Steps of each round of step-size adaptation; none of them is kept.
 ADAPTATION_STEPS = 300
 
 
-class MalaChains:
-    """MALA chains from ``starts``, shape ``(chain, n, d)``, sharing one adapted kernel, in the coordinates of
-    a chart."""
+class PlainChains:
+    """Chains from ``starts``, shape ``(chain, n, d)``, sharing one adapted kernel, in the coordinates of a
+    chart."""
 
     def __init__(self, chart: Chart, starts: Tensor, *, generator: torch.Generator):
         self.chart, self.replicas, self.generator = chart, len(starts), generator
+        self.leapfrog_steps = moves.usual(chart.target.space)
         self.state = mala.init(chart.coordinates(starts.double()), chart.target)
         self.step_size = 0.01
         self.scale: Tensor | None = None
-        self.steps, self.stride = 0, 10
+        self.steps, self.stride = 0, _stride(self.leapfrog_steps)
         self._accepted, self._tried = 0.0, 0
         self.retune()
 
     def retune(self) -> None:
-        """Adapt the kernel to where the chains are now, then freeze it."""
+        """Adapt the kernel to where the chains are now, then freeze it.
+
+        Steps of MALA, whose drift is truncated, do it for both: they leave any start.
+        """
         self.state, adaptation = adapt.tuned(
             self.state,
             self.chart.target,
@@ -47,18 +53,20 @@ class MalaChains:
         self._accepted, self._tried = 0.0, 0
 
     def advance(self, steps: int) -> None:
-        """Run ``steps`` transitions of every chain."""
-        for _ in range(steps):
-            self.state, info = mala.step(
+        """Run every chain for ``steps`` energy evaluations, or up to a trajectory more."""
+        count = -(-steps // self.leapfrog_steps)
+        for _ in range(count):
+            self.state, info = moves.step(
                 self.state,
                 self.chart.target,
                 step_size=self.step_size,
                 generator=self.generator,
                 scale=self.scale,
+                leapfrog_steps=self.leapfrog_steps,
             )
-        self._accepted += float(info.acceptance.mean()) if steps else 0.0
+        self._accepted += float(info.acceptance.mean()) if count else 0.0
         self._tried += 1
-        self.steps += steps
+        self.steps += count * self.leapfrog_steps
 
     def save(self) -> dict[str, Tensor]:
         """Everything that :meth:`load` needs to continue."""
@@ -83,7 +91,7 @@ class MalaChains:
     def describe(self) -> dict[str, Any]:
         """What was run, for the provenance of the samples."""
         return {
-            "kernel": "MALA",
+            "kernel": _kernel(self.leapfrog_steps),
             "step_size": self.step_size,
             "acceptance": self._accepted / max(self._tried, 1),
             "energy_evaluations": self.steps * self.replicas,
@@ -91,7 +99,7 @@ class MalaChains:
 
 
 class TemperedChains:
-    """Parallel tempering with MALA: ``starts`` ``(chain, n, d)`` on every rung of a ladder.
+    """Parallel tempering: ``starts`` ``(chain, n, d)`` on every rung of a ladder.
 
     Rungs fall geometrically in inverse temperature from 1 to ``1 / hottest``; each has its own
     adapted step size, and all the lengths of coordinates of the coldest.
@@ -108,13 +116,14 @@ class TemperedChains:
     ):
         self.chart, self.replicas, self.generator = chart, len(starts), generator
         self.hottest, self.rungs = hottest, rungs
+        self.leapfrog_steps = moves.usual(chart.target.space)
         beta = tempering.geometric_ladder(rungs, hottest=hottest).double()
         x = chart.coordinates(starts.double())
         x = x.expand(rungs, *x.shape).contiguous()
         self.state = tempering.init(x, chart.target, beta)
         self.step_size = 0.01 / beta
         self.scale: Tensor | None = None
-        self.steps, self.stride = 0, 10
+        self.steps, self.stride = 0, _stride(self.leapfrog_steps)
         self._moves: list[Tensor] = []
         self._exchanges: list[Tensor] = []
         self.retune()
@@ -141,19 +150,21 @@ class TemperedChains:
         self._moves, self._exchanges = [], []
 
     def advance(self, steps: int) -> None:
-        """Run ``steps`` sweeps of every chain."""
-        for _ in range(steps):
+        """Run every chain for ``steps`` energy evaluations, or up to a trajectory more."""
+        count = -(-steps // self.leapfrog_steps)
+        for _ in range(count):
             self.state, info = tempering.step(
                 self.state,
                 self.chart.target,
                 step_size=self.step_size[:, None],
                 generator=self.generator,
                 scale=self.scale,
+                leapfrog_steps=self.leapfrog_steps,
             )
             self._exchanges.append(info.exchanged)
-        if steps:
+        if count:
             self._moves.append(info.move.acceptance.mean(1))
-        self.steps += steps
+        self.steps += count * self.leapfrog_steps
 
     def save(self) -> dict[str, Tensor]:
         """Everything that :meth:`load` needs to continue."""
@@ -183,7 +194,7 @@ class TemperedChains:
         moves = torch.stack(self._moves).mean(0).tolist() if self._moves else []
         exchanges = torch.stack(self._exchanges).nanmean(0).tolist() if self._exchanges else []
         return {
-            "kernel": "parallel tempering with MALA",
+            "kernel": f"parallel tempering with {_kernel(self.leapfrog_steps)}",
             "hottest": self.hottest,
             "rungs": self.rungs,
             "step_sizes": self.step_size.tolist(),
@@ -191,6 +202,15 @@ class TemperedChains:
             "accepted_exchanges": [value if math.isfinite(value) else 0.0 for value in exchanges],
             "energy_evaluations": self.steps * self.replicas * self.rungs,
         }
+
+
+def _stride(leapfrog_steps: int) -> int:
+    """Steps between frames at first."""
+    return 10 if leapfrog_steps == 1 else 2 * leapfrog_steps
+
+
+def _kernel(leapfrog_steps: int) -> str:
+    return "MALA" if leapfrog_steps == 1 else f"HMC of {leapfrog_steps} leapfrog steps"
 
 
 def _positions(chart: Chart, x: Tensor, *, seed: int) -> Tensor:

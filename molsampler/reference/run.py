@@ -133,8 +133,8 @@ def sample_reference(
     ----------
     system : a system or the name of one
     n : number of samples
-    method : ``openmm``, Langevin dynamics of the OpenMM twin; ``mcmc``, Metropolis-adjusted Langevin
-        Monte Carlo of the exact energy
+    method : ``openmm``, Langevin dynamics of the OpenMM twin; ``mcmc``, Monte Carlo of the exact energy
+        (Hamiltonian for identical particles, Metropolis-adjusted Langevin otherwise)
     seed : starts, velocities and noise all follow from it; same seed and versions, same samples
     replicas : independent trajectories or chains
     exchange : replica exchange (OpenMM) or parallel tempering (Monte Carlo) always, never, or where
@@ -416,7 +416,8 @@ class _Run:
         return self.equilibrated
 
     def collect(self) -> None:
-        """Run on until ``n`` samples spaced by the statistical inefficiency exist."""
+        """Run on until ``n`` samples spaced by the statistical inefficiency exist, and replicas that came to
+        rest agree as well as a converged run has it: few samples are soon there, too soon to tell."""
         draws = math.ceil(self.request.n / self.engine.replicas)
         while True:
             verdict = self._judge(self.burn_in, ladder=False)
@@ -428,10 +429,12 @@ class _Run:
                 )
             needed = self.burn_in + (draws - 1) * self.thinning + 1
             have = len(self.frames)
-            if have >= needed:
+            doubtful = self.equilibrated and not verdict.converged
+            if have >= needed and not (doubtful and self.engine.steps <= self.request.max_steps):
                 return
             # A longer record refines the inefficiency, so the goal is approached in parts.
-            goal = min(needed, max(have + 1, self.burn_in + 2 * (have - self.burn_in)))
+            double = max(have + 1, self.burn_in + 2 * (have - self.burn_in))
+            goal = double if have >= needed else min(needed, double)
             done = (have - self.burn_in) // self.thinning * self.engine.replicas
             self._extend(goal, f"sampling, R-hat {verdict.r_hat:.3f}", min(done, self.request.n))
             if self.thinning > FINEST_RECORD:
@@ -532,12 +535,12 @@ def _openmm(request: _Request, exchange: bool | str) -> _Run:
 
 
 def _mcmc(request: _Request, exchange: bool | str) -> _Run:
-    from .monte_carlo import MalaChains, TemperedChains
+    from .monte_carlo import PlainChains, TemperedChains
 
     starts = dispersed_starts(request.system, request.replicas, generator=request.generator)
     chart = chart_to_move_in(request.system)
     if exchange is not True:
-        run = _Run(request, lambda: MalaChains(chart, starts, generator=request.generator))
+        run = _Run(request, lambda: PlainChains(chart, starts, generator=request.generator))
         patient = exchange is False
         budget = request.max_steps if patient else request.max_steps // 5
         if run.equilibrate(budget, patient=patient) or patient:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from mcmc.densities import Bimodal, Gaussian, Springs, Wall, correlated, moment_z, share_z, standard
 
 from molsampler.errors import InputError
-from molsampler.mcmc import adapt, hmc, mala, tempering
+from molsampler.mcmc import adapt, hmc, mala, moves, tempering
 from molsampler.mcmc.proposal import Info
 
 
@@ -58,9 +59,10 @@ KERNELS = {
     "mala": Case(mala.init, mala.step, 0.2),
     # 8 leapfrog steps of 0.2 turn a unit oscillator by a quarter period; half a period would not mix.
     "hmc": Case(hmc.init, hmc.step, 0.2),
+    "moves": Case(mala.init, partial(moves.step, leapfrog_steps=8), 0.04),
     "tempering": Case(TemperedChains.init, TemperedChains.step, 0.2),
 }
-SINGLE = ["mala", "hmc"]
+SINGLE = ["mala", "hmc", "moves"]
 
 
 @pytest.fixture(params=KERNELS)
