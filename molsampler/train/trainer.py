@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ from .criterion import Case, Discrepancy, Evaluation, calibrate, evaluate
 from .state import TrainState
 from .verdict import verdict_over, with_annealing, with_bridge, with_unrest
 
+log = logging.getLogger(__name__)
+
 #: Samples of the verdict, in those of an evaluation: ten thousand for the four thousand that are usual.
 _FINAL = 2.5
 
@@ -37,8 +40,18 @@ _SECOND_ROUTE = 0.03
 _SECOND_ROWS = 256
 _SECOND_LEVELS = 1000
 
+#: Layers by which samples relax where those of the training are not usable, in the order in which they are
+#: tried; share of a training's energies that a try may take, and least samples that tell.
+_RELAXATIONS = (32, 128, 512)
+_TRY_SHARE = 0.03
+_LEAST_SAMPLES = 500
+
 #: Temperatures of a range at which a generator is judged: the lowest, the middle and the highest.
 JUDGED = 3
+
+
+#: What judging a selected generator sets.
+_JUDGED_FIELDS = ("best_drift", "best_discrepancy", "bounds", "verdict", "by_temperature")
 
 
 class Trainer:
@@ -145,6 +158,7 @@ class Trainer:
         """
         state = self.state
         began = time.perf_counter()
+        state.relaxation = 0
         candidate = self.objective.generator(state.objective)
         rng = torch.Generator(device=self.device)
         rng.manual_seed(self.config.seed + 7919 * (state.steps + 1))
@@ -196,13 +210,14 @@ class Trainer:
             state.reached = hopeful and _least_share(final) >= (goal or 0.0)
             if self.finished:
                 self._judge(final, cases)
+                self._relax(judge, cases)
                 self._anneal(whole, cases, rng)
         state.seconds += time.perf_counter() - began
         state.judging_evaluations = self.target.evaluations
         return result
 
     def selected(self) -> Generator:
-        """The generator selected so far, calibrated.
+        """The generator selected so far, calibrated and, where that makes it usable, relaxed.
 
         Raises
         ------
@@ -216,7 +231,9 @@ class Trainer:
             raise FileFormatError(
                 f"the checkpoint does not fit this configuration: {str(error).splitlines()[0]}"
             ) from None
-        return generator.calibrated(self.state.calibration) or generator
+        generator = generator.calibrated(self.state.calibration) or generator
+        layers = self.state.relaxation
+        return (generator.relaxed(layers) if layers else None) or generator
 
     def _cases(self, whole: State) -> list[Case]:
         """What a generator is judged at."""
@@ -296,6 +313,39 @@ class Trainer:
                 "log_z": result.log_z,
                 "log_z_error": result.log_z_error,
             }
+
+    def _relax(
+        self, judge: Callable[[Generator, int], list[Evaluation]], cases: list[Case]
+    ) -> None:
+        """As few more layers as make a sampler usable that is not, where the kind has such: they cost an
+        energy a sample each, set stiff coordinates right and let slow ones follow."""
+        state, config = self.state, self.config
+        compared = all(case.discrepancy is not None for case in cases)
+        # What a population in motion has taught is not mended by layers.
+        moving = any(case.unrest is not None for case in cases)
+        if Verdict(**state.verdict).usable or not compared or moving or not config.calibrate:
+            return
+        before = {name: getattr(state, name) for name in _JUDGED_FIELDS}
+        spent = int(state.objective["energy_evaluations"]) + self.target.evaluations
+        for layers in _RELAXATIONS:
+            samples = min(int(_TRY_SHARE * spent / layers), int(_FINAL * config.evaluate_samples))
+            generator = self.selected().relaxed(layers)
+            if generator is None or samples < _LEAST_SAMPLES:
+                break
+            self._select(judge(generator, samples), cases)
+            found = Verdict(**state.verdict)
+            log.info(
+                "with %d kinetic layers more: %s",
+                layers,
+                "usable" if found.usable else found.sentence,
+            )
+            if found.usable:
+                state.relaxation = layers
+                said = f"with {layers} kinetic layers after the trained ones, {found.sentence}"
+                state.verdict = found.model_copy(update={"sentence": said}).model_dump()
+                return
+        for name, value in before.items():
+            setattr(state, name, value)
 
     def _anneal(self, whole: State, cases: list[Case], rng: torch.Generator) -> None:
         """log Z by a second route, where draws have weights: the annealing of the population, or where that

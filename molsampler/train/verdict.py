@@ -52,8 +52,8 @@ _LONGER = (
     "run folder, or take --preset exact, whose draws carry weights that correct them"
 )
 _MORE_LAYERS = (
-    "sample with --refine 50, which repairs single rows, or use more Langevin layers (sampling.layers) or "
-    "more iterations in a new run folder"
+    "sample with --refine 50, which repairs single rows, or use more layers (sampling.layers, "
+    "sampling.kinetic.steps) or more iterations in a new run folder"
 )
 
 

@@ -162,6 +162,11 @@ class Generator(nn.Module):
         """A twin whose one number for calibration is ``factor`` (one changes nothing), None without one."""
         return None
 
+    def relaxed(self, layers: int) -> Self | None:
+        """A twin whose samples relax for so many layers more, at an energy each; None for kinds without such
+        layers, and where there are some already."""
+        return None
+
     def annealed(self, levels: int) -> Self:
         """A twin whose weights are evened out by annealing of ``levels`` levels, as many energies a sample.
 

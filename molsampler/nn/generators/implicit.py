@@ -276,6 +276,13 @@ class Implicit(Generator):
     def calibrated(self, factor: float) -> Self:
         return self.with_sampling(self.sampling.model_copy(update={"latent_factor": factor}))
 
+    def relaxed(self, layers: int) -> Self | None:
+        if not self.layers or self.kinetic:
+            return None
+        return self.with_sampling(
+            self.sampling.model_copy(update={"kinetic": Kinetic(steps=layers)})
+        )
+
     def draw(
         self,
         n: int,

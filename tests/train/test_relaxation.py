@@ -1,0 +1,63 @@
+"""A sampler that is not usable as trained may be with kinetic layers, and they become part of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from molsampler import Sampler
+from molsampler.systems import PairPotential
+from molsampler.train import load_config, train, trainer
+
+#: Three particles on springs after a few iterations: as good as untrained.
+SETTINGS = (
+    "compile=false", "iterations=2", "batch_size=16", "evaluate_every=2", "evaluate_samples=800",
+    "generator.body.width=8", "generator.body.layers=1", "denoiser.width=8", "denoiser.layers=1",
+    "target_score.warmup=2", "target_score.size=2048", "target_score.equilibration=300",
+    "target_score.refresh=16",
+)  # fmt: skip
+
+
+def springs() -> PairPotential:
+    return PairPotential("springs", "10*(r - 1.5)^2", n=3, d=2)
+
+
+@pytest.fixture(autouse=True)
+def affordable(monkeypatch):
+    """Tries are bounded by the energies of the training, which this one hardly has."""
+    monkeypatch.setattr(trainer, "_TRY_SHARE", 100.0)
+
+
+def test_layers_that_make_a_sampler_usable_are_part_of_it(tmp_path):
+    config = load_config("fast", springs(), overrides=SETTINGS)
+    train(springs(), tmp_path / "run", config)
+    sampler = Sampler.load(tmp_path / "run" / "artifact")
+    kinetic = sampler.card.sampling["kinetic"]
+    assert kinetic["steps"] in trainer._RELAXATIONS
+    assert sampler.card.verdict.usable
+    assert f"with {kinetic['steps']} kinetic layers" in sampler.card.verdict.sentence
+    samples = sampler.sample(100, seed=0)
+    layers = config.generator.langevin_layers + kinetic["steps"]
+    assert samples.metadata["energy_evaluations"] >= 100 * layers
+
+
+@pytest.mark.parametrize("setting", ["calibrate=false", "sampling.kinetic.steps=1"])
+def test_what_was_asked_for_is_left_as_it_is(tmp_path, setting):
+    """Without the tries the same training is not usable: they are what the other test sees."""
+    config = load_config("fast", springs(), overrides=(*SETTINGS, setting))
+    train(springs(), tmp_path / "run", config)
+    card = Sampler.load(tmp_path / "run" / "artifact").card
+    assert not card.verdict.usable
+    assert (card.sampling["kinetic"] is None) == (setting == "calibrate=false")
+
+
+def test_tries_that_do_not_help_leave_no_trace(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "_RELAXATIONS", (1,))
+    train(springs(), tmp_path / "tried", load_config("fast", springs(), overrides=SETTINGS))
+    monkeypatch.setattr(trainer, "_RELAXATIONS", ())
+    train(springs(), tmp_path / "plain", load_config("fast", springs(), overrides=SETTINGS))
+    cards = [Sampler.load(tmp_path / run / "artifact").card for run in ("tried", "plain")]
+    assert not cards[0].verdict.usable
+    assert cards[0].verdict == cards[1].verdict
+    assert cards[0].sampling == cards[1].sampling
+    assert cards[0].quality == cards[1].quality
+    assert cards[0].training.cost.energy_evaluations > cards[1].training.cost.energy_evaluations
