@@ -13,7 +13,7 @@ Proposals outside the coordinate limit are rejected, never evaluated.
 ``moves``
     the move of a population: one or the other.
 ``tempering``
-    parallel tempering: MALA on a ladder of temperatures with exchanges.
+    parallel tempering: moves on a ladder of temperatures with exchanges.
 ``ais``, ``smc``
     annealed importance sampling and its resampled form, for starts and normalising constants.
 ``adapt``

@@ -1,8 +1,8 @@
 r"""Replica exchange as a population: every chain keeps its temperature, neighbours exchange configurations.
 
 Rows :math:`i = ck + j` of a population are ``k`` replicas ``j`` of independent ladders ``c``, at
-temperatures from one end of a range to the other, each by the same factor above the one before. MALA moves
-every row at its own temperature, with a step in proportion to it. An exchange of neighbours ``i``, ``i + 1``
+temperatures from one end of a range to the other, each by the same factor above the one before. Every row
+moves at its own temperature, with a step in proportion to it. An exchange of neighbours ``i``, ``i + 1``
 is accepted with probability
 
 .. math:: \min(1, \exp[u_i(x_i) + u_{i+1}(x_{i+1}) - u_i(x_{i+1}) - u_{i+1}(x_i)])

@@ -62,8 +62,8 @@ def step(
 
 
 def usual(space: Space) -> int:
-    """Leapfrog steps for a space: those of a trajectory for identical free particles, one where coordinates
-    have lengths of their own."""
+    """Leapfrog steps for a space: those of a trajectory where it is mean-free, of particles in one length,
+    and one where coordinates have lengths of their own."""
     n, d = space.shape
     return LEAPFROG_STEPS if space.dof < n * d else 1
 

@@ -116,8 +116,9 @@ class PopulationConfig(Frozen):
 
 
 class Population(NamedTuple):
-    """Chains at equilibrium, and the MALA step size at which they were equilibrated, in lengths of the
-    coordinates ``scale`` ``(n, d)`` where these are unlike (:mod:`molsampler.mcmc.scale`).
+    """Chains at equilibrium, and the step size of the moves by which they were equilibrated
+    (:mod:`molsampler.mcmc.moves`), in lengths of the coordinates ``scale`` ``(n, d)`` where these are unlike
+    (:mod:`molsampler.mcmc.scale`).
 
     Over a range of temperatures ``temperature`` ``(n,)`` has those of the rows, whose energies and scores are
     those at it, and the step size is that at the middle of the range.
@@ -338,6 +339,21 @@ def require_start(energy: Tensor, start_scale: float) -> None:
         )
 
 
+def require_moves(config: PopulationConfig, space: Space) -> None:
+    """Refuse trajectories on a space with circular coordinates, which they do not turn.
+
+    Raises
+    ------
+    InputError
+        They are asked for.
+    """
+    if config.leapfrog_steps > 1 and space.circular:
+        raise InputError(
+            "trajectories do not turn circular coordinates: leapfrog_steps must be 1 in internal "
+            f"coordinates, got {config.leapfrog_steps}"
+        )
+
+
 class Equilibration:
     """Makes a population, from the energy alone, one move of all its chains at a time.
 
@@ -355,11 +371,7 @@ class Equilibration:
         ladder: Ladder | None = None,
         hurry: bool = False,
     ):
-        if config.leapfrog_steps > 1 and target.space.circular:
-            raise InputError(
-                "trajectories do not turn circular coordinates: leapfrog_steps must be 1 in internal "
-                f"coordinates, got {config.leapfrog_steps}"
-            )
+        require_moves(config, target.space)
         self.config, self.target, self.ladder = config, target, ladder
         self.settle = 1 if hurry else config.settle
         self.groups, self.size = 1, config.size

@@ -11,9 +11,10 @@ of the chains at both,
 
 which spaces rungs evenly in thermodynamic length (Kofke, J. Chem. Phys. 117, 6911 (2002); Rathore, Chopra &
 de Pablo, J. Chem. Phys. 122, 024111 (2005)). Then all rungs move together
-(:mod:`molsampler.mcmc.tempering`), pairs from even and odd rungs in turn, for which round trips are not
-diffusive (Syed et al., J. R. Stat. Soc. B 84, 321 (2022)). Step sizes of the rungs are tuned over the first
-half of the sweeps, and the population is gathered from the coldest rung over the second.
+(:mod:`molsampler.mcmc.tempering`), by trajectories where the population is to move by them, pairs from even
+and odd rungs in turn, for which round trips are not diffusive (Syed et al., J. R. Stat. Soc. B 84, 321
+(2022)). Step sizes of the rungs are tuned over the first half of the sweeps, and the population is gathered
+from the coldest rung over the second.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch import Tensor
 from ..errors import FileFormatError
 from ..molecule.molecule import Molecule
 from ..target import Target
-from . import adapt, mala, smc, tempering
+from . import adapt, mala, moves, smc, tempering
 from .divergence import UNREST, FallWatch, require_finite
 from .population import (
     EXPECTED_LEVELS,
@@ -39,6 +40,7 @@ from .population import (
     annealing_of,
     annealing_progress,
     flat_annealing,
+    require_moves,
     require_start,
     start_of,
 )
@@ -133,6 +135,7 @@ class ReplicaExchange:
         *,
         molecule: Molecule | None = None,
     ):
+        require_moves(config, target.space)
         self.config, self.target = config, target
         self.plan = config.exchange or ExchangeConfig()
         self.base = start_of(config, target.space, molecule)
@@ -175,12 +178,12 @@ class ReplicaExchange:
         return self._sweep(state, generator)
 
     def _anneal(self, run: smc.State, generator: torch.Generator) -> State:
-        moves = self.config.anneal_moves
-        if run.levels == 0 or run.moved >= moves:
+        cooling = self.config.anneal_moves
+        if run.levels == 0 or run.moved >= cooling:
             require_start(run.particles.energies[1], self.config.start_scale)
             self._annealed(run.particles.energies[1])
-        if not smc.finished(run, moves=moves):
-            run = smc.step(run, self.base, self.hot, moves=moves, generator=generator)
+        if not smc.finished(run, moves=cooling):
+            run = smc.step(run, self.base, self.hot, moves=cooling, generator=generator)
             return State(run, None, run.adaptation)
         done = smc.annealed(run)
         beta = torch.tensor([1.0 / self.plan.hottest], dtype=done.position.dtype)
@@ -188,7 +191,7 @@ class ReplicaExchange:
         require_finite(ladder.energy, "annealed chains")
         self._settled(ladder.energy[0])
         adaptation = adapt.init(torch.tensor([done.step_size]))
-        return State(None, ladder, adaptation._replace(scale=run.adaptation.scale), moves)
+        return State(None, ladder, adaptation._replace(scale=run.adaptation.scale), cooling)
 
     def _cool(self, state: State, generator: torch.Generator) -> State:
         """One move at the last level, after a step down if its moves are made."""
@@ -242,11 +245,14 @@ class ReplicaExchange:
             step_size=adaptation.step_size[:, None],
             generator=generator,
             scale=adaptation.scale,
+            leapfrog_steps=self.config.leapfrog_steps,
         )
         steps, sweeps = state.steps + 1, self.sweeps
         # The first half tunes the kernels; the second half runs fixed ones, so it has a stationary law.
         if 2 * state.steps < sweeps:
-            adaptation = adapt.update(adaptation, info.move.acceptance.T)
+            adaptation = moves.adapted(
+                adaptation, info.move.acceptance.T, leapfrog_steps=self.config.leapfrog_steps
+            )
             adaptation = self._scaled(adaptation, ladder, 0)
         if steps % _WATCH_EVERY == 0 or steps == sweeps:
             self._settled(ladder.energy[0])
@@ -309,16 +315,18 @@ class ReplicaExchange:
 
     def expected_evaluations(self, state: State, spent: int) -> int:
         """An estimate of the energy evaluations of the whole, of which ``spent`` were made."""
-        plan, moves = self.plan, self.config.anneal_moves
+        plan, cooling = self.plan, self.config.anneal_moves
+        leaps = self.config.leapfrog_steps
         if state.trips is not None:
             replicas = len(cast(tempering.State, state.ladder).beta)
-            return spent + plan.chains * replicas * (self.sweeps - state.steps)
+            return spent + plan.chains * replicas * leaps * (self.sweeps - state.steps)
         # Neighbours that exchange at .3 are two to three levels apart.
         levels = EXPECTED_LEVELS // 2
         if state.annealing is None:
-            return spent + plan.chains * (levels * moves + self.sweeps * (levels // 2))
-        annealing = self.progress(state).total or EXPECTED_LEVELS * moves
-        return int(plan.chains * (2 + annealing + levels * moves + self.sweeps * (levels // 2)))
+            return spent + plan.chains * (levels * cooling + leaps * self.sweeps * (levels // 2))
+        annealing = self.progress(state).total or EXPECTED_LEVELS * cooling
+        exchanging = leaps * self.sweeps * (levels // 2)
+        return int(plan.chains * (2 + annealing + levels * cooling + exchanging))
 
     def progress(self, state: State) -> Progress:
         """Moves done and to be done in the present phase."""

@@ -1,4 +1,4 @@
-r"""Parallel tempering (Swendsen & Wang 1986; Geyer 1991): MALA on a temperature ladder with exchanges.
+r"""Parallel tempering (Swendsen & Wang 1986; Geyer 1991): moves on a temperature ladder, with exchanges.
 
 Replica ``k`` samples :math:`\exp(-\beta_k u)`, with :math:`\beta_0 = 1` the target. After each sweep,
 neighbours ``k, k+1`` (even and odd pairs in turn) exchange positions with probability
@@ -29,8 +29,8 @@ class State(NamedTuple):
 
 
 class PTInfo(NamedTuple):
-    """MALA's info ``(k, b)``, the share of accepted exchanges between neighbours (NaN if untried), and the
-    rung ``(k, b)`` from which each configuration came."""
+    """The moves' info ``(k, b)``, the share of accepted exchanges between neighbours (NaN if untried), and
+    the rung ``(k, b)`` from which each configuration came."""
 
     move: Info
     exchanged: Tensor

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..mcmc import adapt, mala, moves, tempering
+from ..mcmc.proposal import Info
 from ..mcmc.scale import SCALE_EVERY
 from ..molecule.chart import Chart
 
@@ -39,7 +40,7 @@ class PlainChains:
     def retune(self) -> None:
         """Adapt the kernel to where the chains are now, then freeze it.
 
-        Steps of MALA, whose drift is truncated, do it for both: they leave any start.
+        Steps of MALA, whose drift is truncated, come first: they leave any start.
         """
         self.state, adaptation = adapt.tuned(
             self.state,
@@ -48,22 +49,31 @@ class PlainChains:
             step_size=self.step_size,
             generator=self.generator,
         )
-        self.step_size, self.scale = float(adaptation.step_size), adaptation.scale
         self.steps += ADAPTATION_STEPS
+        for _ in range(ADAPTATION_STEPS // self.leapfrog_steps if self.leapfrog_steps > 1 else 0):
+            self.state, info = self._step(float(adaptation.step_size), adaptation.scale)
+            adaptation = moves.adapted(
+                adaptation, info.acceptance, leapfrog_steps=self.leapfrog_steps
+            )
+            self.steps += self.leapfrog_steps
+        self.step_size, self.scale = float(adaptation.step_size), adaptation.scale
         self._accepted, self._tried = 0.0, 0
+
+    def _step(self, step_size: float, scale: Tensor | None) -> tuple[mala.State, Info]:
+        return moves.step(
+            self.state,
+            self.chart.target,
+            step_size=step_size,
+            generator=self.generator,
+            scale=scale,
+            leapfrog_steps=self.leapfrog_steps,
+        )
 
     def advance(self, steps: int) -> None:
         """Run every chain for ``steps`` energy evaluations, or up to a trajectory more."""
         count = -(-steps // self.leapfrog_steps)
         for _ in range(count):
-            self.state, info = moves.step(
-                self.state,
-                self.chart.target,
-                step_size=self.step_size,
-                generator=self.generator,
-                scale=self.scale,
-                leapfrog_steps=self.leapfrog_steps,
-            )
+            self.state, info = self._step(self.step_size, self.scale)
         self._accepted += float(info.acceptance.mean()) if count else 0.0
         self._tried += 1
         self.steps += count * self.leapfrog_steps

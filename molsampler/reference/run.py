@@ -38,7 +38,7 @@ from torch import Tensor
 
 from .. import memory
 from ..errors import InputError
-from ..mcmc import convergence
+from ..mcmc import convergence, moves
 from ..molecule.z_matrix import chart_to_move_in
 from ..target import System
 from ..wellposed import require_well_posed
@@ -63,6 +63,9 @@ TEMPERED_CHAINS = 64
 #: R-hat at which burn-in ends. Over a window of w decorrelation times, agreeing chains show about
 #: sqrt(1 + 2 / w), so this asks for ten of them; the samples themselves face the stricter limit.
 BURN_IN_R_HAT = 1.1
+
+#: Times its due length, in frames, that a run goes on for when its replicas are not yet seen to agree.
+PATIENCE = 4
 
 #: Largest drift between the halves of a burnt-in window, in standard errors over replicas. A window is
 #: judged on some ten to forty observables, so four is passed by nearly every stationary run.
@@ -206,6 +209,8 @@ def sample_reference(
         "max_steps": max_steps,
         "version": __version__,
     }
+    if method == "mcmc":
+        settings["leapfrog_steps"] = moves.usual(chart_to_move_in(system).target.space)
     with nullcontext() if checkpoint is None else Journal(checkpoint, settings) as journal:
         generator = torch.Generator().manual_seed(seed)
         request = _Request(system, n, replicas, max_steps, generator, report, journal)
@@ -430,7 +435,10 @@ class _Run:
             needed = self.burn_in + (draws - 1) * self.thinning + 1
             have = len(self.frames)
             doubtful = self.equilibrated and not verdict.converged
-            if have >= needed and not (doubtful and self.engine.steps <= self.request.max_steps):
+            longest = PATIENCE * max(needed, 2 * self.burn_in)
+            if have >= needed and not (
+                doubtful and have < longest and self.engine.steps <= self.request.max_steps
+            ):
                 return
             # A longer record refines the inefficiency, so the goal is approached in parts.
             double = max(have + 1, self.burn_in + 2 * (have - self.burn_in))

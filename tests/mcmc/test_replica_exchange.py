@@ -66,9 +66,27 @@ def test_it_finds_mode_weights_from_a_start_in_one_mode():
     assert abs(share_z(chains.chains.position[:, 0, 0] < 0, 0.8)) > 5
 
 
-def test_every_rung_is_at_equilibrium_at_its_temperature():
+@pytest.mark.parametrize("leapfrog_steps", [1, 4])
+def test_a_sweep_costs_the_moves_of_the_population(leapfrog_steps):
+    target = CountingTarget(standard(5, 3))
+    maker = ReplicaExchange(small(leapfrog_steps=leapfrog_steps), target)
+    rng = torch.Generator().manual_seed(1)
+    state = maker.init(generator=rng, like=torch.empty(0, dtype=torch.float64))
+    while state.trips is None:
+        state = maker.step(state, generator=rng)
+    before = target.evaluations
+    expected = maker.expected_evaluations(state, before)
+    replicas = state.ladder.energy.numel()
+    state = maker.step(state, generator=rng)
+    assert target.evaluations - before == leapfrog_steps * replicas
+    assert expected == before + leapfrog_steps * replicas * maker.sweeps
+
+
+@pytest.mark.parametrize("leapfrog_steps", [1, 3])
+def test_every_rung_is_at_equilibrium_at_its_temperature(leapfrog_steps):
     target = standard(5, 3)
-    maker, state, phases = made(small(exchange={"hottest": 9.0, "acceptance": 0.25}), target)
+    config = small(exchange={"hottest": 9.0, "acceptance": 0.25}, leapfrog_steps=leapfrog_steps)
+    maker, state, phases = made(config, target)
     assert phases == ["annealing", "cooling", "exchange"]
     ladder = state.ladder
     assert float(ladder.beta[0]) == 1.0
