@@ -54,6 +54,14 @@ def sample(
         int, typer.Option("--refine", min=0, help="MALA steps on the exact target afterwards.")
     ] = 0,
     anneal: Anneal = 1,
+    relax: Annotated[
+        int,
+        typer.Option(
+            "--relax",
+            min=0,
+            help="Kinetic layers more after a one-step sampler's own, each an energy a sample.",
+        ),
+    ] = 0,
     temperature: Annotated[
         float | None,
         typer.Option(
@@ -103,6 +111,7 @@ def sample(
                 seed=seed,
                 refine=refine,
                 anneal=anneal,
+                relax=relax,
                 temperature=temperature,
                 device=torchrun.own_device(device),
                 batch_size=batch_size,

@@ -248,6 +248,7 @@ class Sampler:
         seed: int = 0,
         refine: int = 0,
         anneal: int = 1,
+        relax: int = 0,
         temperature: float | None = None,
         device: str | torch.device | None = None,
         batch_size: int | None = None,
@@ -267,13 +268,17 @@ class Sampler:
         the card states, by default the system's own; energies are those at it, and the samples record it.
         ``anneal`` is for generators that know their density: weights are evened out by annealing of so many
         levels, each an energy evaluation a sample, and stay exact (:mod:`molsampler.nn.generators.density`).
+        ``relax`` is for one-step samplers that end in Langevin layers: so many kinetic ones more, each an
+        energy evaluation a sample, bring samples nearer to equilibrium
+        (:mod:`molsampler.nn.generators.implicit`).
 
         Raises
         ------
         InputError
-            ``n``, ``seed``, ``refine``, ``anneal``, ``device`` or ``batch_size`` is out of range, or
-            ``temperature`` is outside that of the sampler, or none is given and the system's own is; or
-            the generator does not know its density and was to be annealed.
+            ``n``, ``seed``, ``refine``, ``anneal``, ``relax``, ``device`` or ``batch_size`` is out of range,
+            or ``temperature`` is outside that of the sampler, or none is given and the system's own is; or
+            the generator does not know its density and was to be annealed, or has no Langevin layers and
+            was to be relaxed.
         ResourceError
             The device is absent, or the samples would not fit in memory: use :meth:`stream` or
             :meth:`sample_to_file`.
@@ -285,6 +290,7 @@ class Sampler:
             seed=seed,
             refine=refine,
             anneal=anneal,
+            relax=relax,
             temperature=temperature,
             device=device,
             batch_size=batch_size,
@@ -346,6 +352,7 @@ class Sampler:
         seed: int = 0,
         refine: int = 0,
         anneal: int = 1,
+        relax: int = 0,
         temperature: float | None = None,
         device: str | torch.device | None = None,
         batch_size: int | None = None,
@@ -371,6 +378,7 @@ class Sampler:
             seed=_integer("seed", seed, 0, 2**63 - 1),
             refine=_integer("refine", refine, 0, 10**9),
             anneal=_integer("anneal", anneal, 1, 10_000),
+            relax=_integer("relax", relax, 0, 5000),
             device=check_device(device),
             batch_size=_integer(
                 "batch_size", BATCH if batch_size is None else batch_size, 1, 2**31
@@ -412,6 +420,7 @@ class Sampler:
         seed: int = 0,
         refine: int = 0,
         anneal: int = 1,
+        relax: int = 0,
         temperature: float | None = None,
         device: str | torch.device | None = None,
         batch_size: int | None = None,
@@ -437,6 +446,7 @@ class Sampler:
             seed=seed,
             refine=refine,
             anneal=anneal,
+            relax=relax,
             temperature=temperature,
             device=device,
             batch_size=batch_size,

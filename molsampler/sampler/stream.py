@@ -146,6 +146,7 @@ class SampleStream:
         device: torch.device,
         batch_size: int,
         anneal: int = 1,
+        relax: int = 0,
         blocks: slice | None = None,
     ):
         self.sampler = sampler
@@ -163,6 +164,15 @@ class SampleStream:
         network = sampler.generator(device)
         self.anneal = anneal
         self._network = network if anneal == 1 else network.annealed(anneal)
+        self.relax = relax
+        if relax:
+            longer = self._network.relaxed(relax)
+            if longer is None:
+                raise InputError(
+                    f"a generator of kind {network.config.kind} has no Langevin layers that kinetic ones "
+                    "could follow: leave out relax"
+                )
+            self._network = longer
         # Refined samples have been repaired; weights are those of all draws.
         bounds = None if refine or network.config.weighted else sampler.card.energy_bounds
         self._bounds = bounds if isinstance(bounds, tuple) else None
@@ -235,9 +245,11 @@ class SampleStream:
             else {"training_energy_evaluations": training.cost.energy_evaluations}
         )
         annealed = {} if self.anneal == 1 else {"anneal": self.anneal}
+        relaxed = {"relax": self.relax} if self.relax else {}
         return {
             **spent,
             **annealed,
+            **relaxed,
             "system": self.sampler.card.system,
             "coordinates": "cartesian" if self.sampler.card.coordinates is None else "internal",
             "artifact_hash": self.sampler.hash,

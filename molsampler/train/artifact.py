@@ -106,7 +106,7 @@ def _discrepancy(trainer: Trainer) -> list[dict[str, Any]]:
         {
             "metric": "discrepancy from the replay (standard deviations)",
             "value": state.best_discrepancy,
-            "n": trainer.config.evaluate_samples,
+            "n": state.judged or trainer.config.evaluate_samples,
             "iteration": trainer.best_iteration,
             "latent calibration": state.calibration,
         }
@@ -118,7 +118,7 @@ def _drift(trainer: Trainer) -> dict[str, Any]:
     return {
         "metric": "refinement drift (energy-W2, kT)",
         "value": trainer.state.best_drift,
-        "n": trainer.config.evaluate_samples,
+        "n": trainer.state.judged or trainer.config.evaluate_samples,
         "steps": trainer.config.evaluate_steps,
         "iteration": trainer.best_iteration,
     }

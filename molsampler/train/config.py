@@ -40,14 +40,14 @@ class TrainConfig(Frozen):
     ``coordinates: internal`` samples a molecule by bond lengths, angles and torsions
     (:mod:`molsampler.molecule.internal_coordinates`). ``sampling`` says how the trained generator is
     sampled, by the settings of its kind; ``calibrate`` tunes its one number at the end, against the
-    objective's population. ``temperatures`` has the sampler trained over a range of them, in kelvin for
-    molecules. ``criterion`` is what checkpoints are selected by
-    (:mod:`molsampler.train.criterion`); ``auto`` is ``ess`` where draws carry weights, of which the heaviest
-    hundredth is cut down, ``discrepancy`` where there is a population, else ``drift``. ``until_ess`` ends
-    training at the first evaluation whose effective share of weights reaches it, at every temperature that is
-    judged, and is what the verdict then asks for. ``within`` are seconds that the whole training is to fit
-    in: ``iterations``, the warm-up and the chains of the population are then upper bounds
-    (:mod:`molsampler.train.fit`). ``start`` is the sampler to start from
+    objective's population, and adds kinetic layers where they make a sampler usable that is not.
+    ``temperatures`` has the sampler trained over a range of them, in kelvin for molecules. ``criterion`` is
+    what checkpoints are selected by (:mod:`molsampler.train.criterion`); ``auto`` is ``ess`` where draws
+    carry weights, of which the heaviest hundredth is cut down, ``discrepancy`` where there is a population,
+    else ``drift``. ``until_ess`` ends training at the first evaluation whose effective share of weights
+    reaches it, at every temperature that is judged, and is what the verdict then asks for. ``within`` are
+    seconds that the whole training is to fit in: ``iterations``, the warm-up and the chains of the population
+    are then upper bounds (:mod:`molsampler.train.fit`). ``start`` is the sampler to start from
     (:func:`molsampler.train.start.started_from`). ``probe`` has the energy probed before a fresh run
     (:mod:`molsampler.wellposed`).
     """

@@ -6,11 +6,14 @@ from ..objectives import Objective
 from .config import TrainConfig
 
 
-def estimate(config: TrainConfig, objective: Objective, *, rate: float, preparing: int) -> str:
+def estimate(
+    config: TrainConfig, objective: Objective, *, rate: float, preparing: int, drawing: int
+) -> str:
     """A sentence on energy evaluations and their time.
 
     ``rate`` is the measured number of evaluations a second, ``preparing`` the expected number of those that
-    come before the first step. Networks take time besides, which the first iterations tell.
+    come before the first step, ``drawing`` that of a sample. Networks take time besides, which the first
+    iterations tell.
     """
     parts = [f"population {preparing:.2g}"]
     whole = float(preparing)
@@ -21,7 +24,7 @@ def estimate(config: TrainConfig, objective: Objective, *, rate: float, preparin
         parts.append(f"training {training:.2g}")
         whole += training
     judged = config.iterations // config.evaluate_every + 1
-    judging = judged * config.evaluate_samples * (config.evaluate_steps + 1)
+    judging = judged * config.evaluate_samples * (config.evaluate_steps + 1 + drawing)
     parts.append(f"evaluation {judging:.2g}")
     whole += judging
     return (

@@ -518,9 +518,24 @@ class _Run:
         self.objective = self.config.objective.build(self.problem)
 
     def _say_estimate(self, rate: float, preparing: int) -> None:
-        _log.info("%s", estimate(self.config, self.objective, rate=rate, preparing=preparing))
-        judged = self.config.evaluate_samples * (self.config.evaluate_steps + 1)
+        drawing = self._energies_a_sample()
+        said = estimate(
+            self.config, self.objective, rate=rate, preparing=preparing, drawing=drawing
+        )
+        _log.info("%s", said)
+        judged = self.config.evaluate_samples * (self.config.evaluate_steps + 1 + drawing)
         self.teller.evaluating = judged / rate
+
+    def _energies_a_sample(self) -> int:
+        """Of the generator as it will be sampled."""
+        kind, problem = self.problem.generator, self.problem
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            built = kind.build(
+                problem.target.space,
+                molecule=problem.molecule,
+                sampling=kind.sampling(self.config.sampling),
+            )
+        return built.evaluations_per_sample
 
     # Steps
 

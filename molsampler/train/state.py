@@ -20,14 +20,14 @@ _OBJECTIVE, _SELECTED = "objective/", "selected/"
 class TrainState:
     """A run between two iterations.
 
-    ``selected`` are the weights of the generator that the criterion ranks best so far, and ``best`` the
-    least value of the criterion; ``best_discrepancy`` and ``best_drift`` are those of the selected one,
-    which may tie with the least and be later. ``calibration`` is that of the selected one, one until the
-    end of training, and ``relaxation`` the layers by which its samples then relax; ``verdict`` are the
-    fields of the selected one's, ``weights`` what is known of its draws' weights, where they have any;
-    ``by_temperature`` has a row for each temperature at which it was judged, where it has a range;
-    ``bounds`` are the lower and the upper one of the energies of its draws at each, or at the only one,
-    where they have some; ``reached`` says that the goal at which to stop is reached.
+    ``selected`` are the weights of the generator that the criterion ranks best so far, and ``best`` the least
+    value of the criterion; ``best_discrepancy`` and ``best_drift`` are those of the selected one, by
+    ``judged`` samples, which may tie with the least and be later. ``calibration`` is that of the selected
+    one, one until the end of training, and ``relaxation`` the layers by which its samples then relax;
+    ``verdict`` are the fields of the selected one's, ``weights`` what is known of its draws' weights, where
+    they have any; ``by_temperature`` has a row for each temperature at which it was judged, where it has a
+    range; ``bounds`` are the lower and the upper one of the energies of its draws at each, or at the only
+    one, where they have some; ``reached`` says that the goal at which to stop is reached.
     ``judging_evaluations`` are the energy evaluations that judging generators has cost; ``log_format`` is
     that of the lines logged so far, of which the first counted warm-up and training together; ``recent``
     metrics are for display and not kept.
@@ -45,6 +45,7 @@ class TrainState:
     best_iteration: int = -1
     calibration: float = 1.0
     relaxation: int = 0
+    judged: int = 0
     log_bytes: int = 0
     log_sha256: str = ""
     log_format: int = LOG_FORMAT
@@ -98,7 +99,14 @@ class TrainState:
             objective.update(_under(tensors, _OBJECTIVE))
             # What earlier versions did not keep.
             earlier = {"log_format": 1, "verdict": {}, "weights": {}, "by_temperature": []}
-            values = {**earlier, "bounds": [], "reached": False, "relaxation": 0, **values}
+            values = {
+                **earlier,
+                "bounds": [],
+                "reached": False,
+                "relaxation": 0,
+                "judged": 0,
+                **values,
+            }
             for name in _COUNTERS:
                 setattr(state, name, type(getattr(state, name))(values[name]))
         except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -41,9 +41,9 @@ _SECOND_ROWS = 256
 _SECOND_LEVELS = 1000
 
 #: Layers by which samples relax where those of the training are not usable, in the order in which they are
-#: tried; share of a training's energies that a try may take, and least samples that tell.
+#: tried; share of a training's energies that judging one may take; least samples that tell.
 _RELAXATIONS = (32, 128, 512)
-_TRY_SHARE = 0.03
+_TRY_SHARE = 0.02
 _LEAST_SAMPLES = 500
 
 #: Temperatures of a range at which a generator is judged: the lowest, the middle and the highest.
@@ -51,7 +51,9 @@ JUDGED = 3
 
 
 #: What judging a selected generator sets.
-_JUDGED_FIELDS = ("best_drift", "best_discrepancy", "bounds", "verdict", "by_temperature")
+_JUDGED_FIELDS = (
+    "best_drift", "best_discrepancy", "judged", "bounds", "verdict", "by_temperature",
+)  # fmt: skip
 
 
 class Trainer:
@@ -273,6 +275,7 @@ class Trainer:
     def _select(self, parts: list[Evaluation], cases: list[Case]) -> None:
         result = Evaluation.mean(parts)
         self.state.best_drift = result.drift
+        self.state.judged = sum(part.samples for part in parts)
         self._judge(parts, cases)
         if result.discrepancy is not None:
             self.state.best_discrepancy = result.discrepancy
@@ -323,26 +326,32 @@ class Trainer:
         compared = all(case.discrepancy is not None for case in cases)
         # What a population in motion has taught is not mended by layers.
         moving = any(case.unrest is not None for case in cases)
-        if Verdict(**state.verdict).usable or not compared or moving or not config.calibrate:
+        wanted = config.calibrate and not config.sampling.get("kinetic")
+        if Verdict(**state.verdict).usable or not compared or moving or not wanted:
             return
         before = {name: getattr(state, name) for name in _JUDGED_FIELDS}
-        spent = int(state.objective["energy_evaluations"]) + self.target.evaluations
+        affordable = _TRY_SHARE * (
+            int(state.objective["energy_evaluations"]) + self.target.evaluations
+        )
         for layers in _RELAXATIONS:
-            samples = min(int(_TRY_SHARE * spent / layers), int(_FINAL * config.evaluate_samples))
             generator = self.selected().relaxed(layers)
-            if generator is None or samples < _LEAST_SAMPLES:
+            if generator is None:
+                break
+            each = generator.evaluations_per_sample + config.evaluate_steps + 1
+            samples = min(int(affordable / each), int(_FINAL * config.evaluate_samples))
+            if samples < _LEAST_SAMPLES * len(cases):
                 break
             self._select(judge(generator, samples), cases)
+            if Verdict(**state.verdict).usable:
+                # Fresh draws: these were the first of several that passed.
+                self._select(judge(generator, samples), cases)
             found = Verdict(**state.verdict)
-            log.info(
-                "with %d kinetic layers more: %s",
-                layers,
-                "usable" if found.usable else found.sentence,
-            )
+            said = "usable" if found.usable else found.sentence
+            log.info("with %d kinetic layers more: %s", layers, said)
             if found.usable:
                 state.relaxation = layers
-                said = f"with {layers} kinetic layers after the trained ones, {found.sentence}"
-                state.verdict = found.model_copy(update={"sentence": said}).model_dump()
+                sentence = f"with {layers} kinetic layers after the trained ones, {found.sentence}"
+                state.verdict = found.model_copy(update={"sentence": sentence}).model_dump()
                 return
         for name, value in before.items():
             setattr(state, name, value)

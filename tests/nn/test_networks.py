@@ -364,8 +364,40 @@ def test_kinetic_layers_reach_further_the_longer_momenta_persist():
 
 def test_kinetic_layers_are_refused_where_there_is_no_step_to_take_after():
     config = ImplicitConfig(body=MLPBody(width=4, layers=1))
+    sampling = ImplicitSampling(kinetic=Kinetic())
     with pytest.raises(InputError, match="langevin_layers"):
-        config.build(Euclidean(1, 2), sampling=ImplicitSampling(kinetic=Kinetic()))
+        config.build(Euclidean(1, 2), sampling=sampling)
+    plain = config.build(Euclidean(1, 2))
+    with pytest.raises(InputError, match="langevin_layers"):
+        plain.with_sampling(sampling)
+    assert plain.relaxed(5) is None
+
+
+def test_kinetic_layers_take_after_the_last_trained_step_however_many_come_before():
+    """A step factor of the ratio of the trained steps gives the dynamics of the first."""
+    space, target = Euclidean(1, 2), Gaussian(Euclidean(1, 2), 1.0)
+    drawn = []
+    for first, last, factor in ((0.2, 0.05, 4.0), (0.2, 0.2, 1.0)):
+        config = ImplicitConfig(
+            body=MLPBody(width=4, layers=1), langevin_layers=2, langevin_step=first, langevin_last_step=last,
+        )  # fmt: skip
+        how = ImplicitSampling(layers=1, kinetic=Kinetic(steps=5, step_factor=factor))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            net = config.build(space, sampling=how)
+        with torch.no_grad():
+            drawn.append(net.draw(50, target, generator=torch.Generator().manual_seed(1)).x)
+    torch.testing.assert_close(drawn[0], drawn[1])
+
+
+def test_layers_asked_for_later_add_to_those_there_are():
+    config = ImplicitConfig(body=MLPBody(width=4, layers=1), langevin_layers=2)
+    net = config.build(Euclidean(1, 2)).relaxed(5)
+    assert net.evaluations_per_sample == 2 + 5
+    longer = net.with_sampling(
+        net.sampling.model_copy(update={"kinetic": Kinetic(steps=5, persistence=0.5)})
+    ).relaxed(6)
+    assert longer.kinetic == Kinetic(steps=11, persistence=0.5)
 
 
 @pytest.mark.parametrize("fixed", [True, False])

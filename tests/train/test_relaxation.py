@@ -50,6 +50,18 @@ def test_what_was_asked_for_is_left_as_it_is(tmp_path, setting):
     assert (card.sampling["kinetic"] is None) == (setting == "calibrate=false")
 
 
+def test_tries_take_no_more_than_their_share_of_the_energies(tmp_path, monkeypatch):
+    """Three numbers of layers, of which the last is judged twice if it passes."""
+    spent = {}
+    for share in (0.0, 0.5):
+        monkeypatch.setattr(trainer, "_TRY_SHARE", share)
+        run = tmp_path / f"share-{share}"
+        train(springs(), run, load_config("fast", springs(), overrides=SETTINGS))
+        card = Sampler.load(run / "artifact").card
+        spent[share] = card.training.cost.energy_evaluations
+    assert spent[0.0] < spent[0.5] <= (1 + 4 * 0.5) * spent[0.0]
+
+
 def test_tries_that_do_not_help_leave_no_trace(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "_RELAXATIONS", (1,))
     train(springs(), tmp_path / "tried", load_config("fast", springs(), overrides=SETTINGS))

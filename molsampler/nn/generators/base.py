@@ -164,7 +164,7 @@ class Generator(nn.Module):
 
     def relaxed(self, layers: int) -> Self | None:
         """A twin whose samples relax for so many layers more, at an energy each; None for kinds without such
-        layers, and where there are some already."""
+        layers."""
         return None
 
     def annealed(self, levels: int) -> Self:

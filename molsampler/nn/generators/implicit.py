@@ -96,7 +96,7 @@ class Kinetic(Frozen):
     :math:`\epsilon` over the last trained step.
     """
 
-    steps: int = Field(100, ge=1, le=4096)
+    steps: int = Field(100, ge=1, le=10_000)
     persistence: float = Field(0.9, ge=0, lt=1)
     step_factor: float = Field(0.5, gt=0)
 
@@ -239,11 +239,7 @@ class Implicit(Generator):
             requires_grad=not config.langevin_fixed,
         )
         self._run: Callable[[Tensor, Tensor], Tensor] | None = None
-        if self.kinetic and not self.layers:
-            raise InputError(
-                "sampling.kinetic takes its step from trained Langevin layers, and there is none: set "
-                "generator.langevin_layers"
-            )
+        self._require_layers()
 
     @property
     def evaluations_per_sample(self) -> int:
@@ -265,6 +261,18 @@ class Implicit(Generator):
         """The layers' scheme."""
         return self.sampling.scheme or self.config.langevin_scheme
 
+    def _require_layers(self) -> None:
+        if self.kinetic and not self.layers:
+            raise InputError(
+                "sampling.kinetic takes its step from trained Langevin layers, and there is none: set "
+                "generator.langevin_layers"
+            )
+
+    def with_sampling(self, sampling: Sampling) -> Self:
+        twin = super().with_sampling(sampling)
+        twin._require_layers()
+        return twin
+
     def start_from(self, x: Tensor, *, context: Tensor | None = None) -> None:
         self.body.start_from(x, spring=_SPRING)
 
@@ -277,11 +285,13 @@ class Implicit(Generator):
         return self.with_sampling(self.sampling.model_copy(update={"latent_factor": factor}))
 
     def relaxed(self, layers: int) -> Self | None:
-        if not self.layers or self.kinetic:
+        if not self.layers:
             return None
-        return self.with_sampling(
-            self.sampling.model_copy(update={"kinetic": Kinetic(steps=layers)})
-        )
+        kinetic = Kinetic(steps=layers)
+        if self.kinetic is not None:
+            steps = self.kinetic.steps + layers
+            kinetic = self.kinetic.model_copy(update={"steps": steps})
+        return self.with_sampling(self.sampling.model_copy(update={"kinetic": kinetic}))
 
     def draw(
         self,
@@ -339,7 +349,10 @@ class Implicit(Generator):
         for layer, step in enumerate(steps):
             x = x + self._move(x, step, target) + torch.sqrt(2.0 * step) * kicks[:, layer]
         if self.kinetic is not None:
-            x = self._kinetic(x, after, self.kinetic, steps[-1], target)
+            last = self.log_step[-1].exp()
+            x = self._kinetic(
+                x, after, self.kinetic, last if hotter is None else last * hotter, target
+            )
         return x
 
     def _kinetic(
