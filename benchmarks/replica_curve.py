@@ -42,15 +42,24 @@ def main() -> None:
     parser.add_argument(
         "--frames", type=int, default=200, help="of each ladder at each temperature"
     )
-    parser.add_argument("--between", type=int, default=10, help="sweeps between frames")
-    parser.add_argument("--sweep", type=int, default=1, help="moves between exchanges")
-    parser.add_argument("--equilibration", type=int, default=600, help="moves of every replica")
+    parser.add_argument(
+        "--between", type=int, default=100, help="energies of a replica between frames"
+    )
+    parser.add_argument(
+        "--sweep", type=int, default=5, help="the same between exchanges, a move at least"
+    )
+    parser.add_argument(
+        "--equilibration", type=int, default=5000, help="the same before the first frame"
+    )
     parser.add_argument("--start-scale", type=float, default=1.0)
     parser.add_argument("--along")
     parser.add_argument("--edges", type=lambda text: [float(part) for part in text.split(",")])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     system = get_system(options.system)
+    leaps = moves.usual(system.space)
+    sweep = max(options.sweep // leaps, 1)
+    between = max(options.between // (sweep * leaps), 1)
     target = CountingTarget(system)
 
     def target_at(rows: torch.Tensor) -> Target:
@@ -61,9 +70,9 @@ def main() -> None:
         size=options.nodes * options.ladders,
         nodes=options.nodes,
         start_scale=options.start_scale,
-        equilibration=options.equilibration,
-        leapfrog_steps=moves.usual(system.space),
-        exchange_every=options.sweep,
+        equilibration=options.equilibration // leaps,
+        leapfrog_steps=leaps,
+        exchange_every=sweep,
     )
     made = Equilibration(config, target, molecule=system.molecule, ladder=ladder)
     random = torch.Generator().manual_seed(options.seed)
@@ -78,16 +87,16 @@ def main() -> None:
     )
     positions, energies, rates = [], [], []
     for frame in range(options.frames):
-        for sweep in range(options.between):
+        for between_frames in range(between):
             chains, rate = refresh_rows(
                 chains,
                 ladder,
                 count_evaluations=lambda each: each,
-                iteration=frame * options.between + sweep,
+                iteration=frame * between + between_frames,
                 count=made.size,
-                steps=options.sweep,
+                steps=sweep,
                 generator=random,
-                leapfrog_steps=config.leapfrog_steps,
+                leapfrog_steps=leaps,
             )
             rates.append(rate)
         positions.append(chains.state.position.clone())

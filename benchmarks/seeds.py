@@ -34,12 +34,16 @@ from molsampler.train.criterion import Discrepancy
 
 
 def population(run: Path) -> mala.State:
-    """The replay in a run's newest checkpoint."""
+    """The replay in a run's newest checkpoint, of all its shards."""
     found = checkpoint.load_latest(run / "checkpoints")
-    if found is None or "objective/population/energy" not in found[0]:
+    tensors = {} if found is None else found[0]
+    ends = sorted(key for key in tensors if key.endswith("population/energy"))
+    if not ends:
         raise SystemExit(f"{run} holds no checkpoint with a replay")
-    tensors = found[0]
-    return mala.State(*(tensors[f"objective/population/{key}"] for key in mala.State._fields))
+    places = [key.removesuffix("energy") for key in ends]
+    return mala.State(
+        *(torch.cat([tensors[f"{place}{key}"] for place in places]) for key in mala.State._fields)
+    )
 
 
 def pooled(parts: list[mala.State]) -> mala.State:

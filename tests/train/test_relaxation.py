@@ -10,9 +10,9 @@ from molsampler.train import load_config, train, trainer
 
 #: Three particles on springs after a few iterations: as good as untrained.
 SETTINGS = (
-    "compile=false", "iterations=2", "batch_size=16", "evaluate_every=2", "evaluate_samples=800",
+    "compile=false", "iterations=2", "batch_size=16", "evaluate_every=2", "evaluate_samples=600",
     "generator.body.width=8", "generator.body.layers=1", "denoiser.width=8", "denoiser.layers=1",
-    "target_score.warmup=2", "target_score.size=2048", "target_score.equilibration=300",
+    "target_score.warmup=2", "target_score.size=1024", "target_score.equilibration=100",
     "target_score.refresh=16",
 )  # fmt: skip
 
@@ -25,6 +25,7 @@ def springs() -> PairPotential:
 def affordable(monkeypatch):
     """Tries are bounded by the energies of the training, which this one hardly has."""
     monkeypatch.setattr(trainer, "_TRY_SHARE", 100.0)
+    monkeypatch.setattr(trainer, "_RELAXATIONS", (4, 128))
 
 
 def test_layers_that_make_a_sampler_usable_are_part_of_it(tmp_path):
@@ -51,7 +52,7 @@ def test_what_was_asked_for_is_left_as_it_is(tmp_path, setting):
 
 
 def test_tries_take_no_more_than_their_share_of_the_energies(tmp_path, monkeypatch):
-    """Three numbers of layers, of which the last is judged twice if it passes."""
+    """Two numbers of layers, of which the last is judged twice if it passes."""
     spent = {}
     for share in (0.0, 0.5):
         monkeypatch.setattr(trainer, "_TRY_SHARE", share)
@@ -59,7 +60,7 @@ def test_tries_take_no_more_than_their_share_of_the_energies(tmp_path, monkeypat
         train(springs(), run, load_config("fast", springs(), overrides=SETTINGS))
         card = Sampler.load(run / "artifact").card
         spent[share] = card.training.cost.energy_evaluations
-    assert spent[0.0] < spent[0.5] <= (1 + 4 * 0.5) * spent[0.0]
+    assert spent[0.0] < spent[0.5] <= (1 + 3 * 0.5) * spent[0.0]
 
 
 def test_tries_that_do_not_help_leave_no_trace(tmp_path, monkeypatch):
