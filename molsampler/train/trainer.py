@@ -41,10 +41,12 @@ _SECOND_ROWS = 256
 _SECOND_LEVELS = 1000
 
 #: Layers by which samples relax where those of the training are not usable, in the order in which they are
-#: tried; share of a training's energies that judging one may take; least samples that tell.
+#: tried; share of a training's energies that judging one may take, and of one that has to fit into a time;
+#: least samples that tell; what must be left of the discrepancy at most for more layers to be tried.
 _RELAXATIONS = (32, 128, 512)
-_TRY_SHARE = 0.02
+_TRY_SHARE, _HURRIED_SHARE = 0.05, 0.02
 _LEAST_SAMPLES = 500
+_HELPED = 0.9
 
 #: Temperatures of a range at which a generator is judged: the lowest, the middle and the highest.
 JUDGED = 3
@@ -330,9 +332,8 @@ class Trainer:
         if Verdict(**state.verdict).usable or not compared or moving or not wanted:
             return
         before = {name: getattr(state, name) for name in _JUDGED_FIELDS}
-        affordable = _TRY_SHARE * (
-            int(state.objective["energy_evaluations"]) + self.target.evaluations
-        )
+        spent = int(state.objective["energy_evaluations"]) + self.target.evaluations
+        affordable = (_TRY_SHARE if config.within is None else _HURRIED_SHARE) * spent
         for layers in _RELAXATIONS:
             generator = self.selected().relaxed(layers)
             if generator is None:
@@ -341,6 +342,7 @@ class Trainer:
             samples = min(int(affordable / each), int(_FINAL * config.evaluate_samples))
             if samples < _LEAST_SAMPLES * len(cases):
                 break
+            last = state.best_discrepancy
             self._select(judge(generator, samples), cases)
             if Verdict(**state.verdict).usable:
                 # Fresh draws: these were the first of several that passed.
@@ -353,6 +355,8 @@ class Trainer:
                 sentence = f"with {layers} kinetic layers after the trained ones, {found.sentence}"
                 state.verdict = found.model_copy(update={"sentence": sentence}).model_dump()
                 return
+            if state.best_discrepancy > _HELPED * last:
+                break
         for name, value in before.items():
             setattr(state, name, value)
 
