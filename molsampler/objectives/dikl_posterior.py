@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from ..diffusion.identities import Identity
 from ..diffusion.posterior import posterior_score, start_chains
 from ..diffusion.schedule import Scales, Schedule
-from ..errors import NonFiniteError
+from ..errors import InputError, NonFiniteError
 from ..frozen import Frozen
 from ..mcmc import hmc, mala
 from ..mcmc.adapt import Kernel
@@ -165,6 +165,12 @@ class DiKLPosterior(NetworkObjective):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(problem.seed)
             generator = problem.generator.scaled(scale).build(self.space, molecule=problem.molecule)
+            if generator.frame is not None or problem.generator.adapted:
+                raise InputError(
+                    "standardised coordinates and adapted steps are those of a population, which "
+                    "objective.kind=dikl-posterior does not have: leave out generator.standardised and "
+                    "generator.langevin_adapted"
+                )
             body = config.score.scaled(scale)
             score = (
                 ScoreNetwork(body, self.space)

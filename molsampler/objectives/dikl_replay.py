@@ -13,6 +13,9 @@ drawn from the range, uniform in its logarithm, and all three networks are told 
 same as at one temperature, row by row. The least-variance mixture and the data scale are those of the range
 as a whole.
 
+Where the generator works in standardised coordinates (:class:`~molsampler.nn.frame.Frame`), so do noise,
+denoisers and the data scale; chains and draws are of positions.
+
 With ``shards`` every shard has its part of the population, made and moved on by itself, and its part of every
 batch, drawn from its own random stream (:mod:`molsampler.objectives.shards`). Networks, averages and the
 mixture are shared: gradients and moments are summed over shards before every step.
@@ -35,6 +38,7 @@ from torch import Tensor, nn
 from ..diffusion.identity_mixture import IdentityMixture
 from ..diffusion.schedule import Schedule
 from ..errors import FileFormatError, NonFiniteError
+from ..mcmc import adapt, mala
 from ..mcmc.population import Population
 from ..nn.bodies import AnyBody, EGNNBody
 from ..nn.denoiser import Denoiser, score_of
@@ -60,6 +64,11 @@ _ANNEALING_START = 0.75
 
 #: Iterations over which learning rates rise.
 _RISE = 100
+
+#: Chains and transitions by which the step of the generator's layers is found, and the first guess, in
+#: squared data scales.
+_ADAPTED_ROWS, _ADAPTED_STEPS = 256, 100
+_FIRST_STEP = 1e-3
 
 #: Decay of the running average of the target's denoiser.
 _TEACHER_EMA = 0.998
@@ -200,13 +209,16 @@ class DiKLReplay(NetworkObjective):
 
     def start(self, prepared: State) -> State:
         config, problem = self.config, self.problem
+        self.target.evaluations = 0
         own = {shard: self._preparation.part(prepared, shard) for shard in self.shards.owned}
+        spent = self._of_all(sum(int(each["energy_evaluations"]) for each in own.values()))
         populations = {
             shard: each.population(own[shard]) for shard, each in self._preparations.items()
         }
         x = torch.cat(self.shards.gather([each.state.position for each in populations.values()]))
-        scale = config.data_scale or data_scale(x, problem)
+        scale = config.data_scale or self._data_scale(x)
         work = self.build({"data_scale": scale})
+        work.numbers["data_scale"] = scale
         for shard, each in self._preparations.items():
             work.streams[self.shards.prefix(shard)] = each.random(own[shard])
         context = None
@@ -217,19 +229,59 @@ class DiKLReplay(NetworkObjective):
             context = problem.temperatures.context(torch.cat(self.shards.gather(rows)))
         for name in ("generator", "ema"):
             cast(Generator, work.modules[name]).start_from(x, context=context)
+        if problem.generator.adapted:
+            step = self._adapted_step(work, x, context)
+            for name in ("generator", "ema"):
+                cast(Generator, work.modules[name]).start_steps(step)
         for name in ("score", "teacher", "teacher_ema"):
-            cast(Denoiser, work.modules[name]).body.start_from(x, spring=0.0)
+            cast(Denoiser, work.modules[name]).body.start_from(self._inward(work, x), spring=0.0)
         for shard, population in populations.items():
             population.put(work.tensors, work.numbers, self.shards.prefix(shard))
         work.tensors["mixture"] = IdentityMixture.fresh(self.like).moments
         work.numbers.update(
             iteration=0,
-            energy_evaluations=self._of_all(
-                sum(int(each["energy_evaluations"]) for each in own.values())
-            ),
-            data_scale=scale,
+            energy_evaluations=spent + self.target.evaluations,
         )
         return self.flat(work)
+
+    def _data_scale(self, x: Tensor) -> float:
+        """The data scale of a population, in the generator's coordinates."""
+        frame = self.problem.generator.frame(self.space)
+        if frame is not None:
+            frame = frame.to(x.device)
+            frame.start_from(x)
+            x = frame.inward(x)
+        return data_scale(x, self.problem)
+
+    def _adapted_step(self, work: Workspace, x: Tensor, context: Tensor | None) -> float:
+        """Step of Metropolis-adjusted Langevin dynamics from the population, in the generator's coordinates;
+        over a range of temperatures, that of the middle."""
+        problem, target = self.problem, cast(Target, self.target)
+        if problem.temperatures is not None and problem.at is not None and context is not None:
+            middle = problem.temperatures.middle
+            target = self.target.counting(problem.at(torch.tensor(middle)))
+            # Other rows are not where chains of this temperature would be.
+            nearest = (problem.temperatures.temperature(context[:, 0]) - middle).abs().argsort()
+            x = x[nearest]
+        frame = cast(Generator, work.modules["generator"]).frame
+        if frame is not None:
+            x, target = frame.inward(x), frame.target(target)
+        random = torch.Generator(device=x.device).manual_seed(problem.seed)
+        _, found = adapt.tuned(
+            mala.init(x[:_ADAPTED_ROWS], target),
+            target,
+            steps=_ADAPTED_STEPS,
+            step_size=_FIRST_STEP * float(work.numbers["data_scale"]) ** 2,
+            generator=random,
+            lengths=False,
+        )
+        return float(found.step_size)
+
+    @staticmethod
+    def _inward(work: Workspace, x: Tensor) -> Tensor:
+        """Positions in the generator's coordinates."""
+        frame = cast(Generator, work.modules["generator"]).frame
+        return x if frame is None else frame.inward(x)
 
     def evaluations_per_step(self, *, warmup: bool) -> int:
         plan, own = self.plan, len(self.shards.owned)
@@ -405,6 +457,7 @@ class DiKLReplay(NetworkObjective):
     ) -> tuple[Tensor, Tensor]:
         """The DiKL loss at a shard's draws; the mean difference of scores and the share of clipped rows."""
         config, stream = self.config, work.streams[self.shards.prefix(shard)]
+        x = self._inward(work, x)
         t = self._annealed_times(work, x, stream)
         diffused = diffuse(x, self.schedule(t), self.space, generator=stream)
         x_t, scales = diffused.x_t.detach(), diffused.scales
@@ -453,7 +506,7 @@ class DiKLReplay(NetworkObjective):
     def _score_loss(
         self, work: Workspace, shard: int, x: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        x, stream = x.detach(), work.streams[self.shards.prefix(shard)]
+        x, stream = self._inward(work, x.detach()), work.streams[self.shards.prefix(shard)]
         t = self._annealed_times(work, x, stream)
         x_t, scales, _ = diffuse(x, self.schedule(t), self.space, generator=stream)
         s = scales.sigma / scales.alpha
@@ -485,7 +538,10 @@ class DiKLReplay(NetworkObjective):
             generator=stream,
             device=self.problem.device,
         )
-        x, score = chains.state.position[index], chains.state.score[index]
+        x, score = self._inward(work, chains.state.position[index]), chains.state.score[index]
+        frame = cast(Generator, work.modules["generator"]).frame
+        if frame is not None:
+            score = frame.score(score)
         context = None
         if self.problem.temperatures is not None and chains.temperature is not None:
             context = self.problem.temperatures.context(chains.temperature[index])

@@ -23,6 +23,7 @@ from ...registry import Registry
 from ...space import Space
 from ...target import Target
 from ...temperatures import TemperatureRange
+from ..frame import Frame
 
 
 class Draw(NamedTuple):
@@ -49,6 +50,11 @@ class GeneratorConfig(Kind):
     #: Whether draws carry weights.
     weighted: ClassVar[bool] = False
 
+    @property
+    def adapted(self) -> bool:
+        """Whether steps of its layers are in units of the target's own (:meth:`Generator.start_steps`)."""
+        return False
+
     def scaled(self, length: float) -> Self:
         """The same generator with lengths in the system's unit instead of data scales of ``length``."""
         return self
@@ -70,6 +76,16 @@ class GeneratorConfig(Kind):
             f"a generator of kind {self.kind!r} takes no temperature; train it at one temperature, or a "
             "generator of kind 'implicit', 'spline' or 'diffusion' over the range"
         )
+
+    def frame(self, space: Space) -> Frame | None:
+        """The standardised coordinates in which the generator works, None for those of the space.
+
+        Raises
+        ------
+        InputError
+            The space, or the network, has none.
+        """
+        return None
 
     def build(
         self, space: Space, *, molecule: Molecule | None = None, sampling: Sampling | None = None
@@ -99,6 +115,7 @@ class Generator(nn.Module):
     mirror_symmetric : whether a configuration and its mirror image are equally likely
     temperatures : the range of which a temperature is its context, None without one
     temperature : the one of :meth:`at`, None where draws are told theirs
+    frame : the standardised coordinates in which it works, None for those of the system
     """
 
     mirror_symmetric: bool = False
@@ -108,6 +125,8 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig, sampling: Sampling, space: Space):
         super().__init__()
         self.config, self.sampling, self.space = config, sampling, space
+        # Not of the class, where it would hide the submodule.
+        self.frame: Frame | None = None
 
     @property
     def evaluations_per_sample(self) -> int:
@@ -153,6 +172,10 @@ class Generator(nn.Module):
     def start_from(self, x: Tensor, *, context: Tensor | None = None) -> None:
         """Start from what configurations ``(b, n, d)`` of the target look like, where the kind can;
         ``context`` ``(b, 1)`` is that of rows at several temperatures."""
+
+    def start_steps(self, step: float) -> None:
+        """Start with steps in units of ``step``, that of Metropolis-adjusted Langevin dynamics on the target
+        in the generator's coordinates, where its configuration is :attr:`~GeneratorConfig.adapted`."""
 
     def compiled(self) -> Self:
         """A twin that shares the weights and computes through compiled code, where the kind has some."""

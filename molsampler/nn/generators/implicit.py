@@ -20,7 +20,9 @@ Leimkuhler-Matthews scheme (arXiv 1203.5428) each layer takes the mean of two su
 independent noise at any stable :math:`\epsilon`. The step sizes start on a geometric ladder, from
 steps long enough to leave a barrier to steps short enough to have little discretisation error;
 ``langevin_fixed`` keeps them there. Averaged noise does not punish long steps, so that learned ones
-may grow until the layers are unstable.
+may grow until the layers are unstable. ``langevin_adapted`` has them in units of the step that
+Metropolis-adjusted Langevin dynamics takes on the target (:meth:`Generator.start_steps`), which nobody has
+to know.
 
 How the trained network is sampled is chosen afterwards (:class:`ImplicitSampling`): by more ``layers`` than
 were trained, for which the ladder of learned steps is stretched by interpolation, at as many energy
@@ -37,6 +39,9 @@ For a molecule in Cartesian coordinates the latent positions are those of a Gaus
 (:meth:`molsampler.molecule.molecule.Molecule.chain_root`): bonded atoms start near each other, so the
 network has to set lengths and angles, not to fetch atoms from anywhere. The law stays symmetric under
 rotation, reflection and the exchange of equivalent atoms.
+
+``standardised``, for plain vectors, has all of this in coordinates of zero mean and unit spread
+(:class:`~molsampler.nn.frame.Frame`), those of the population that training starts from.
 
 With ``temperatures`` the network reads the temperature of every row as one more feature of each particle,
 and the step sizes are in proportion to it: :math:`\epsilon \nabla^2 u_T` is then the same at all of
@@ -63,6 +68,7 @@ from ...space import Space
 from ...target import COORDINATE_LIMIT, Target
 from ...temperatures import TemperatureRange
 from ..bodies import AnyBody, EGNNBody
+from ..frame import Frame
 from .base import Draw, Generator, GeneratorConfig, Sampling
 
 #: Coordinates are clamped to this before the energy sees them.
@@ -125,26 +131,42 @@ class ImplicitConfig(GeneratorConfig):
     langevin_scheme: LangevinScheme = "euler"
     langevin_fixed: bool = False
     langevin_hessian: bool = True
+    langevin_adapted: bool = False
+    standardised: bool = False
     temperatures: TemperatureRange | None = None
 
     def conditioned(self, temperatures: TemperatureRange) -> Self:
         return self.model_copy(update={"temperatures": temperatures})
 
     def scaled(self, length: float) -> Self:
-        last = self.langevin_last_step
-        return self.model_copy(
-            update={
-                "body": self.body.scaled(length),
-                "latent_scale": self.latent_scale * length,
-                "langevin_step": self.langevin_step * length**2,
-                "langevin_last_step": last and last * length**2,
-            }
-        )
+        update = {
+            "body": self.body.scaled(length),
+            "latent_scale": self.latent_scale * length,
+        }
+        if not self.langevin_adapted:
+            last = self.langevin_last_step
+            update["langevin_step"] = self.langevin_step * length**2
+            update["langevin_last_step"] = last and last * length**2
+        return self.model_copy(update=update)
+
+    @property
+    def adapted(self) -> bool:
+        return self.langevin_adapted and self.langevin_layers > 0
 
     def data_scale_of(self, scaled: GeneratorConfig) -> float:
         return (
             scaled.latent_scale / self.latent_scale if isinstance(scaled, ImplicitConfig) else 1.0
         )
+
+    def frame(self, space: Space) -> Frame | None:
+        if not self.standardised:
+            return None
+        if self.body.mirror_symmetric:
+            raise InputError(
+                f"a body of kind {self.body.kind!r} respects rotations, which standardised coordinates "
+                "break: leave out generator.standardised, or use a body of kind 'mlp'"
+            )
+        return Frame(space)
 
     @classmethod
     def sampling(cls, values: Mapping[str, Any] | None = None) -> ImplicitSampling:
@@ -231,6 +253,7 @@ class Implicit(Generator):
         features = config.noise_features + config.sign_features + config.particle_signs
         # A body without any features still needs one input to embed.
         self.features = max(features, 1) + (config.temperatures is not None)
+        self.frame = config.frame(space)
         self.body = config.body.build(space, self.features, molecule)
         self.unit = config.latent_scale if config.body.unit_inputs else 1.0
         last = config.langevin_last_step or config.langevin_step
@@ -274,7 +297,14 @@ class Implicit(Generator):
         return twin
 
     def start_from(self, x: Tensor, *, context: Tensor | None = None) -> None:
+        if self.frame is not None:
+            self.frame.start_from(x)
+            x = self.frame.inward(x)
         self.body.start_from(x, spring=_SPRING)
+
+    def start_steps(self, step: float) -> None:
+        with torch.no_grad():
+            self.log_step.add_(math.log(step))
 
     def compiled(self) -> Self:
         twin = copy.copy(self)
@@ -331,6 +361,12 @@ class Implicit(Generator):
 
     def forward(self, latent: Latent, target: Target, context: Tensor | None = None) -> Tensor:
         """Configurations ``(b, n, d)`` from latents; Langevin layers ask ``target`` for its score."""
+        if self.frame is not None:
+            return self.frame.outward(self._drawn(latent, self.frame.target(target), context))
+        return self._drawn(latent, target, context)
+
+    def _drawn(self, latent: Latent, target: Target, context: Tensor | None) -> Tensor:
+        """The same in the generator's own coordinates."""
         features = latent.features
         if context is not None:
             told = context[:, None].expand(-1, features.shape[1], -1)
@@ -388,7 +424,10 @@ class Implicit(Generator):
 
     def _move(self, x: Tensor, step: Tensor, target: Target) -> Tensor:
         """Truncated drift of a Langevin step, on the space."""
-        length = _DIFFERENCE * math.sqrt(2.0 * self.config.langevin_step)
+        first = self.config.langevin_step
+        if self.config.langevin_adapted:
+            first = float(self.log_step[0].exp())
+        length = _DIFFERENCE * math.sqrt(2.0 * first)
         # Curvature beyond twice the stability limit of the step, epsilon H = 2.
         steepest = 4.0 / step.detach()
         seen = x if self.config.langevin_hessian else x.detach()
