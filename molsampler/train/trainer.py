@@ -328,8 +328,7 @@ class Trainer:
         compared = all(case.discrepancy is not None for case in cases)
         # What a population in motion has taught is not mended by layers.
         moving = any(case.unrest is not None for case in cases)
-        wanted = config.calibrate and not config.sampling.get("kinetic")
-        if Verdict(**state.verdict).usable or not compared or moving or not wanted:
+        if Verdict(**state.verdict).usable or not compared or moving or not config.calibrate:
             return
         before = {name: getattr(state, name) for name in _JUDGED_FIELDS}
         spent = int(state.objective["energy_evaluations"]) + self.target.evaluations
@@ -352,7 +351,7 @@ class Trainer:
             log.info("with %d kinetic layers more: %s", layers, said)
             if found.usable:
                 state.relaxation = layers
-                sentence = f"with {layers} kinetic layers after the trained ones, {found.sentence}"
+                sentence = f"with {layers} kinetic layers more, {found.sentence}"
                 state.verdict = found.model_copy(update={"sentence": sentence}).model_dump()
                 return
             if state.best_discrepancy > _HELPED * last:

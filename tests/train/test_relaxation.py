@@ -28,27 +28,28 @@ def affordable(monkeypatch):
     monkeypatch.setattr(trainer, "_RELAXATIONS", (4, 128))
 
 
-def test_layers_that_make_a_sampler_usable_are_part_of_it(tmp_path):
-    config = load_config("fast", springs(), overrides=SETTINGS)
+@pytest.mark.parametrize("asked", [0, 1])
+def test_layers_that_make_a_sampler_usable_are_part_of_it(tmp_path, asked):
+    kinetic = {"kinetic": {"steps": asked}} if asked else {}
+    config = load_config("fast", springs(), overrides=(*SETTINGS, f"sampling={kinetic}"))
     train(springs(), tmp_path / "run", config)
     sampler = Sampler.load(tmp_path / "run" / "artifact")
     kinetic = sampler.card.sampling["kinetic"]
-    assert kinetic["steps"] in trainer._RELAXATIONS
+    assert kinetic["steps"] - asked in trainer._RELAXATIONS
     assert sampler.card.verdict.usable
-    assert f"with {kinetic['steps']} kinetic layers" in sampler.card.verdict.sentence
+    assert f"with {kinetic['steps'] - asked} kinetic layers more" in sampler.card.verdict.sentence
     samples = sampler.sample(100, seed=0)
     layers = config.generator.langevin_layers + kinetic["steps"]
     assert samples.metadata["energy_evaluations"] >= 100 * layers
 
 
-@pytest.mark.parametrize("setting", ["calibrate=false", "sampling.kinetic.steps=1"])
-def test_what_was_asked_for_is_left_as_it_is(tmp_path, setting):
-    """Without the tries the same training is not usable: they are what the other test sees."""
-    config = load_config("fast", springs(), overrides=(*SETTINGS, setting))
+def test_without_calibration_the_sampler_is_left_as_it_is(tmp_path):
+    """And the same training is not usable: layers are what the other test sees."""
+    config = load_config("fast", springs(), overrides=(*SETTINGS, "calibrate=false"))
     train(springs(), tmp_path / "run", config)
     card = Sampler.load(tmp_path / "run" / "artifact").card
     assert not card.verdict.usable
-    assert (card.sampling["kinetic"] is None) == (setting == "calibrate=false")
+    assert card.sampling["kinetic"] is None
 
 
 def test_tries_take_no_more_than_their_share_of_the_energies(tmp_path, monkeypatch):
