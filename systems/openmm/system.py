@@ -32,10 +32,11 @@ from molsampler.target import System, check_positions
 from molsampler.units import kT
 
 from ..arguments import checked_name, integer
+from ..compiled import UnavailableError
 from . import probe
 from .context import Array, ContextEvaluator, EvaluationError
 from .geometry import require_sane
-from .native.kernel import NativeEvaluator, UnavailableError, require_agreement
+from .native.kernel import NativeEvaluator, require_agreement
 from .workers import WorkerPool
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import torch
 
 from molsampler.errors import InputError
 from molsampler.systems import OpenMMSystem, get_system
+from molsampler.systems.compiled import UnavailableError
 from molsampler.systems.openmm.context import ContextEvaluator
 from molsampler.systems.openmm.native import kernel, tables
 
@@ -217,7 +218,7 @@ def test_without_a_compiler_openmm_evaluates(fresh, monkeypatch) -> None:
 
 def test_a_compiler_that_fails_is_named(fresh, monkeypatch) -> None:
     monkeypatch.setenv("CXX", "false")
-    with pytest.raises(kernel.UnavailableError, match="false does not compile it"):
+    with pytest.raises(UnavailableError, match="false does not compile it"):
         kernel._library()
     assert not list(fresh.iterdir())
 

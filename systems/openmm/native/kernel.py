@@ -1,21 +1,8 @@
-"""The compiled kernel: made once by the machine's own compiler, kept, and called on blocks of rows.
-
-``kernel.cpp`` is compiled at first use with ``CXX`` (else ``c++``, ``g++`` or ``clang++``) for this
-processor, and kept in ``MOLSAMPLER_CACHE``, else in the user's cache folder, under a name made of source,
-compiler, flags and processor. Where there is no compiler, OpenMM evaluates.
-"""
+"""The compiled kernel, called on blocks of rows; where there is no compiler, OpenMM evaluates."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
@@ -25,18 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...compiled import UnavailableError, library
 from ..context import Array, ContextEvaluator, EvaluationError
 from .tables import Born, Tables, Terms, UnknownTermError, tables
 
-#: Flags, in the order in which they are tried; vector functions are those of glibc.
-_FLAGS = (
-    "-O3 -march=native -DVECTOR_MATH -lmvec -lm",
-    "-O3 -march=native -lm",
-    "-O3 -lm",
-)
-_COMMON = "-std=c++17 -shared -fPIC -fno-math-errno -fno-trapping-math -ffp-contract=fast -w"
 _SOURCE = Path(__file__).with_name("kernel.cpp")
-_COMPILATION_SECONDS = 120
 #: Rows below which one thread takes all.
 _ROWS_PER_THREAD = 256
 #: Forces and energies of a probe agree to this share of the largest, plus a small number of kJ/mol.
@@ -47,10 +27,6 @@ _JITTER = (0.0, 0.002, 0.01)
 _LISTS = ("bonds", "angles", "linear", "stretch_bends", "planes", "torsions", "pairs", "buffered")
 _DOUBLES = ctypes.POINTER(ctypes.c_double)
 _INTEGERS = ctypes.POINTER(ctypes.c_int)
-
-
-class UnavailableError(Exception):
-    """The kernel cannot be made or does not serve a system; the message says why."""
 
 
 class _List(ctypes.Structure):
@@ -181,86 +157,13 @@ def require_agreement(system_xml: str, positions: Array) -> None:
         raise UnavailableError("its energies or forces differ from OpenMM's")
 
 
-# Compilation
-
-
 @cache
 def _library() -> ctypes.CDLL:
-    compiler = _compiler()
-    errors = []
-    for flags in _FLAGS:
-        for path in _places(compiler, flags):
-            try:
-                return _kept(path) or _load(_compiled(compiler, flags, path))
-            except (OSError, subprocess.SubprocessError) as error:
-                errors.append(f"{type(error).__name__}: {error}")
-    raise UnavailableError(f"{compiler[0]} does not compile it ({errors[0][:200]})")
-
-
-def _compiler() -> list[str]:
-    for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
-        words = shlex.split(name)
-        if words and shutil.which(words[0]):
-            return words
-    raise UnavailableError("there is no C++ compiler (c++, g++, clang++, or CXX)")
-
-
-def _places(compiler: list[str], flags: str) -> Iterator[Path]:
-    """Files for the compiled kernel: in the cache, else a temporary one."""
-    parts = [_SOURCE.read_text(), *compiler, flags, _COMMON, _processor()]
-    name = f"kernel-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("MOLSAMPLER_CACHE") or Path(home) / "molsampler")
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # What is loaded is run: only from a folder of one's own.
-        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
-            yield folder / name
-    except OSError:
-        pass
-    with tempfile.TemporaryDirectory(prefix="molsampler-") as temporary:
-        yield Path(temporary) / name
-
-
-def _processor() -> str:
-    """What tells processors apart, for ``-march=native``."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
-
-
-def _compiled(compiler: list[str], flags: str, path: Path) -> Path:
-    # Libraries come behind the source that needs them.
-    libraries = [flag for flag in flags.split() if flag.startswith("-l")]
-    others = [flag for flag in flags.split() if not flag.startswith("-l")]
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
-        subprocess.run(
-            [*compiler, *_COMMON.split(), *others, str(_SOURCE), "-o", str(made), *libraries],
-            check=True,
-            capture_output=True,
-            timeout=_COMPILATION_SECONDS,
-        )
-        os.replace(made, path)
-    return path
-
-
-def _kept(path: Path) -> ctypes.CDLL | None:
-    """The library that an earlier process left; None where there is none, or what is there is damaged."""
-    try:
-        return _load(path)
-    except OSError:
-        return None
-
-
-def _load(path: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(path))
-    library.evaluate.argtypes = [
+    made = library(_SOURCE)
+    made.evaluate.argtypes = [
         ctypes.POINTER(_Specification),
         ctypes.c_long,
         *[_DOUBLES] * 3,
     ]
-    library.evaluate.restype = ctypes.c_int
-    return library
+    made.evaluate.restype = ctypes.c_int
+    return made

@@ -1,0 +1,109 @@
+"""C++ sources of the package, compiled once by the machine's own compiler and kept.
+
+A source is compiled at first use with ``CXX`` (else ``c++``, ``g++`` or ``clang++``) for this processor,
+and kept in ``MOLSAMPLER_CACHE``, else in the user's cache folder, under a name made of source, compiler,
+flags and processor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+#: Flags, in the order in which they are tried; vector functions are those of glibc.
+_FLAGS = (
+    "-O3 -march=native -DVECTOR_MATH -lmvec -lm",
+    "-O3 -march=native -lm",
+    "-O3 -lm",
+)
+_COMMON = "-std=c++17 -shared -fPIC -fno-math-errno -fno-trapping-math -ffp-contract=fast -w"
+_COMPILATION_SECONDS = 120
+
+
+class UnavailableError(Exception):
+    """What was to be compiled cannot be made or does not serve; the message says why."""
+
+
+def library(source: Path) -> ctypes.CDLL:
+    """The library of a source file, compiled where it is not kept.
+
+    Raises
+    ------
+    UnavailableError
+        There is no compiler, or it fails.
+    """
+    compiler = _compiler()
+    errors = []
+    for flags in _FLAGS:
+        for path in _places(source, compiler, flags):
+            try:
+                return _kept(path) or ctypes.CDLL(str(_compiled(source, compiler, flags, path)))
+            except (OSError, subprocess.SubprocessError) as error:
+                errors.append(f"{type(error).__name__}: {error}")
+    raise UnavailableError(f"{compiler[0]} does not compile it ({errors[0][:200]})")
+
+
+def _compiler() -> list[str]:
+    for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
+        words = shlex.split(name)
+        if words and shutil.which(words[0]):
+            return words
+    raise UnavailableError("there is no C++ compiler (c++, g++, clang++, or CXX)")
+
+
+def _places(source: Path, compiler: list[str], flags: str) -> Iterator[Path]:
+    """Files for a library: in the cache, else a temporary one."""
+    parts = [source.read_text(), *compiler, flags, _COMMON, _processor()]
+    name = f"{source.stem}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get("MOLSAMPLER_CACHE") or Path(home) / "molsampler")
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # What is loaded is run: only from a folder of one's own.
+        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
+            yield folder / name
+    except OSError:
+        pass
+    with tempfile.TemporaryDirectory(prefix="molsampler-") as temporary:
+        yield Path(temporary) / name
+
+
+def _processor() -> str:
+    """What tells processors apart, for ``-march=native``."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+
+
+def _compiled(source: Path, compiler: list[str], flags: str, path: Path) -> Path:
+    # Libraries come behind the source that needs them.
+    libraries = [flag for flag in flags.split() if flag.startswith("-l")]
+    others = [flag for flag in flags.split() if not flag.startswith("-l")]
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        subprocess.run(
+            [*compiler, *_COMMON.split(), *others, str(source), "-o", str(made), *libraries],
+            check=True,
+            capture_output=True,
+            timeout=_COMPILATION_SECONDS,
+        )
+        os.replace(made, path)
+    return path
+
+
+def _kept(path: Path) -> ctypes.CDLL | None:
+    """The library that an earlier process left; None where there is none, or what is there is damaged."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        return None
