@@ -17,8 +17,8 @@ from torch import Tensor
 from .expression_graph import Graph, Node
 
 
-class _Step(NamedTuple):
-    """One tensor operation: register ``target`` from registers ``sources`` and a number."""
+class Step(NamedTuple):
+    """One operation: register ``target`` from registers ``sources`` and a number."""
 
     operator: str
     target: int
@@ -40,7 +40,7 @@ class _Lowering:
 
     def __init__(self, graph: Graph, roots: Iterable[int]) -> None:
         self.graph = graph
-        self.steps: list[_Step] = []
+        self.steps: list[Step] = []
         self._registers = 1
         self._done: dict[int, int] = {}
         self._powers: dict[int, dict[int, int]] = {graph.r: {2: 0}}
@@ -52,7 +52,7 @@ class _Lowering:
                     self._wanted.setdefault(base, set()).add(int(power))
 
     def _emit(self, operator: str, *sources: int, number: float = 0.0) -> int:
-        self.steps.append(_Step(operator, self._registers, sources, number))
+        self.steps.append(Step(operator, self._registers, sources, number))
         self._registers += 1
         return self._registers - 1
 
@@ -197,18 +197,23 @@ def _kernel(operator: str, target: int, sources: tuple[int, ...], number: float)
 class Plan:
     """Tensor operations on ``slots`` tensors of one shape, of which slot 0 holds r^2 on entry.
 
-    ``value`` tells where u(r) is afterwards, ``slope`` where u'(r)/r is; ``operators`` names the
-    operations, one per pass over the pairs.
+    ``value`` tells where u(r) is afterwards, ``slope`` where u'(r)/r is; ``steps`` are the operations on
+    slots, one per pass over the pairs.
     """
 
     slots: int
     value: Form
     slope: Form
-    operators: tuple[str, ...]
+    steps: tuple[Step, ...]
     _kernels: tuple[_Kernel, ...] = field(repr=False)
 
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """Names of the operations."""
+        return tuple(step.operator for step in self.steps)
+
     def __len__(self) -> int:
-        return len(self.operators)
+        return len(self.steps)
 
     def run(self, slots: list[Tensor]) -> None:
         """Carry out the operations in place."""
@@ -227,7 +232,7 @@ def plan(graph: Graph, value: int, slope: int | None) -> Plan:
     return _allocate(lowering.steps, value_form, slope_form)
 
 
-def _allocate(steps: list[_Step], value: Form, slope: Form) -> Plan:
+def _allocate(steps: list[Step], value: Form, slope: Form) -> Plan:
     """Map registers to as few slots as their lifetimes allow, to stay in the processor's cache."""
     last_use: dict[int, int] = {}
     for position, step in enumerate(steps):
@@ -237,7 +242,7 @@ def _allocate(steps: list[_Step], value: Form, slope: Form) -> Plan:
         if form.slot is not None:
             last_use[form.slot] = len(steps)
     slot_of, free, count = {0: 0}, [], 1
-    kernels: list[_Kernel] = []
+    placed: list[Step] = []
     for position, step in enumerate(steps):
         sources = tuple(slot_of[s] for s in step.sources)
         dead = {s for s in step.sources if last_use[s] == position}
@@ -248,12 +253,13 @@ def _allocate(steps: list[_Step], value: Form, slope: Form) -> Plan:
         else:
             target, count = count, count + 1
         slot_of[step.target] = target
-        kernels.append(_kernel(step.operator, target, sources, step.number))
+        placed.append(Step(step.operator, target, sources, step.number))
 
     def place(form: Form) -> Form:
         return form if form.slot is None else form._replace(slot=slot_of[form.slot])
 
-    return Plan(count, place(value), place(slope), tuple(s.operator for s in steps), tuple(kernels))
+    kernels = tuple(_kernel(*step) for step in placed)
+    return Plan(count, place(value), place(slope), tuple(placed), kernels)
 
 
 def slopes(graph: Graph, derivative: int) -> Iterable[int]:

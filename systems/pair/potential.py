@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from pydantic import Field
@@ -18,13 +19,15 @@ from molsampler.target import System
 from molsampler.units import TWIN_MASS, TWIN_TEMPERATURE, kT
 
 from ..arguments import checked_description, checked_length, checked_name, integer
+from ..compiled import UnavailableError
 from ..spec import SystemSpec
 from ..topology import ARGON, openmm_particles, particles
 from .expression import Expression
 from .external import COORDINATES, ExternalField
 from .kinds import PairKinds
+from .native import NativePairs
 from .particles import Particles
-from .sums import PairSums, VariedPairs, chunks, pair_sums
+from .sums import PairSums, SortedPairs, VariedPairs, chunks, pair_sums
 
 if TYPE_CHECKING:
     import mdtraj
@@ -32,8 +35,9 @@ if TYPE_CHECKING:
 
 _MAX_PARTICLES = 10_000
 
-#: Particles that differ need a table of all pairs.
+#: Particles that differ need a table of all pairs, and so does the compiled kernel.
 _MAX_DIFFERENT = 1_000
+_MAX_LISTED = 1_000
 
 
 class PairPotential(System):
@@ -160,6 +164,7 @@ class PairPotential(System):
             }
         _check_use(particles, expression, self.field)
         self.kinds = None
+        self._natives: dict[bool, NativePairs | None] = {}
         if particles.types is None:
             self.function = expression.bind(
                 parameters, provided={"n": n, **particles.of_pair(0, 1)}
@@ -177,7 +182,7 @@ class PairPotential(System):
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled functions cannot be pickled; they are rebuilt from the expression.
-        made = ("function", "kinds", "field")
+        made = ("function", "kinds", "field", "_natives")
         return {key: value for key, value in self.__dict__.items() if key not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -257,6 +262,21 @@ class PairPotential(System):
         return system, openmm_particles(self._labels())
 
     def _energy(self, x: Tensor) -> Tensor:
+        energy = self._pair_energy(x)
+        return energy if self.field is None else energy + self.field.energy(x)
+
+    def _energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        energy, score = self._pair_energy_and_score(x)
+        if self.field is not None:
+            more, push = self.field.energy_and_score(x)
+            energy, score = energy + more, score + push
+        return energy, score
+
+    def _pair_energy(self, x: Tensor) -> Tensor:
+        native = self._native(x, full=False)
+        if native is not None:
+            energy, _, nearest = native.evaluate(x, score=False, nearest=self._cusps())
+            return energy if nearest is None else energy.masked_fill_(nearest == 0, torch.inf)
         energy = x.new_empty(len(x))
         for part in self._chunks(x):
             pairs = self._pairs(x[part], full=False)
@@ -268,9 +288,13 @@ class PairPotential(System):
             energy[part] = pairs.energy()
             if touching is not None:
                 energy[part].masked_fill_(touching, torch.inf)
-        return energy if self.field is None else energy + self.field.energy(x)
+        return energy
 
-    def _energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _pair_energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        native = self._native(x, full=True)
+        if native is not None:
+            energy, force, _ = native.evaluate(x, score=True)
+            return energy, cast(Tensor, force)
         parts = self._chunks(x)
         if len(parts) == 1:
             pairs = self._pairs(x, full=True)
@@ -283,10 +307,22 @@ class PairPotential(System):
                 pairs.evaluate()
                 energy[part] = pairs.energy()
                 score[part].flatten(1).copy_(pairs.score())
-        if self.field is not None:
-            more, push = self.field.energy_and_score(x)
-            energy, score = energy + more, score + push
         return energy, score
+
+    def _native(self, x: Tensor, *, full: bool) -> NativePairs | None:
+        """The compiled kernel where it serves these functions and positions, of energies alone or, with
+        ``full``, their slopes too."""
+        if full not in self._natives:
+            functions = (self.function,) if self.kinds is None else self.kinds.functions
+            plans = [each.full if full else each.value_only for each in functions]
+            n, _ = self.shape
+            self._natives[full] = None
+            if n <= _MAX_LISTED:
+                pairs = SortedPairs.all(n) if self.kinds is None else self.kinds.pairs
+                with contextlib.suppress(UnavailableError):
+                    self._natives[full] = NativePairs(self.shape, plans, pairs)
+        native = self._natives[full]
+        return native if native is not None and native.serves(x) else None
 
     def _chunks(self, x: Tensor) -> list[slice]:
         return chunks(x, kinds=1 if self.kinds is None else len(self.kinds.functions))

@@ -116,6 +116,12 @@ class SortedPairs:
     second: Tensor
     counts: tuple[int, ...]
 
+    @classmethod
+    def all(cls, n: int) -> SortedPairs:
+        """Those of ``n`` particles, all of one function."""
+        first, second = torch.triu_indices(n, n, 1)
+        return cls(first, second, (len(first),))
+
 
 class VariedPairs(PairSums):
     """Pair sums of functions that differ: each pair has the plan of its kind.
