@@ -426,7 +426,7 @@ class Implicit(Generator):
         """Truncated drift of a Langevin step, on the space."""
         first = self.config.langevin_step
         if self.config.langevin_adapted:
-            first = float(self.log_step[0].exp())
+            first = float(self.log_step[0].detach().exp())
         length = _DIFFERENCE * math.sqrt(2.0 * first)
         # Curvature beyond twice the stability limit of the step, epsilon H = 2.
         steepest = 4.0 / step.detach()
