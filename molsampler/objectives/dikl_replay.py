@@ -230,9 +230,9 @@ class DiKLReplay(NetworkObjective):
         for name in ("generator", "ema"):
             cast(Generator, work.modules[name]).start_from(x, context=context)
         if problem.generator.adapted:
-            step = self._adapted_step(work, x, context)
+            found = self._adapted(work, x, context)
             for name in ("generator", "ema"):
-                cast(Generator, work.modules[name]).start_steps(step)
+                cast(Generator, work.modules[name]).start_steps(float(found.step_size), found.scale)
         for name in ("score", "teacher", "teacher_ema"):
             cast(Denoiser, work.modules[name]).body.start_from(self._inward(work, x), spring=0.0)
         for shard, population in populations.items():
@@ -253,9 +253,9 @@ class DiKLReplay(NetworkObjective):
             x = frame.inward(x)
         return data_scale(x, self.problem)
 
-    def _adapted_step(self, work: Workspace, x: Tensor, context: Tensor | None) -> float:
-        """Step of Metropolis-adjusted Langevin dynamics from the population, in the generator's coordinates;
-        over a range of temperatures, that of the middle."""
+    def _adapted(self, work: Workspace, x: Tensor, context: Tensor | None) -> adapt.Adaptation:
+        """Step and lengths of Metropolis-adjusted Langevin dynamics from the population, in the generator's
+        coordinates; over a range of temperatures, those of the middle."""
         problem, target = self.problem, cast(Target, self.target)
         if problem.temperatures is not None and problem.at is not None and context is not None:
             middle = problem.temperatures.middle
@@ -273,9 +273,8 @@ class DiKLReplay(NetworkObjective):
             steps=_ADAPTED_STEPS,
             step_size=_FIRST_STEP * float(work.numbers["data_scale"]) ** 2,
             generator=random,
-            lengths=False,
         )
-        return float(found.step_size)
+        return found
 
     @staticmethod
     def _inward(work: Workspace, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from molsampler.errors import InputError
 from molsampler.nn.frame import Frame
 from molsampler.nn.generators import Generator, GeneratorConfig
+from molsampler.nn.generators.implicit import Implicit
 from molsampler.objectives import ObjectiveConfig, Problem, State
 from molsampler.objectives.dikl_replay import DiKLReplay
 from molsampler.space import Euclidean, MeanFree
@@ -171,3 +172,22 @@ def test_adapted_steps_follow_the_stiffness_of_the_target() -> None:
     torch.testing.assert_close(steps[1] / steps[0], torch.full((3,), 1 / 16), rtol=0.2, atol=0)
     # In units of the step that a Metropolis test accepts half of the time: of the order of a variance.
     assert 0.2 < float(steps[0][0]) / config.langevin_step < 5
+
+
+def test_adapted_layers_move_unlike_coordinates_by_their_lengths() -> None:
+    """A coordinate a tenth as wide takes kicks a tenth as long; in one length both take the shorter."""
+    widths = torch.tensor([1.0, 1.0, 0.1, 0.1])
+    target = Gaussian(torch.zeros(SHAPE), torch.diag(widths**2))
+    config = GeneratorConfig.parse(
+        {**generator(standardised=False).model_dump(), "langevin_adapted": True}
+    )
+    learning = objective(target, config)
+    network = learning.generator(learning.init(report=lambda *_: None))
+    assert isinstance(network, Implicit)
+    flat = network.lengths.flatten()
+    torch.testing.assert_close(flat / flat[0], widths, rtol=0.2, atol=0)
+    latent = network.draw_latent(2000, generator=torch.Generator().manual_seed(0))
+    still = latent._replace(kicks=torch.zeros_like(latent.kicks))
+    with torch.no_grad():
+        kicked = (network(latent, target) - network(still, target)).std(0).flatten()
+    torch.testing.assert_close(kicked / kicked[0], widths, rtol=0.3, atol=0)

@@ -173,9 +173,10 @@ class Generator(nn.Module):
         """Start from what configurations ``(b, n, d)`` of the target look like, where the kind can;
         ``context`` ``(b, 1)`` is that of rows at several temperatures."""
 
-    def start_steps(self, step: float) -> None:
+    def start_steps(self, step: float, lengths: Tensor | None) -> None:
         """Start with steps in units of ``step``, that of Metropolis-adjusted Langevin dynamics on the target
-        in the generator's coordinates, where its configuration is :attr:`~GeneratorConfig.adapted`."""
+        in the generator's coordinates, in ``lengths`` ``(n, d)`` of these where they are unlike; asked for
+        where the configuration is :attr:`~GeneratorConfig.adapted`."""
 
     def compiled(self) -> Self:
         """A twin that shares the weights and computes through compiled code, where the kind has some."""

@@ -21,8 +21,8 @@ independent noise at any stable :math:`\epsilon`. The step sizes start on a geom
 steps long enough to leave a barrier to steps short enough to have little discretisation error;
 ``langevin_fixed`` keeps them there. Averaged noise does not punish long steps, so that learned ones
 may grow until the layers are unstable. ``langevin_adapted`` has them in units of the step that
-Metropolis-adjusted Langevin dynamics takes on the target (:meth:`Generator.start_steps`), which nobody has
-to know.
+Metropolis-adjusted Langevin dynamics takes on the target, and coordinates that are unlike in lengths of
+their own (:mod:`molsampler.mcmc.scale`): a torsion then moves as far as it can while a bond vibrates.
 
 How the trained network is sampled is chosen afterwards (:class:`ImplicitSampling`): by more ``layers`` than
 were trained, for which the ladder of learned steps is stretched by interpolation, at as many energy
@@ -233,6 +233,7 @@ class Implicit(Generator):
     config: ImplicitConfig
     sampling: ImplicitSampling
     root: Tensor | None
+    lengths: Tensor
 
     def __init__(
         self,
@@ -261,6 +262,8 @@ class Implicit(Generator):
             torch.linspace(math.log(config.langevin_step), math.log(last), config.langevin_layers),
             requires_grad=not config.langevin_fixed,
         )
+        if config.adapted:
+            self.register_buffer("lengths", torch.ones(space.shape))
         self._run: Callable[[Tensor, Tensor], Tensor] | None = None
         self._require_layers()
 
@@ -302,9 +305,11 @@ class Implicit(Generator):
             x = self.frame.inward(x)
         self.body.start_from(x, spring=_SPRING)
 
-    def start_steps(self, step: float) -> None:
+    def start_steps(self, step: float, lengths: Tensor | None) -> None:
         with torch.no_grad():
             self.log_step.add_(math.log(step))
+            if lengths is not None:
+                self.lengths.copy_(lengths)
 
     def compiled(self) -> Self:
         twin = copy.copy(self)
@@ -383,7 +388,9 @@ class Implicit(Generator):
         hotter = self._hotter(context)
         steps = self.steps() if hotter is None else self.steps()[:, None, None, None] * hotter
         for layer, step in enumerate(steps):
-            x = x + self._move(x, step, target) + torch.sqrt(2.0 * step) * kicks[:, layer]
+            x = x + self._long(
+                self._move(x, step, target) + torch.sqrt(2.0 * step) * kicks[:, layer]
+            )
         if self.kinetic is not None:
             last = self.log_step[-1].exp()
             x = self._kinetic(
@@ -402,8 +409,12 @@ class Implicit(Generator):
             # The drift is h^2 / 2 times the score, truncated.
             pushed = momentum + (2.0 / h) * self._move(x, step, target)
             momentum = a * pushed + b * kick
-            x = x + 0.5 * h * (pushed + momentum)
+            x = x + self._long(0.5 * h * (pushed + momentum))
         return x
+
+    def _long(self, move: Tensor) -> Tensor:
+        """A move, of lengths of the coordinates, in the unit of positions."""
+        return move * self.lengths if self.config.adapted else move
 
     def _hotter(self, context: Tensor | None) -> Tensor | None:
         """Temperatures over the middle of the range ``(b, 1, 1)``, by which step sizes are multiplied."""
@@ -423,17 +434,19 @@ class Implicit(Generator):
         return log_step.exp()
 
     def _move(self, x: Tensor, step: Tensor, target: Target) -> Tensor:
-        """Truncated drift of a Langevin step, on the space."""
+        """Truncated drift of a Langevin step, on the space, in lengths of the coordinates."""
         first = self.config.langevin_step
-        if self.config.langevin_adapted:
+        if self.config.adapted:
             first = float(self.log_step[0].detach().exp())
         length = _DIFFERENCE * math.sqrt(2.0 * first)
         # Curvature beyond twice the stability limit of the step, epsilon H = 2.
         steepest = 4.0 / step.detach()
+        if self.config.adapted:
+            steepest = steepest / self.lengths.max() ** 2
         seen = x if self.config.langevin_hessian else x.detach()
         score: Tensor = _Score.apply(seen, target, length, steepest)  # type: ignore[no-untyped-call]
         # Squares of larger scores overflow float32; the drift is truncated long before.
-        score = score.clamp(-_STEEPEST, _STEEPEST)
+        score = self._long(score).clamp(-_STEEPEST, _STEEPEST)
         if score.requires_grad:
             with torch.no_grad():
                 whole = step * score
