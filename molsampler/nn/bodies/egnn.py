@@ -8,11 +8,11 @@ One layer, with node features :math:`h_i`, positions :math:`x_i` and edge featur
     h_i &\leftarrow h_i + \phi_h(h_i, \textstyle\sum_{j\ne i} g(m_{ij})\, m_{ij}).
 
 Every system here is a complete graph of a few dozen particles. Inside, tensors are laid out particle
-or pair first, batch second: what joins particles to pairs, and sums messages over neighbours, is then one
-product with a constant incidence matrix for the whole batch, with no gather or scatter by index. The first
-edge layer is split into per-particle halves, which makes its cost linear in the number of particles. With
-``unordered=True`` the two halves share their weights, messages become symmetric
-(:math:`m_{ij} = m_{ji}`), and each pair is computed once, at half the work.
+or pair first, batch second: what joins particles to pairs, and sums messages over neighbours, then copies or
+adds whole rows of a batch, or is one product with a constant incidence matrix
+(:mod:`molsampler.nn.bodies.pairs`). The first edge layer is split into per-particle halves, which makes its
+cost linear in the number of particles. With ``unordered=True`` the two halves share their weights, messages
+become symmetric (:math:`m_{ij} = m_{ji}`), and each pair is computed once, at half the work.
 
 The displacement output is translation invariant and equivariant under rotation, reflection and
 permutation, by construction.
