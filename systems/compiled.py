@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -16,7 +17,10 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 #: Flags, in the order in which they are tried; vector functions are those of glibc.
 _FLAGS = (
@@ -33,19 +37,41 @@ class UnavailableError(Exception):
 
 
 def library(source: Path) -> ctypes.CDLL:
-    """The library of a source file, compiled where it is not kept.
+    """The library of a source file, compiled where it is not kept; a failure is remembered and logged once.
 
     Raises
     ------
     UnavailableError
         There is no compiler, or it fails.
     """
+    made = _made(source)
+    if isinstance(made, str):
+        raise UnavailableError(made)
+    return made
+
+
+@cache
+def _made(source: Path) -> ctypes.CDLL | str:
+    """The library, or why there is none."""
+    try:
+        return _first(source)
+    except UnavailableError as error:
+        log.info("%s is not used, and energies take longer: %s", source.name, error)
+        return str(error)
+
+
+def _first(source: Path) -> ctypes.CDLL:
+    """The library by the first flags that serve."""
     compiler = _compiler()
     errors = []
     for flags in _FLAGS:
         for path in _places(source, compiler, flags):
             try:
                 return _kept(path) or ctypes.CDLL(str(_compiled(source, compiler, flags, path)))
+            except subprocess.TimeoutExpired:
+                raise UnavailableError(
+                    f"{compiler[0]} takes longer than {_COMPILATION_SECONDS} s to compile it"
+                ) from None
             except (OSError, subprocess.SubprocessError) as error:
                 errors.append(f"{type(error).__name__}: {error}")
     raise UnavailableError(f"{compiler[0]} does not compile it ({errors[0][:200]})")
@@ -53,7 +79,10 @@ def library(source: Path) -> ctypes.CDLL:
 
 def _compiler() -> list[str]:
     for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
-        words = shlex.split(name)
+        try:
+            words = shlex.split(name)
+        except ValueError as error:
+            raise UnavailableError(f"CXX={name!r} cannot be read: {error}") from None
         if words and shutil.which(words[0]):
             return words
     raise UnavailableError("there is no C++ compiler (c++, g++, clang++, or CXX)")
@@ -63,17 +92,24 @@ def _places(source: Path, compiler: list[str], flags: str) -> Iterator[Path]:
     """Files for a library: in the cache, else a temporary one."""
     parts = [source.read_text(), *compiler, flags, _COMMON, _processor()]
     name = f"{source.stem}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("MOLSAMPLER_CACHE") or Path(home) / "molsampler")
     try:
+        named = os.environ.get("MOLSAMPLER_CACHE")
+        folder = Path(named) if named else _cache() / "molsampler"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         # What is loaded is run: only from a folder of one's own.
         if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
             yield folder / name
-    except OSError:
+    except (OSError, RuntimeError):
+        # A user without a home folder is a RuntimeError.
         pass
     with tempfile.TemporaryDirectory(prefix="molsampler-") as temporary:
         yield Path(temporary) / name
+
+
+def _cache() -> Path:
+    """The user's cache folder."""
+    named = os.environ.get("XDG_CACHE_HOME")
+    return Path(named) if named else Path.home() / ".cache"
 
 
 def _processor() -> str:

@@ -56,6 +56,7 @@ class _Function(ctypes.Structure):
         ("slope_register", ctypes.c_long),
         ("slope_scale", ctypes.c_double),
         ("slope_constant", ctypes.c_double),
+        ("cusp", ctypes.c_long),
         ("pairs", ctypes.c_long),
         ("first", _INTEGERS),
         ("second", _INTEGERS),
@@ -69,6 +70,7 @@ class NativePairs:
     ----------
     plans : for each kind, the plan of value and slope, or of the value alone
     pairs : the pairs of each kind, in the order of ``plans``
+    cusps : for each kind whether particles at one place have an energy there and no slope
 
     Raises
     ------
@@ -76,7 +78,14 @@ class NativePairs:
         An operation is unknown, there is no compiler, or ``MOLSAMPLER_NATIVE=0``.
     """
 
-    def __init__(self, shape: tuple[int, int], plans: Sequence[Plan], pairs: SortedPairs) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        plans: Sequence[Plan],
+        pairs: SortedPairs,
+        *,
+        cusps: Sequence[bool] = (),
+    ) -> None:
         if os.environ.get(SWITCH, "1") == "0":
             raise UnavailableError(f"{SWITCH}=0")
         for plan in plans:
@@ -89,15 +98,15 @@ class NativePairs:
         self._registers = max(plan.slots for plan in plans)
         ends = np.cumsum([0, *pairs.counts])
         first, second = (each.numpy().astype(np.intc) for each in (pairs.first, pairs.second))
+        cusps = cusps or [False] * len(plans)
         laid = [
-            self._laid_out(plan, first[a:b], second[a:b])
-            for plan, (a, b) in zip(plans, pairwise(ends.tolist()), strict=True)
+            self._laid_out(plan, cusp, first[a:b], second[a:b])
+            for plan, cusp, (a, b) in zip(plans, cusps, pairwise(ends.tolist()), strict=True)
         ]
         self._functions = (_Function * len(laid))(*laid)
         self._pairs = len(first)
-        self._pool: ThreadPoolExecutor | None = None
 
-    def _laid_out(self, plan: Plan, first: Any, second: Any) -> _Function:
+    def _laid_out(self, plan: Plan, cusp: bool, first: Any, second: Any) -> _Function:
         codes, numbers = [], []
         for step in plan.steps:
             sources = (*step.sources, 0, 0)[:3]
@@ -116,6 +125,7 @@ class NativePairs:
             -1 if slope.slot is None else slope.slot,
             slope.scale,
             slope.constant,
+            cusp,
             len(first),
             self._pointer(first, np.intc, _INTEGERS),
             self._pointer(second, np.intc, _INTEGERS),
@@ -126,15 +136,11 @@ class NativePairs:
         self._kept.append(array)
         return array.ctypes.data_as(kind)
 
-    def serves(self, x: Tensor) -> bool:
-        """Whether it can evaluate these positions."""
-        return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-
     def evaluate(
         self, x: Tensor, *, score: bool, nearest: bool = False
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Energies ``(b,)``, and as wanted scores ``(b, n, d)`` and smallest squared distances ``(b,)``, of
-        positions ``(b, n, d)``."""
+        """Energies ``(b,)``, and as wanted scores ``(b, n, d)`` and the smallest squared distances ``(b,)``
+        of pairs of a kind with a cusp, of positions ``(b, n, d)``."""
         x = x.contiguous()
         energy = x.new_empty(len(x))
         force = torch.empty_like(x) if score else None
@@ -151,9 +157,7 @@ class NativePairs:
         if len(blocks) == 1:
             failed = [call(blocks[0])]
         else:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(threads)
-            failed = list(self._pool.map(call, blocks))
+            failed = list(_pool(threads).map(call, blocks))
         if any(failed):
             raise MemoryError("no memory is left for the energies of pairs")
         return energy, force, closest
@@ -179,6 +183,16 @@ class NativePairs:
             *(at(tensor) for tensor in (x, energy, force, closest)),
         )
         return code
+
+
+def serves(x: Tensor) -> bool:
+    """Whether the kernel can evaluate such positions."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
 
 
 @cache

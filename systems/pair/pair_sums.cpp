@@ -7,7 +7,6 @@
 
 #include <cmath>
 #include <cstdlib>
-#include <new>
 
 #ifdef VECTOR_MATH
 #define VECTOR __attribute__((simd("notinbranch")))
@@ -32,6 +31,7 @@ struct Function {
     double value_scale, value_quadratic, value_constant;
     long slope_register;
     double slope_scale, slope_constant;
+    long cusp;
     long pairs;
     const int* first;
     const int* second;
@@ -192,7 +192,7 @@ struct Worker {
                 for (long p = 0; p < each.pairs; p += CHUNK) {
                     const long pairs = each.pairs - p < CHUNK ? each.pairs - p : CHUNK;
                     chunk(each, each.first + p, each.second + p, pairs, scores != nullptr,
-                          nearest ? close : nullptr);
+                          nearest && each.cusp ? close : nullptr);
                 }
             }
             for (long l = 0; l < count; l++) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,7 +26,7 @@ from ..topology import ARGON, openmm_particles, particles
 from .expression import Expression
 from .external import COORDINATES, ExternalField
 from .kinds import PairKinds
-from .native import NativePairs
+from .native import NativePairs, serves
 from .particles import Particles
 from .sums import PairSums, SortedPairs, VariedPairs, chunks, pair_sums
 
@@ -38,6 +39,9 @@ _MAX_PARTICLES = 10_000
 #: Particles that differ need a table of all pairs, and so does the compiled kernel.
 _MAX_DIFFERENT = 1_000
 _MAX_LISTED = 1_000
+
+#: Held while a system's kernel is made.
+_NATIVES = threading.Lock()
 
 
 class PairPotential(System):
@@ -90,6 +94,7 @@ class PairPotential(System):
     invariant = True
     exchangeable = True
     concurrent = True
+    pairwise = True
 
     def __init__(
         self,
@@ -312,17 +317,24 @@ class PairPotential(System):
     def _native(self, x: Tensor, *, full: bool) -> NativePairs | None:
         """The compiled kernel where it serves these functions and positions, of energies alone or, with
         ``full``, their slopes too."""
-        if full not in self._natives:
-            functions = (self.function,) if self.kinds is None else self.kinds.functions
-            plans = [each.full if full else each.value_only for each in functions]
-            n, _ = self.shape
-            self._natives[full] = None
-            if n <= _MAX_LISTED:
+        n, _ = self.shape
+        if n > _MAX_LISTED or not serves(x):
+            return None
+        # Blocks of samples are evaluated by several threads: none may see a kernel in the making.
+        with _NATIVES:
+            if full not in self._natives:
+                functions = (self.function,) if self.kinds is None else self.kinds.functions
                 pairs = SortedPairs.all(n) if self.kinds is None else self.kinds.pairs
+                made = None
                 with contextlib.suppress(UnavailableError):
-                    self._natives[full] = NativePairs(self.shape, plans, pairs)
-        native = self._natives[full]
-        return native if native is not None and native.serves(x) else None
+                    made = NativePairs(
+                        self.shape,
+                        [each.full if full else each.value_only for each in functions],
+                        pairs,
+                        cusps=[each.cusp_at_zero for each in functions],
+                    )
+                self._natives[full] = made
+            return self._natives[full]
 
     def _chunks(self, x: Tensor) -> list[slice]:
         return chunks(x, kinds=1 if self.kinds is None else len(self.kinds.functions))

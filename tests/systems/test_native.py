@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from molsampler.errors import InputError
-from molsampler.systems import OpenMMSystem, get_system
+from molsampler.systems import OpenMMSystem, compiled, get_system
 from molsampler.systems.compiled import UnavailableError
 from molsampler.systems.openmm.context import ContextEvaluator
 from molsampler.systems.openmm.native import kernel, tables
@@ -198,13 +198,16 @@ def fresh(tmp_path: Path, monkeypatch):
     """An empty cache, and a process that has not loaded the kernel."""
     monkeypatch.setenv("MOLSAMPLER_CACHE", str(tmp_path / "cache"))
     kernel._library.cache_clear()
+    compiled._made.cache_clear()
     yield tmp_path / "cache"
     kernel._library.cache_clear()
+    compiled._made.cache_clear()
 
 
 def test_without_a_compiler_openmm_evaluates(fresh, monkeypatch) -> None:
     right = get_system("alanine-dipeptide").energy(get_system("alanine-dipeptide").positions)
     kernel._library.cache_clear()
+    compiled._made.cache_clear()
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("MOLSAMPLER_CACHE", str(fresh / "another"))
@@ -221,6 +224,35 @@ def test_a_compiler_that_fails_is_named(fresh, monkeypatch) -> None:
     with pytest.raises(UnavailableError, match="false does not compile it"):
         kernel._library()
     assert not list(fresh.iterdir())
+
+
+def test_a_failure_is_remembered(fresh, monkeypatch, tmp_path) -> None:
+    calls = tmp_path / "calls"
+    script = tmp_path / "compiler"
+    script.write_text(f"#!/bin/sh\necho x >> {calls}\nexit 1\n")
+    script.chmod(0o700)
+    monkeypatch.setenv("CXX", str(script))
+    for _ in range(3):
+        with pytest.raises(UnavailableError, match="does not compile it"):
+            kernel._library()
+    once = len(calls.read_text().split())
+    assert once <= 2 * len(compiled._FLAGS)
+
+
+def test_what_cannot_be_read_as_a_compiler_is_no_crash(fresh, monkeypatch) -> None:
+    monkeypatch.setenv("CXX", "g++ -I'x")
+    with pytest.raises(UnavailableError, match="cannot be read"):
+        kernel._library()
+
+
+def test_a_user_without_a_home_has_a_kernel(fresh, monkeypatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("MOLSAMPLER_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    kernel._library()
 
 
 def test_the_kernel_is_kept_and_a_damaged_one_made_again(fresh) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from molsampler.systems import PairPotential, get_system
+from molsampler.systems import PairPotential, compiled, get_system
 from molsampler.systems.compiled import UnavailableError
 from molsampler.systems.pair import native
 from molsampler.systems.pair.native import OPERATIONS, SWITCH, NativePairs
@@ -148,6 +150,46 @@ def test_a_cusp_at_zero_is_infinite_and_others_are_not() -> None:
     assert smooth.energy(x).tolist() == [18.0, 14.0]
 
 
+def test_cusps_are_those_of_a_kind(monkeypatch) -> None:
+    """Particles of a kind without a cusp may meet where another kind has one."""
+    options = {
+        "n": 3,
+        "d": 1,
+        "species": ["A", "A", "B"],
+        "pair_parameters": {"a": {"A-A": 0.0, "A-B": 1.0}},
+    }
+    system = make("a*r + r^2", **options)
+    other = by_torch(monkeypatch, "a*r + r^2", **options)
+    x = torch.tensor([[[1.0], [1.0], [3.0]], [[1.0], [3.0], [3.0]]], dtype=torch.float64)
+    served(system, x)
+    assert system.energy(x).tolist() == other.energy(x).tolist() == [12.0, float("inf")]
+
+
+@pytest.mark.parametrize("compiled_before", [True, False])
+def test_threads_that_come_first_together_use_one_kernel(
+    monkeypatch, tmp_path, compiled_before
+) -> None:
+    if not compiled_before:
+        monkeypatch.setenv("MOLSAMPLER_CACHE", str(tmp_path))
+        native._library.cache_clear()
+        compiled._made.cache_clear()
+    right = None
+    for _ in range(10 if compiled_before else 1):
+        system = get_system("lj13")
+        x = positions(system, dtype=torch.float32)
+        barrier = threading.Barrier(4)
+
+        def call(_, system=system, x=x, barrier=barrier) -> Tensor:
+            barrier.wait()
+            return system.energy_and_score(x)[0]
+
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(call, range(4)))
+        right = found[0] if right is None else right
+        assert all(torch.equal(each, right) for each in found)
+    assert torch.equal(get_system("lj13").energy_and_score(x)[0], right)
+
+
 def test_what_the_kernel_does_not_know_is_left_to_torch(monkeypatch) -> None:
     system = make("sin(r) + r^2")
     x = positions(system)
@@ -159,6 +201,7 @@ def test_what_the_kernel_does_not_know_is_left_to_torch(monkeypatch) -> None:
 
 def test_without_a_compiler_torch_evaluates(monkeypatch, tmp_path: Path) -> None:
     native._library.cache_clear()
+    compiled._made.cache_clear()
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("MOLSAMPLER_CACHE", str(tmp_path))
@@ -169,6 +212,7 @@ def test_without_a_compiler_torch_evaluates(monkeypatch, tmp_path: Path) -> None
         energy = system.energy(x)
     finally:
         native._library.cache_clear()
+        compiled._made.cache_clear()
     monkeypatch.undo()
     torch.testing.assert_close(energy, make(EXPRESSIONS[0]).energy(x), rtol=1e-12, atol=1e-12)
 
