@@ -58,6 +58,7 @@ def train(sigma_max: float, *, iterations: int = 600, seed: int = 0) -> torch.Te
             "generator.body.layers=3",
             "generator.latent_scale=1.0",
             "generator.langevin_layers=0",
+            "generator.standardised=false",
             "clip=10",
             "weighting=denoiser",
             "score={kind: mlp, width: 64, layers: 3, bumps: 48}",

@@ -164,6 +164,7 @@ class System:
     invariant : whether the energy is unchanged by rotation, reflection and translation
     exchangeable : whether the energy is unchanged by permuting the particles
     concurrent : whether several threads may ask for energies at once
+    pairwise : whether the energy is a sum over pairs, cheap beside a network
     molecule : what tells its particles apart, None for identical ones
     collective_variables : texts of the collective variables that the system's file names
     basins : the basins that the system's file defines, None where it defines none
@@ -178,6 +179,7 @@ class System:
     invariant: bool = False
     exchangeable: bool = False
     concurrent: bool = False
+    pairwise: bool = False
     molecule: Molecule | None = None
     description: str = ""
     collective_variables: Mapping[str, str] = MappingProxyType({})

@@ -7,6 +7,7 @@ breaks stationarity while it acts, so it ends before samples are kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +22,10 @@ from .scale import SCALE_EVERY, coordinate_scale
 
 #: Acceptance that maximises the efficiency of MALA in high dimension (Roberts & Rosenthal 1998).
 MALA_ACCEPTANCE = 0.574
+
+#: Factor by which a step is changed until its acceptance is on the other side of the wanted one, how often
+#: at most, and transitions that then adapt it.
+_FACTOR, _SEARCH, _SETTLING = 4.0, 40, 40
 
 
 class Adaptation(NamedTuple):
@@ -119,3 +124,33 @@ def tuned(
         state, info = step(state, target, adaptation, generator=generator)
         adaptation = update(adaptation, info.acceptance.flatten())
     return state, adaptation
+
+
+def found(
+    state: mala.State,
+    target: Target,
+    *,
+    step_size: float,
+    acceptance: float,
+    generator: torch.Generator | None,
+) -> Adaptation:
+    """The step size of MALA at which chains in equilibrium have a mean ``acceptance``, from whatever first
+    guess, with lengths of coordinates where they are unlike.
+
+    The guess is multiplied or divided until it is bracketed; from there the step adapts.
+    """
+    scale = coordinate_scale(state.position, state.score, target.space)
+    adaptation = init(step_size)._replace(scale=scale)
+    too_short = None
+    for _ in range(_SEARCH):
+        _, info = step(state, target, adaptation, generator=generator)
+        short = float(info.acceptance.mean()) > acceptance
+        if too_short is not None and short != too_short:
+            break
+        too_short = short
+        change = math.log(_FACTOR if short else 1 / _FACTOR)
+        adaptation = adaptation._replace(log_step=adaptation.log_step + change)
+    for _ in range(_SETTLING):
+        state, info = step(state, target, adaptation, generator=generator)
+        adaptation = update(adaptation, info.acceptance.flatten(), target_acceptance=acceptance)
+    return adaptation

@@ -14,19 +14,24 @@ from ..errors import InputError
 from ..space import Space
 from ..target import COORDINATE_LIMIT, Target
 
-#: Spreads below this share of the largest coordinate are those of a coordinate that stands still.
+#: Least spread of a coordinate, in its mean: beyond, single precision does not tell its values apart.
 _LEAST = 1e-6
 
 
+def standardises(space: Space) -> bool:
+    """Whether coordinates of the space can be standardised by themselves: not where the mean of particles is
+    held at zero, nor where angles go round."""
+    return not space.circular and space.dof == space.shape[0] * space.shape[1]
+
+
 class Frame(nn.Module):
-    """Location :math:`\\mu` and spread :math:`\\sigma` of every coordinate, ``(n, d)``; zero and one until
+    r"""Location :math:`\mu` and spread :math:`\sigma` of every coordinate, ``(n, d)``, those of
     :meth:`start_from`.
 
     Raises
     ------
     InputError
-        The space has a symmetry or turns that coordinates by themselves would break: particles whose mean is
-        held at zero, or angles that go round.
+        The space is none whose coordinates can be standardised (:func:`standardises`).
     """
 
     location: Tensor
@@ -34,7 +39,7 @@ class Frame(nn.Module):
 
     def __init__(self, space: Space):
         super().__init__()
-        if space.circular or space.dof != space.shape[0] * space.shape[1]:
+        if not standardises(space):
             raise InputError(
                 "standardised coordinates are those of plain vectors; the coordinates of this system are "
                 "angles that go round, or positions whose mean is held at zero: leave out "
@@ -46,9 +51,10 @@ class Frame(nn.Module):
     def start_from(self, x: Tensor) -> None:
         """Mean and standard deviation of configurations ``(b, n, d)``."""
         mean, spread = x.double().mean(0), x.double().std(0)
-        least = _LEAST * torch.maximum(spread.max(), mean.abs().max())
+        spread = torch.maximum(spread, _LEAST * mean.abs())
         self.location.copy_(mean)
-        self.spread.copy_(spread.clamp(min=float(least)))
+        # One that stands still at zero.
+        self.spread.copy_(torch.where(spread > 0, spread, 1.0))
 
     def inward(self, x: Tensor) -> Tensor:
         """Standardised coordinates of positions."""
@@ -65,18 +71,18 @@ class Frame(nn.Module):
     def target(self, target: Target) -> Target:
         """A target of positions as one of standardised coordinates; energies are the same, for the constant
         volume element moves no sample."""
-        return _Framed(target, self)
+        return Stretched(target, self.spread, self.location)
 
 
-class _Framed:
-    """See :meth:`Frame.target`."""
+class Stretched:
+    """A target of positions as one of u, where positions are ``location + spread * u``."""
 
-    def __init__(self, target: Target, frame: Frame):
-        self.inner, self.frame, self.space = target, frame, target.space
+    def __init__(self, target: Target, spread: Tensor, location: Tensor | None = None):
+        self.inner, self.spread, self.location, self.space = target, spread, location, target.space
 
     def energy_and_score(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.spread * u if self.location is None else self.location + self.spread * u
         # A coordinate within the limit may stand for one beyond.
         limit = 0.5 * COORDINATE_LIMIT
-        x = self.frame.outward(u).clamp(-limit, limit)
-        energy, score = self.inner.energy_and_score(x)
-        return energy, self.frame.score(score)
+        energy, score = self.inner.energy_and_score(x.clamp(-limit, limit))
+        return energy, self.spread * score

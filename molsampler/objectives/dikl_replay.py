@@ -65,9 +65,10 @@ _ANNEALING_START = 0.75
 #: Iterations over which learning rates rise.
 _RISE = 100
 
-#: Chains and transitions by which the step of the generator's layers is found, and the first guess, in
-#: squared data scales.
-_ADAPTED_ROWS, _ADAPTED_STEPS = 256, 100
+#: Chains by which the step of the generator's layers is found, their mean acceptance, and the first guess of
+#: the step in squared data scales. Layers have no test that would correct a step: it is one of which few are
+#: refused.
+_ADAPTED_ROWS, _ADAPTED_ACCEPTANCE = 128, 0.8
 _FIRST_STEP = 1e-3
 
 #: Decay of the running average of the target's denoiser.
@@ -90,10 +91,11 @@ class ReplayConfig(ChainsConfig):
 class DiKLReplayConfig(ObjectiveConfig):
     """Settings of :class:`DiKLReplay`.
 
-    ``data_scale`` is the root-mean-square coordinate of the population unless given: the unit of the
-    lengths in the networks' configurations. Learning rates rise over the first hundred iterations, stay
-    to ``decay_start`` and fall by a cosine to ``final_lr`` of themselves (``score_final_lr`` for the model's
-    denoiser, which follows a generator that never stands still).
+    ``data_scale`` is the root-mean-square coordinate of the population unless given, in standardised
+    coordinates where the generator works in these: the unit of the lengths in the networks' configurations.
+    Learning rates rise over the first hundred iterations, stay to ``decay_start`` and fall by a cosine to
+    ``final_lr`` of themselves (``score_final_lr`` for the model's denoiser, which follows a generator that
+    never stands still).
 
     ``shards`` is how many processes can train together at most, each with its share of ``batch_size``,
     ``target_score.size`` and ``target_score.refresh``. Another number of shards is another run; the number of
@@ -261,20 +263,25 @@ class DiKLReplay(NetworkObjective):
             middle = problem.temperatures.middle
             target = self.target.counting(problem.at(torch.tensor(middle)))
             # Other rows are not where chains of this temperature would be.
-            nearest = (problem.temperatures.temperature(context[:, 0]) - middle).abs().argsort()
-            x = x[nearest]
+            away = (problem.temperatures.temperature(context[:, 0]) - middle).abs()
+            x = x[away.argsort(stable=True)]
         frame = cast(Generator, work.modules["generator"]).frame
         if frame is not None:
             x, target = frame.inward(x), frame.target(target)
-        random = torch.Generator(device=x.device).manual_seed(problem.seed)
-        _, found = adapt.tuned(
+        found = adapt.found(
             mala.init(x[:_ADAPTED_ROWS], target),
             target,
-            steps=_ADAPTED_STEPS,
             step_size=_FIRST_STEP * float(work.numbers["data_scale"]) ** 2,
-            generator=random,
+            acceptance=_ADAPTED_ACCEPTANCE,
+            generator=torch.Generator(device=x.device).manual_seed(problem.seed),
         )
-        return found
+        # Every process has the numbers of the first, to the last bit.
+        told = [
+            found.log_step,
+            torch.ones(self.space.shape) if found.scale is None else found.scale,
+        ]
+        log_step, scale = (problem.peers.gather(each.to(x))[0] for each in told)
+        return adapt.Adaptation(log_step, found.updates, scale)
 
     @staticmethod
     def _inward(work: Workspace, x: Tensor) -> Tensor:

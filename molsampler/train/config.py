@@ -117,6 +117,7 @@ def load_config(
         raise UnknownNameError(
             f"preset must be one of {', '.join(PRESETS)}, got {preset!r}{nearest(preset, PRESETS)}"
         )
+    pairwise = not isinstance(system, str) and system.pairwise
     if not isinstance(system, str):
         invariant = system.invariant if invariant is None else invariant
         molecule = has_internal_coordinates(system) if molecule is None else molecule
@@ -124,6 +125,8 @@ def load_config(
     # Our own file, which may use aliases.
     book = yaml.safe_load((_FOLDER / f"{preset}.yaml").read_text())
     fallback = book["other" if invariant is False else "invariant"]
+    if pairwise and invariant:
+        fallback = book.get("pairs", fallback)
     if molecule:
         fallback = book.get("molecule", fallback)
     values = _merge(book["common"], book["systems"].get(system.partition("@")[0], fallback))

@@ -5,6 +5,9 @@ from __future__ import annotations
 from ..objectives import Objective
 from .config import TrainConfig
 
+#: Evaluations that the verdict is worth, and draws of an evaluation's samples that calibration takes.
+_VERDICT, _CALIBRATION = 3.5, 12
+
 
 def estimate(
     config: TrainConfig, objective: Objective, *, rate: float, preparing: int, drawing: int
@@ -23,8 +26,10 @@ def estimate(
         training = objective.warmup * warmup + config.iterations * step
         parts.append(f"training {training:.2g}")
         whole += training
-    judged = config.iterations // config.evaluate_every + 1
+    judged = config.iterations // config.evaluate_every + 1 + _VERDICT
     judging = judged * config.evaluate_samples * (config.evaluate_steps + 1 + drawing)
+    if config.calibrate:
+        judging += _CALIBRATION * config.evaluate_samples * drawing
     parts.append(f"evaluation {judging:.2g}")
     whole += judging
     return (

@@ -24,8 +24,9 @@ _POPULATION, _LEAST_CHAINS = 0.35, 512
 #: Share of the time that the warm-up may take.
 _WARMUP = 0.35
 
-#: Share of the time for evaluations, which are two at least, and what the end costs in those.
-_JUDGING, _LEAST_JUDGED, _END = 0.1, 2, 5
+#: Share of the time for evaluations, which are two at least, and what the end costs in those: calibration,
+#: and the verdict.
+_JUDGING, _LEAST_JUDGED, _END = 0.1, 2, 10
 
 #: Share of the time that is left over: machines have other work, too.
 _RESERVE = 0.07

@@ -349,7 +349,14 @@ class _Run:
     def _fresh(self) -> State:
         preparation = self.objective.preparation
         if preparation is not None:
-            return self.objective.start(self._finished(preparation))
+            prepared = self._finished(preparation)
+            alone = self.problem.peers.count == 1
+            try:
+                with self.stop.abandonable() if alone else nullcontext():
+                    return self.objective.start(prepared)
+            except StopRequestedError:
+                self._keep(preparation)
+                raise
         self.stop.check()
 
         def report(phase: str, share: float) -> None:

@@ -41,7 +41,8 @@ network has to set lengths and angles, not to fetch atoms from anywhere. The law
 rotation, reflection and the exchange of equivalent atoms.
 
 ``standardised``, for plain vectors, has all of this in coordinates of zero mean and unit spread
-(:class:`~molsampler.nn.frame.Frame`), those of the population that training starts from.
+(:class:`~molsampler.nn.frame.Frame`), those of the population that training starts from; ``auto`` does so
+where space and body allow it.
 
 With ``temperatures`` the network reads the temperature of every row as one more feature of each particle,
 and the step sizes are in proportion to it: :math:`\epsilon \nabla^2 u_T` is then the same at all of
@@ -68,7 +69,7 @@ from ...space import Space
 from ...target import COORDINATE_LIMIT, Target
 from ...temperatures import TemperatureRange
 from ..bodies import AnyBody, EGNNBody
-from ..frame import Frame
+from ..frame import Frame, Stretched, standardises
 from .base import Draw, Generator, GeneratorConfig, Sampling
 
 #: Coordinates are clamped to this before the energy sees them.
@@ -132,7 +133,7 @@ class ImplicitConfig(GeneratorConfig):
     langevin_fixed: bool = False
     langevin_hessian: bool = True
     langevin_adapted: bool = False
-    standardised: bool = False
+    standardised: Literal["auto"] | bool = False
     temperatures: TemperatureRange | None = None
 
     def conditioned(self, temperatures: TemperatureRange) -> Self:
@@ -159,9 +160,12 @@ class ImplicitConfig(GeneratorConfig):
         )
 
     def frame(self, space: Space) -> Frame | None:
-        if not self.standardised:
+        alike = self.body.mirror_symmetric
+        if not self.standardised or (
+            self.standardised == "auto" and (alike or not standardises(space))
+        ):
             return None
-        if self.body.mirror_symmetric:
+        if alike:
             raise InputError(
                 f"a body of kind {self.body.kind!r} respects rotations, which standardised coordinates "
                 "break: leave out generator.standardised, or use a body of kind 'mlp'"
@@ -263,7 +267,8 @@ class Implicit(Generator):
             requires_grad=not config.langevin_fixed,
         )
         if config.adapted:
-            self.register_buffer("lengths", torch.ones(space.shape))
+            # Zero until steps are found.
+            self.register_buffer("lengths", torch.zeros(space.shape))
         self._run: Callable[[Tensor, Tensor], Tensor] | None = None
         self._require_layers()
 
@@ -291,7 +296,7 @@ class Implicit(Generator):
         if self.kinetic and not self.layers:
             raise InputError(
                 "sampling.kinetic takes its step from trained Langevin layers, and there is none: set "
-                "generator.langevin_layers"
+                "generator.langevin_layers, or sampling.kinetic=null"
             )
 
     def with_sampling(self, sampling: Sampling) -> Self:
@@ -308,8 +313,7 @@ class Implicit(Generator):
     def start_steps(self, step: float, lengths: Tensor | None) -> None:
         with torch.no_grad():
             self.log_step.add_(math.log(step))
-            if lengths is not None:
-                self.lengths.copy_(lengths)
+            self.lengths.copy_(torch.ones(()) if lengths is None else lengths)
 
     def compiled(self) -> Self:
         twin = copy.copy(self)
@@ -337,6 +341,12 @@ class Implicit(Generator):
         generator: torch.Generator | None,
     ) -> Draw:
         context = self.context_of(n, context, like=self.log_step)
+        if self.config.adapted and not self.lengths.any():
+            raise InputError(
+                "the Langevin layers of this generator take steps adapted to the target, which nobody has "
+                "found: an objective calls start_steps, or set generator.langevin_adapted=false and "
+                "generator.langevin_step"
+            )
         x = self(self.draw_latent(n, generator=generator), target, context)
         return Draw(x, None, n * self.evaluations_per_sample)
 
@@ -435,18 +445,20 @@ class Implicit(Generator):
 
     def _move(self, x: Tensor, step: Tensor, target: Target) -> Tensor:
         """Truncated drift of a Langevin step, on the space, in lengths of the coordinates."""
-        first = self.config.langevin_step
+        length, steepest, seen = 0.0, step.detach(), x.detach()
+        if self.config.langevin_hessian:
+            seen = x
+            first = self.config.langevin_step
+            if self.config.adapted:
+                first = float(self.log_step[0].detach().exp())
+            length = _DIFFERENCE * math.sqrt(2.0 * first)
+            # Curvature beyond twice the stability limit of the step, epsilon H = 2.
+            steepest = 4.0 / step.detach()
         if self.config.adapted:
-            first = float(self.log_step[0].detach().exp())
-        length = _DIFFERENCE * math.sqrt(2.0 * first)
-        # Curvature beyond twice the stability limit of the step, epsilon H = 2.
-        steepest = 4.0 / step.detach()
-        if self.config.adapted:
-            steepest = steepest / self.lengths.max() ** 2
-        seen = x if self.config.langevin_hessian else x.detach()
+            seen, target = seen / self.lengths, Stretched(target, self.lengths)
         score: Tensor = _Score.apply(seen, target, length, steepest)  # type: ignore[no-untyped-call]
         # Squares of larger scores overflow float32; the drift is truncated long before.
-        score = self._long(score).clamp(-_STEEPEST, _STEEPEST)
+        score = score.clamp(-_STEEPEST, _STEEPEST)
         if score.requires_grad:
             with torch.no_grad():
                 whole = step * score
