@@ -263,7 +263,7 @@ class DiKLReplay(NetworkObjective):
             middle = problem.temperatures.middle
             target = self.target.counting(problem.at(torch.tensor(middle)))
             # Other rows are not where chains of this temperature would be.
-            away = (problem.temperatures.temperature(context[:, 0]) - middle).abs()
+            away = (problem.temperatures.temperature(context) - middle).abs()
             x = x[away.argsort(stable=True)]
         frame = cast(Generator, work.modules["generator"]).frame
         if frame is not None:

@@ -13,7 +13,7 @@ SETTINGS = (
     "compile=false", "iterations=2", "batch_size=16", "evaluate_every=2", "evaluate_samples=600",
     "generator.body.width=8", "generator.body.layers=1", "denoiser.width=8", "denoiser.layers=1",
     "target_score.warmup=2", "target_score.size=1024", "target_score.equilibration=100",
-    "target_score.refresh=16",
+    "target_score.refresh=16", "sampling.kinetic=null",
 )  # fmt: skip
 
 
@@ -30,8 +30,8 @@ def affordable(monkeypatch):
 
 @pytest.mark.parametrize("asked", [0, 1])
 def test_layers_that_make_a_sampler_usable_are_part_of_it(tmp_path, asked):
-    kinetic = {"kinetic": {"steps": asked}} if asked else {}
-    config = load_config("fast", springs(), overrides=(*SETTINGS, f"sampling={kinetic}"))
+    more = (f"sampling.kinetic.steps={asked}",) if asked else ()
+    config = load_config("fast", springs(), overrides=(*SETTINGS, *more))
     train(springs(), tmp_path / "run", config)
     sampler = Sampler.load(tmp_path / "run" / "artifact")
     kinetic = sampler.card.sampling["kinetic"]
@@ -65,8 +65,9 @@ def test_tries_take_no_more_than_their_share_of_the_energies(tmp_path, monkeypat
 
 
 def test_tries_that_do_not_help_leave_no_trace(tmp_path, monkeypatch):
-    # As many as would do are not tried after one that did not help.
+    # As many as would do are not tried after one that did not help enough.
     monkeypatch.setattr(trainer, "_RELAXATIONS", (1, 128))
+    monkeypatch.setattr(trainer, "_HELPED", 0.3)
     train(springs(), tmp_path / "tried", load_config("fast", springs(), overrides=SETTINGS))
     monkeypatch.setattr(trainer, "_RELAXATIONS", ())
     train(springs(), tmp_path / "plain", load_config("fast", springs(), overrides=SETTINGS))

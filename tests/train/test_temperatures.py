@@ -269,6 +269,7 @@ def test_a_sample_costs_what_it_costs_at_one_temperature() -> None:
     ]
     operations = []
     for generator in generators:
+        generator.start_steps(0.1, None)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             generator.draw(64, Quartic(), generator=torch.Generator().manual_seed(0))
         operations.append(counter.get_total_flops())
