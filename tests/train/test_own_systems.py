@@ -11,6 +11,7 @@ from molsampler import Sampler, Samples, export
 from molsampler.analysis import compare
 from molsampler.errors import InputError
 from molsampler.molecule.z_matrix import has_internal_coordinates
+from molsampler.space import Euclidean
 from molsampler.systems import ASESystem, FunctionSystem, get_system
 from molsampler.target import System
 from molsampler.train import load_config, train
@@ -130,3 +131,41 @@ def test_a_function_has_a_monte_carlo_reference_only() -> None:
     found = sample_reference(system, 40, method="mcmc", max_steps=1000, replicas=2)
     assert isinstance(found, Samples)
     assert bool(found.energies.isfinite().all())
+
+
+def stretched(x):
+    return springs(x * torch.tensor([1.0, 2.0]).to(x))
+
+
+def angle(x):
+    return 0.5 * x.square().sum((-2, -1))
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        FunctionSystem("mean-free", stretched, shape=(3, 2), space="mean-free"),
+        FunctionSystem("springs", springs, shape=(3, 2), space="mean-free", invariant=True),
+        FunctionSystem("vector", angle, shape=(1, 3)),
+        FunctionSystem("circular", angle, shape=(1, 3), space=Euclidean(1, 3, circular=(1,))),
+        get_system("lj3"),
+        trapped(),
+    ],
+    ids=lambda system: system.name,
+)
+def test_the_default_preset_serves_every_kind_of_space(tmp_path, system) -> None:
+    config = load_config("fast", system, overrides=SMALL)
+    result = train(system, tmp_path / "run", config)
+    samples = Sampler.load(result.artifact, system=system).sample(20, seed=0)
+    assert samples.positions.shape == (20, *system.shape)
+    assert torch.isfinite(torch.as_tensor(samples.energies)).all()
+
+
+def test_energies_of_pairs_have_a_preset_of_their_own() -> None:
+    """More last layers, which dear energies do not pay for."""
+    pairs = load_config("fast", get_system("lj3"))
+    dear = load_config(
+        "fast", FunctionSystem("s", springs, shape=(3, 2), space="mean-free", invariant=True)
+    )
+    assert pairs.sampling["kinetic"]["steps"] > 20
+    assert not dear.sampling.get("kinetic")
