@@ -150,6 +150,9 @@ def found(
         too_short = short
         change = math.log(_FACTOR if short else 1 / _FACTOR)
         adaptation = adaptation._replace(log_step=adaptation.log_step + change)
+    else:
+        # No step is too long, or none short enough: the guess is as good as any.
+        adaptation = init(step_size)._replace(scale=scale)
     for _ in range(_SETTLING):
         state, info = step(state, target, adaptation, generator=generator)
         adaptation = update(adaptation, info.acceptance.flatten(), target_acceptance=acceptance)

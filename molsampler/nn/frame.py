@@ -51,7 +51,7 @@ class Frame(nn.Module):
     def start_from(self, x: Tensor) -> None:
         """Mean and standard deviation of configurations ``(b, n, d)``."""
         mean, spread = x.double().mean(0), x.double().std(0)
-        spread = torch.maximum(spread, _LEAST * mean.abs())
+        spread = torch.maximum(spread, _LEAST * mean.abs()).to(self.spread)
         self.location.copy_(mean)
         # One that stands still at zero.
         self.spread.copy_(torch.where(spread > 0, spread, 1.0))

@@ -104,7 +104,8 @@ def load_config(
     (``lj13@0.3``), ``temperatures`` the key of that name. A system without settings of its own in the preset
     gets an equivariant network where it is ``invariant``, else a perceptron, and internal coordinates where
     it is a ``molecule`` that has them (:func:`molsampler.molecule.z_matrix.has_internal_coordinates`): both
-    as the system has it unless given. A name alone is taken as invariant and as no molecule.
+    as the system has it unless given. A system whose energy is a sum over pairs has settings for cheap
+    energies. A name alone is taken as invariant, as no molecule and not as such a sum.
 
     Raises
     ------
@@ -152,7 +153,8 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
     except InputError as error:
         raise type(error)(f"configuration: {error}") from None
     try:
-        validated(type(config.generator.sampling()), config.sampling)
+        sampling = validated(type(config.generator.sampling()), config.sampling)
+        config.generator.require_sampling(sampling)
     except InputError as error:
         raise type(error)(f"configuration: sampling: {error}") from None
     if config.temperatures is None and getattr(config.generator, "temperatures", None) is not None:

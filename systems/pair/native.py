@@ -195,6 +195,10 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
+# A forked child has the pool and none of its threads.
+os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 @cache
 def _library() -> ctypes.CDLL:
     made = library(_SOURCE)

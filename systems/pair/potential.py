@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,8 +41,11 @@ _MAX_PARTICLES = 10_000
 _MAX_DIFFERENT = 1_000
 _MAX_LISTED = 1_000
 
-#: Held while a system's kernel is made.
-_NATIVES = threading.Lock()
+#: Held while a system's kernel is made; not in a child that was forked meanwhile.
+_NATIVES = threading.RLock()
+os.register_at_fork(
+    before=_NATIVES.acquire, after_in_parent=_NATIVES.release, after_in_child=_NATIVES.release
+)
 
 
 class PairPotential(System):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -222,3 +225,20 @@ def test_pickled_systems_evaluate_alike() -> None:
     x = positions(system)
     energy = system.energy(x)
     assert torch.equal(pickle.loads(pickle.dumps(system)).energy(x), energy)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_child_evaluates() -> None:
+    """It inherits the pool of threads and none of the threads."""
+    code = (
+        "import os, torch; from molsampler.systems import get_system\n"
+        "torch.set_num_threads(2); x = torch.randn(4096, 13, 3)\n"
+        "system = get_system('lj13'); system.energy(x)\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    native = system._native(x, full=False)\n"
+        "    native.evaluate(x, score=False); os._exit(7)\n"
+        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert done.returncode == 7

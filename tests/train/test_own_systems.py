@@ -169,3 +169,10 @@ def test_energies_of_pairs_have_a_preset_of_their_own() -> None:
     )
     assert pairs.sampling["kinetic"]["steps"] > 20
     assert not dear.sampling.get("kinetic")
+
+
+def test_kinetic_layers_without_langevin_layers_are_refused_at_once() -> None:
+    with pytest.raises(InputError, match="there is none"):
+        load_config("fast", get_system("lj3"), overrides=("generator.langevin_layers=0",))
+    overrides = ("generator.langevin_layers=0", "sampling.kinetic=null")
+    assert load_config("fast", get_system("lj3"), overrides=overrides).generator.adapted is False

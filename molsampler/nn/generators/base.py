@@ -99,6 +99,15 @@ class GeneratorConfig(Kind):
         """
         raise NotImplementedError
 
+    def require_sampling(self, sampling: Sampling) -> None:
+        """Refuse a way of sampling for which the generator lacks something.
+
+        Raises
+        ------
+        InputError
+            It does.
+        """
+
     @classmethod
     def sampling(cls, values: Mapping[str, Any] | None = None) -> Sampling:
         """The kind's :class:`Sampling` from a plain mapping."""

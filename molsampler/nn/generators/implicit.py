@@ -172,6 +172,14 @@ class ImplicitConfig(GeneratorConfig):
             )
         return Frame(space)
 
+    def require_sampling(self, sampling: Sampling) -> None:
+        kinetic = isinstance(sampling, ImplicitSampling) and sampling.kinetic is not None
+        if kinetic and not self.langevin_layers:
+            raise InputError(
+                "sampling.kinetic takes its step from trained Langevin layers, and there is none: set "
+                "generator.langevin_layers, or sampling.kinetic=null"
+            )
+
     @classmethod
     def sampling(cls, values: Mapping[str, Any] | None = None) -> ImplicitSampling:
         return ImplicitSampling.model_validate(dict(values or {}))
@@ -270,7 +278,7 @@ class Implicit(Generator):
             # Zero until steps are found.
             self.register_buffer("lengths", torch.zeros(space.shape))
         self._run: Callable[[Tensor, Tensor], Tensor] | None = None
-        self._require_layers()
+        config.require_sampling(sampling)
 
     @property
     def evaluations_per_sample(self) -> int:
@@ -292,16 +300,9 @@ class Implicit(Generator):
         """The layers' scheme."""
         return self.sampling.scheme or self.config.langevin_scheme
 
-    def _require_layers(self) -> None:
-        if self.kinetic and not self.layers:
-            raise InputError(
-                "sampling.kinetic takes its step from trained Langevin layers, and there is none: set "
-                "generator.langevin_layers, or sampling.kinetic=null"
-            )
-
     def with_sampling(self, sampling: Sampling) -> Self:
         twin = super().with_sampling(sampling)
-        twin._require_layers()
+        self.config.require_sampling(sampling)
         return twin
 
     def start_from(self, x: Tensor, *, context: Tensor | None = None) -> None:
