@@ -47,7 +47,7 @@ def main() -> None:
         load_reference(NAME) if options.reference is None else export.load(options.reference)
     )
     figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.3))
-    both = [("one-step samples", samples), ("replica-exchange MD", reference)]
+    both = [("one-step samples", samples), ("reference Monte Carlo", reference)]
     for axis, (title, one) in zip(axes, both, strict=False):
         phi, psi = angles(one, sampler.system).T
         axis.hist2d(
