@@ -18,12 +18,16 @@ N = 3000
 @pytest.fixture(scope="module")
 def free() -> Sampler:
     sampler = Sampler.load("dw4")
-    assert sampler.card.energy_bounds is None
-    return sampler
+    assert sampler.card.energy_bounds is not None
+    return bounded_by(sampler, None)
 
 
 def within(sampler: Sampler, low: float, high: float) -> Sampler:
-    card = sampler.card.model_copy(update={"energy_bounds": (low, high)})
+    return bounded_by(sampler, (low, high))
+
+
+def bounded_by(sampler: Sampler, bounds: tuple[float, float] | None) -> Sampler:
+    card = sampler.card.model_copy(update={"energy_bounds": bounds})
     return Sampler(
         card, sampler.system, sampler.generator(torch.device("cpu")), sampler.path, "0" * 64
     )
