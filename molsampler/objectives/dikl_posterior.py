@@ -118,6 +118,12 @@ class DiKLPosterior(NetworkObjective):
         super().__init__(problem)
         self.config = config
         self.space = problem.target.space
+        if problem.generator.adapted or problem.generator.frame(self.space) is not None:
+            raise InputError(
+                "standardised coordinates and adapted steps are those of a population, which "
+                "objective.kind=dikl-posterior does not have: leave out generator.standardised and "
+                "generator.langevin_adapted"
+            )
         self.target = CountingTarget(problem.target)
         self.schedule: Schedule = config.schedule.build(config.data_scale)
         plan = config.target_score
@@ -165,12 +171,6 @@ class DiKLPosterior(NetworkObjective):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(problem.seed)
             generator = problem.generator.scaled(scale).build(self.space, molecule=problem.molecule)
-            if generator.frame is not None or problem.generator.adapted:
-                raise InputError(
-                    "standardised coordinates and adapted steps are those of a population, which "
-                    "objective.kind=dikl-posterior does not have: leave out generator.standardised and "
-                    "generator.langevin_adapted"
-                )
             body = config.score.scaled(scale)
             score = (
                 ScoreNetwork(body, self.space)

@@ -166,6 +166,7 @@ def train(
         coordinates = coordinates_of(card, coordinates, config.start)
     chart = chart_of(target, coordinates)
     _require_memory(config, chart.target)
+    _require_networks(config, _problem(config, target, chart, place, peers))
     folder = RunFolder(run_dir)
     with (
         folder if first else nullcontext(),
@@ -176,23 +177,30 @@ def train(
         if first:
             config = folder.claim(asked, fitted=() if asked.within is None else fit.FITTED)
         config = _of_rank_0(peers, config)
-        known = config.temperatures
-        problem = Problem(
-            target=chart.target,
-            molecule=target.molecule if chart.internal is None else None,
-            generator=config.what_to_train(),
-            sampling=config.how_to_sample(),
-            iterations=config.iterations,
-            seed=config.seed,
-            device=place,
-            compile=config.compile,
-            temperatures=known,
-            hurry=config.within is not None,
-            at=None if known is None else _at(target, chart),
-            peers=peers,
-        )
+        problem = _problem(config, target, chart, place, peers)
         run = _Run(folder, asked, config, target, chart, problem, command, stop, teller, weights)
         return run.run()
+
+
+def _problem(
+    config: TrainConfig, target: System, chart: Chart, device: torch.device, peers: Peers
+) -> Problem:
+    """What an objective is asked to do."""
+    known = config.temperatures
+    return Problem(
+        target=chart.target,
+        molecule=target.molecule if chart.internal is None else None,
+        generator=config.what_to_train(),
+        sampling=config.how_to_sample(),
+        iterations=config.iterations,
+        seed=config.seed,
+        device=device,
+        compile=config.compile,
+        temperatures=known,
+        hurry=config.within is not None,
+        at=None if known is None else _at(target, chart),
+        peers=peers,
+    )
 
 
 def _facts(system: System, config: TrainConfig) -> dict[str, str]:
@@ -840,6 +848,16 @@ def _require_memory(config: TrainConfig, target: Target) -> None:
         purpose=f"training on {rows:,} configurations of {particles} x {dimension}",
         remedy="lower batch_size, target_score.size or target_score.particles",
     )
+
+
+def _require_networks(config: TrainConfig, problem: Problem) -> None:
+    """Refuse what cannot be built for this space before a folder is written, in which only the same
+    configuration could go on."""
+    space = problem.target.space
+    config.objective.build(problem)
+    problem.generator.frame(space)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        problem.generator.build(space, molecule=problem.molecule, sampling=problem.sampling)
 
 
 @contextmanager

@@ -120,6 +120,27 @@ def test_training_of_absurd_size_is_refused_with_the_estimate(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["generator.standardised=true"], "respects rotations"),
+        (["objective.kind=denoising"], "trains generators of kind 'diffusion'"),
+        (
+            ["objective.kind=dikl-posterior", "generator.langevin_adapted=true"],
+            "leave out generator.standardised",
+        ),
+    ],
+)
+def test_networks_that_do_not_fit_leave_no_folder_behind(
+    overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    """In a folder that was begun the mended command would have to name another."""
+    config = load_config("fast", "lj13", overrides=[*overrides, "probe=false"])
+    with pytest.raises(InputError, match=message):
+        train(get_system("lj13"), tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_allocation_that_fails_is_named(tmp_path: Path, tally: Tally) -> None:
     """A real failure: the child may not have more address space than it has."""
     config = load_config(

@@ -164,7 +164,7 @@ def test_where_standardised_coordinates_have_no_meaning_they_are_refused() -> No
     posterior = ObjectiveConfig.parse({"kind": "dikl-posterior", "batch_size": 8})
     problem = objective(near(), generator()).problem
     with pytest.raises(InputError, match="does not have"):
-        posterior.build(problem).init(report=lambda *_: None)
+        posterior.build(problem)
 
 
 def test_auto_standardises_where_it_can() -> None:

@@ -1,0 +1,121 @@
+r"""Optimisers of networks: Adam, and orthogonalised momentum for their matrices.
+
+Momentum of the gradient of a weight matrix has a few large singular values and many small ones, along which
+Adam hardly moves. :class:`Muon` (K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks",
+2024) moves along all of them alike,
+
+.. math:: M \leftarrow \mu M + G, \quad W \leftarrow W - c\,\eta \sqrt{\max(m, n)}\; U V^T
+          \quad\text{for}\quad G + \mu M = U \Sigma V^T,
+
+with the factor of Liu et al. (arXiv 2502.16982), by which entries of a full matrix move about as far as
+Adam's do at the same rate. UV^T is found by five iterations of an odd polynomial of fifth degree, which bring
+every singular value near one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+OptimiserName = Literal["adam", "muon"]
+
+#: Matrices with a shorter side than this are left to Adam: columns of features, heads, embeddings of kinds.
+_LEAST_SIDE = 8
+
+_MOMENTUM = 0.95
+
+#: The constant c above.
+_FACTOR = 1.2
+
+#: Of x, x^3 and x^5; steep at zero, between .7 and 1.2 after five times.
+_POLYNOMIAL = (3.4445, -4.7750, 2.0315)
+_ITERATIONS = 5
+
+
+def optimiser_of(
+    name: OptimiserName,
+    parameters: Iterable[nn.Parameter],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+) -> torch.optim.Optimizer:
+    """The optimiser of that name, ``betas`` for Adam."""
+    if name == "muon":
+        return Muon(parameters, lr=lr, betas=betas)
+    return torch.optim.Adam(parameters, lr=lr, betas=betas)
+
+
+class Muon(torch.optim.Optimizer):
+    """See the module; what is no matrix is left to Adam, at the same rate."""
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], *, lr: float, betas: tuple[float, float]
+    ):
+        super().__init__(parameters, {"lr": lr, "betas": betas})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            matrices: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            moments: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for parameter in group["params"]:
+                gradient = parameter.grad
+                if gradient is None:
+                    continue
+                state, shape = self.state[parameter], parameter.shape
+                if parameter.ndim == 2 and min(shape) >= _LEAST_SIDE:
+                    matrices[shape].append(parameter)
+                    moments[shape].append(_momentum(gradient, state))
+                else:
+                    _adam(parameter, gradient, state, group["lr"], group["betas"])
+            for shape, alike in matrices.items():
+                moved = orthogonal(torch.stack(moments[shape]))
+                moved *= _FACTOR * group["lr"] * math.sqrt(max(shape))
+                for parameter, change in zip(alike, moved, strict=True):
+                    parameter -= change
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """U V^T of matrices U S V^T, ``(k, m, n)``, to a third of each singular value; zero of zero."""
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    size = torch.linalg.matrix_norm(x, keepdim=True)
+    x = x / size.clamp(min=torch.finfo(x.dtype).tiny)
+    first, third, fifth = _POLYNOMIAL
+    for _ in range(_ITERATIONS):
+        square = x @ x.mT
+        x = first * x + (third * square + fifth * (square @ square)) @ x
+    found: Tensor = x.mT if tall else x
+    return found
+
+
+def _momentum(gradient: Tensor, state: dict[str, Any]) -> Tensor:
+    """The gradient with momentum, taken where it will be (Nesterov)."""
+    if not state:
+        state["momentum"] = torch.zeros_like(gradient)
+    momentum: Tensor = state["momentum"].mul_(_MOMENTUM).add_(gradient)
+    return gradient.add(momentum, alpha=_MOMENTUM)
+
+
+def _adam(
+    parameter: Tensor,
+    gradient: Tensor,
+    state: dict[str, Any],
+    lr: float,
+    betas: tuple[float, float],
+) -> None:
+    if not state:
+        state["step"] = torch.zeros(())
+        state["exp_avg"] = torch.zeros_like(parameter)
+        state["exp_avg_sq"] = torch.zeros_like(parameter)
+    state["step"] += 1
+    first, second = (1 - beta ** float(state["step"]) for beta in betas)
+    state["exp_avg"].lerp_(gradient, 1 - betas[0])
+    state["exp_avg_sq"].lerp_(gradient.square(), 1 - betas[1])
+    width = (state["exp_avg_sq"] / second).sqrt_().add_(1e-8)
+    parameter.addcdiv_(state["exp_avg"], width, value=-lr / first)
