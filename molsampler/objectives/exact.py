@@ -54,6 +54,7 @@ from ..nn.generators import Generator
 from ..nn.generators.density import DensityGenerator, log_weight
 from ..target import COORDINATE_LIMIT, CountingTarget, Target
 from .base import Metrics, Problem, State
+from .optimisers import OptimiserName, optimiser_of
 from .preparation import PopulationObjectiveConfig, PopulationPreparation, refreshed
 from .workspace import NetworkObjective, Workspace, average
 
@@ -91,6 +92,7 @@ class ExactConfig(PopulationObjectiveConfig):
     clip: float = Field(3.0, gt=0)
     cut: float = Field(0.01, ge=0, lt=1)
     propose: bool = True
+    optimiser: OptimiserName = "adam"
     lr: float = Field(1e-3, gt=0)
     final_lr: float = Field(0.01, ge=0, le=1)
     max_grad_norm: float = Field(3.0, gt=0)
@@ -157,7 +159,7 @@ class Exact(NetworkObjective):
         compiled = problem.compile and shutil.which("g++") is not None
         self._run: DensityGenerator = generator.compiled() if compiled else generator
         averaged = copy.deepcopy(generator).requires_grad_(False)
-        optimiser = torch.optim.Adam(generator.parameters(), lr=config.lr, betas=(0.9, 0.99))
+        optimiser = optimiser_of(config.optimiser, generator, lr=config.lr)
         return Workspace(
             {"generator": generator, "ema": averaged}, {"generator": optimiser}, rng=self.random()
         )

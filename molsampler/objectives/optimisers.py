@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 OptimiserName = Literal["adam", "muon"]
 
-#: Matrices with a shorter side than this are left to Adam: columns of features, heads, embeddings of kinds.
+#: Matrices with a shorter side than this are left to Adam: heads, columns of few features.
 _LEAST_SIDE = 8
 
 _MOMENTUM = 0.95
@@ -38,45 +37,50 @@ _ITERATIONS = 5
 
 
 def optimiser_of(
-    name: OptimiserName,
-    parameters: Iterable[nn.Parameter],
-    *,
-    lr: float,
-    betas: tuple[float, float],
+    name: OptimiserName, network: nn.Module, *, lr: float, betas: tuple[float, float] = (0.9, 0.99)
 ) -> torch.optim.Optimizer:
-    """The optimiser of that name, ``betas`` for Adam."""
+    """The optimiser of that name for the parameters of a network, ``betas`` those of Adam."""
     if name == "muon":
-        return Muon(parameters, lr=lr, betas=betas)
-    return torch.optim.Adam(parameters, lr=lr, betas=betas)
+        return Muon(network, lr=lr, betas=betas)
+    return torch.optim.Adam(network.parameters(), lr=lr, betas=betas)
 
 
 class Muon(torch.optim.Optimizer):
-    """See the module; what is no matrix is left to Adam, at the same rate."""
+    """See the module. The weights of a network's linear layers are matrices, and the rest is left to Adam, at
+    the same rate."""
 
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], *, lr: float, betas: tuple[float, float]
-    ):
-        super().__init__(parameters, {"lr": lr, "betas": betas})
+    def __init__(self, network: nn.Module, *, lr: float, betas: tuple[float, float]):
+        matrices = {
+            id(each.weight)
+            for each in network.modules()
+            if isinstance(each, nn.Linear) and min(each.weight.shape) >= _LEAST_SIDE
+        }
+        groups: list[dict[str, Any]] = []
+        for of_matrices in (True, False):
+            chosen = [
+                each for each in network.parameters() if (id(each) in matrices) is of_matrices
+            ]
+            if chosen:
+                groups.append({"params": chosen, "matrices": of_matrices})
+        super().__init__(groups, {"lr": lr, "betas": betas})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            matrices: dict[torch.Size, list[Tensor]] = defaultdict(list)
-            moments: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for parameter in group["params"]:
                 gradient = parameter.grad
                 if gradient is None:
                     continue
-                state, shape = self.state[parameter], parameter.shape
-                if parameter.ndim == 2 and min(shape) >= _LEAST_SIDE:
-                    matrices[shape].append(parameter)
-                    moments[shape].append(_momentum(gradient, state))
+                state = self.state[parameter]
+                if group["matrices"]:
+                    alike[parameter.shape].append((parameter, _momentum(gradient, state)))
                 else:
                     _adam(parameter, gradient, state, group["lr"], group["betas"])
-            for shape, alike in matrices.items():
-                moved = orthogonal(torch.stack(moments[shape]))
+            for shape, pairs in alike.items():
+                moved = orthogonal(torch.stack([momentum for _, momentum in pairs]))
                 moved *= _FACTOR * group["lr"] * math.sqrt(max(shape))
-                for parameter, change in zip(alike, moved, strict=True):
+                for (parameter, _), change in zip(pairs, moved, strict=True):
                     parameter -= change
 
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from molsampler.objectives.optimisers import Muon, optimiser_of, orthogonal
+from molsampler.objectives.optimisers import Muon, OptimiserName, optimiser_of, orthogonal
+
+NAMES: tuple[OptimiserName, ...] = ("muon", "adam")
 
 
 def network() -> nn.Sequential:
@@ -53,8 +55,8 @@ def test_singular_values_come_near_one_and_directions_stay() -> None:
 
 def test_what_is_no_matrix_moves_as_by_adam() -> None:
     first, second = network(), network()
-    descended(first, optimiser_of("muon", first.parameters(), lr=1e-3, betas=(0.9, 0.99)), 1)
-    descended(second, optimiser_of("adam", second.parameters(), lr=1e-3, betas=(0.9, 0.99)), 1)
+    descended(first, optimiser_of("muon", first, lr=1e-3), 1)
+    descended(second, optimiser_of("adam", second, lr=1e-3), 1)
     pairs = list(zip(first.parameters(), second.parameters(), strict=True))
     for one, other in pairs:
         thin = one.ndim < 2 or min(one.shape) < 8
@@ -62,8 +64,8 @@ def test_what_is_no_matrix_moves_as_by_adam() -> None:
     # After many steps, on gradients of its own, a vector alone is Adam's to rounding.
     vectors = [nn.Parameter(torch.ones(5)) for _ in range(2)]
     optimisers = [
-        optimiser_of("muon", vectors[:1], lr=1e-2, betas=(0.9, 0.99)),
-        optimiser_of("adam", vectors[1:], lr=1e-2, betas=(0.9, 0.99)),
+        optimiser_of(name, nn.ParameterList([vector]), lr=1e-2)
+        for name, vector in zip(NAMES, vectors, strict=True)
     ]
     for _ in range(30):
         for vector, optimiser in zip(vectors, optimisers, strict=True):
@@ -76,9 +78,9 @@ def test_what_is_no_matrix_moves_as_by_adam() -> None:
 def test_entries_move_about_as_far_as_by_adam() -> None:
     before: list[Tensor] = [each.detach().clone() for each in network().parameters()]
     moved = {}
-    for name in ("muon", "adam"):
+    for name in NAMES:
         model = network()
-        descended(model, optimiser_of(name, model.parameters(), lr=1e-3, betas=(0.9, 0.99)), 1)
+        descended(model, optimiser_of(name, model, lr=1e-3), 1)
         middle = list(model.parameters())[2] - before[2]
         moved[name] = float(middle.detach().square().mean().sqrt())
     assert 0.3 < moved["muon"] / moved["adam"] < 3
@@ -91,25 +93,26 @@ def test_it_moves_along_directions_that_adam_hardly_sees() -> None:
     x = torch.randn(512, 16, generator=stream) * torch.logspace(0, -2, 16) @ turn
     wanted = torch.randn(16, 16, generator=stream)
     error = {}
-    for name in ("muon", "adam"):
-        weight = nn.Parameter(torch.zeros(16, 16))
-        optimiser = optimiser_of(name, [weight], lr=1e-2, betas=(0.9, 0.99))
+    for name in NAMES:
+        layer = nn.Linear(16, 16, bias=False)
+        nn.init.zeros_(layer.weight)
+        optimiser = optimiser_of(name, layer, lr=1e-2)
         for step in range(200):
             for group in optimiser.param_groups:
                 group["lr"] = 1e-2 * (1 - step / 200)
             optimiser.zero_grad()
-            torch.autograd.backward((x @ (weight - wanted)).square().sum(-1).mean())
+            torch.autograd.backward((layer(x) - x @ wanted).square().sum(-1).mean())
             optimiser.step()
-        error[name] = float((weight.detach() - wanted).square().mean())
+        error[name] = float((layer.weight.detach().T - wanted).square().mean())
     assert error["muon"] < 0.7 * error["adam"]
 
 
 def test_a_saved_state_goes_on_bit_for_bit() -> None:
     model = network()
-    optimiser = Muon(model.parameters(), lr=1e-3, betas=(0.9, 0.99))
+    optimiser = Muon(model, lr=1e-3, betas=(0.9, 0.99))
     descended(model, optimiser, 5)
     twin, saved = copy.deepcopy(model), copy.deepcopy(optimiser.state_dict())
-    resumed = Muon(twin.parameters(), lr=1e-3, betas=(0.9, 0.99))
+    resumed = Muon(twin, lr=1e-3, betas=(0.9, 0.99))
     resumed.load_state_dict(saved)
     descended(model, optimiser, 3)
     descended(twin, resumed, 3)
