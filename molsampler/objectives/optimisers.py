@@ -21,6 +21,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..nn.readout import Readout
+
 OptimiserName = Literal["adam", "muon"]
 
 #: Matrices with a shorter side than this are left to Adam: heads, columns of few features.
@@ -46,14 +48,16 @@ def optimiser_of(
 
 
 class Muon(torch.optim.Optimizer):
-    """See the module. The weights of a network's linear layers are matrices, and the rest is left to Adam, at
-    the same rate."""
+    """See the module. The weights of a network's linear layers are matrices, but those of a
+    :class:`~molsampler.nn.readout.Readout`; the rest is left to Adam, at the same rate."""
 
     def __init__(self, network: nn.Module, *, lr: float, betas: tuple[float, float]):
         matrices = {
             id(each.weight)
             for each in network.modules()
-            if isinstance(each, nn.Linear) and min(each.weight.shape) >= _LEAST_SIDE
+            if isinstance(each, nn.Linear)
+            and not isinstance(each, Readout)
+            and min(each.weight.shape) >= _LEAST_SIDE
         }
         groups: list[dict[str, Any]] = []
         for of_matrices in (True, False):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from molsampler.nn.readout import Readout
 from molsampler.objectives.optimisers import Muon, OptimiserName, optimiser_of, orthogonal
 
 NAMES: tuple[OptimiserName, ...] = ("muon", "adam")
@@ -73,6 +74,20 @@ def test_what_is_no_matrix_moves_as_by_adam() -> None:
             torch.autograd.backward((vector**4 * torch.arange(1.0, 6.0)).sum())
             optimiser.step()
     torch.testing.assert_close(vectors[0], vectors[1])
+
+
+def test_a_readout_is_left_to_adam() -> None:
+    moved = []
+    for kind in (Readout, nn.Linear):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            layer = kind(16, 16)
+        twin = copy.deepcopy(layer)
+        for each, name in ((layer, NAMES[0]), (twin, NAMES[1])):
+            torch.autograd.backward(each(torch.ones(2, 16)).square().sum())
+            optimiser_of(name, each, lr=1e-3).step()
+        moved.append(torch.allclose(layer.weight, twin.weight, atol=1e-7))
+    assert moved == [True, False]
 
 
 def test_entries_move_about_as_far_as_by_adam() -> None:

@@ -41,6 +41,7 @@ from ...space import Space
 from ...temperatures import TemperatureRange
 from .. import splines
 from ..independent_components import unmixing
+from ..readout import Readout
 from .base import GeneratorConfig, Sampling
 from .density import DensityGenerator, DensitySampling, Drawn
 
@@ -565,7 +566,7 @@ class Perceptron(nn.Module):
         super().__init__()
         self.first = nn.Linear(inputs, width)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
-        self.last = nn.Linear(width, outputs)
+        self.last = Readout(width, outputs)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
