@@ -8,8 +8,14 @@ error:
 
 .. math:: L = E\left[\,|D(x_0 + \sigma\varepsilon, \sigma) - y|^2 / c_{out}(\sigma)^2\right],
 
-y the mixture of :math:`x_0` and :math:`x_\sigma + \sigma^2 \nabla\log p(x_0)`. At low noise that is, up to a
-constant, the relative entropy of noising to denoising paths, which bounds what the weights vary by.
+y the mixture of :math:`x_0` and :math:`x_0 + \sigma^{-2} C\,(x_\sigma - x_0 + \sigma^2 \nabla\log p(x_0))`,
+which has the same mean for any matrix C that depends on :math:`x_\sigma` alone, since what C multiplies is
+:math:`\sigma^2` times the gradient of the log density of :math:`x_0` given :math:`x_\sigma`. Without a
+``covariance`` C is :math:`\sigma^2`, and this the target score identity. With that of ``pairs``
+(:mod:`molsampler.nn.pair_precision`) it is a Newton step to the middle of what may lie behind
+:math:`x_\sigma`, and does not vary at all where that is Gaussian; C itself is learned by the likelihood of
+the residuals :math:`x_0 - D`. At low noise L is, up to a constant, the relative entropy of noising to
+denoising paths, which bounds what the weights vary by.
 
 Over a range of temperatures every chain has one of them (:mod:`molsampler.mcmc.ladder`), and the denoiser is
 told that of each row.
@@ -33,9 +39,11 @@ from ..errors import FileFormatError, InputError, NonFiniteError
 from ..mcmc.population import Population
 from ..nn.generators import Generator
 from ..nn.generators.diffusion import Diffusion, DiffusionConfig
+from ..nn.pair_precision import Precision
 from ..target import CountingTarget
 from .base import Metrics, Problem, State
 from .dikl_loss import diffuse
+from .optimisers import OptimiserName, optimiser_of
 from .preparation import (
     PopulationObjectiveConfig,
     PopulationPreparation,
@@ -55,12 +63,14 @@ class DenoisingConfig(PopulationObjectiveConfig):
 
     The learning rate rises over the first hundred iterations, stays to ``decay_start`` and falls by a cosine
     to ``final_lr`` of itself. ``data_scale`` is the root-mean-square coordinate of the population unless
-    given: the unit of the lengths in the generator's configuration.
+    given: the unit of the lengths in the generator's configuration. ``optimiser`` is ``adam``, or ``muon``
+    (:mod:`molsampler.objectives.optimisers`) for the matrices of the networks.
     """
 
     over_temperatures: ClassVar[bool] = True
 
     kind: Literal["denoising"] = "denoising"
+    optimiser: OptimiserName = "adam"
     lr: float = Field(1e-3, gt=0)
     final_lr: float = Field(0.01, ge=0, le=1)
     max_grad_norm: float = Field(10.0, gt=0)
@@ -132,7 +142,7 @@ class Denoising(NetworkObjective):
         compiled = problem.compile and shutil.which("g++") is not None
         self._run: Diffusion = generator.compiled() if compiled else generator
         averaged = copy.deepcopy(generator).requires_grad_(False)
-        optimiser = torch.optim.Adam(generator.parameters(), lr=self.config.lr, betas=(0.9, 0.99))
+        optimiser = optimiser_of(self.config.optimiser, generator, lr=self.config.lr)
         return Workspace(
             {"generator": generator, "ema": averaged}, {"generator": optimiser}, rng=self.random()
         )
@@ -189,15 +199,23 @@ class Denoising(NetworkObjective):
         t = self.schedule.times(len(x), generator=work.rng, like=x)
         y, scales, _ = diffuse(x, self.schedule(t), self.space, generator=work.rng)
         sigma = scales.sigma
-        by_target = y + sigma[:, None, None].square() * self.space.project(score)
+        column = sigma[:, None, None]
         mixture = IdentityMixture(work.tensors["mixture"])
         denoised = self._run.denoised(y, sigma, context)
         width = self._run.denoiser.output_scale(sigma)[:, None, None]
+        metrics: Metrics = {}
+        likelihood, precision = column.new_zeros(()), None
+        if self._run.precision is not None:
+            precision = self._run.precision(denoised.detach(), sigma, context)
+            residual = (x - denoised.detach()) / column
+            likelihood = precision.negative_log_likelihood(residual, self.space.dof).mean()
+            metrics["step_nll"] = float(likelihood.detach())
+        by_target = middle(x, y, sigma, self.space.project(score), precision)
         aim = torch.lerp(x, by_target, mixture.weight(t)[:, None, None])
         loss = ((denoised - aim) / width).square().mean()
         norm, taken = work.apply(
             "generator",
-            loss,
+            loss + likelihood,
             rate=self.config.lr * self._factor(iteration),
             max_grad_norm=self.config.max_grad_norm,
         )
@@ -208,7 +226,8 @@ class Denoising(NetworkObjective):
             averaged = cast(Diffusion, work.modules["ema"])
             average(averaged, work.modules["generator"], self._decay(iteration))
             averaged.observe(sigma, _per_coordinate(denoised - x, self.space.dof), context)
-        return {"loss": float(loss.detach()), "generator_grad": norm}, taken
+        metrics.update(loss=float(loss.detach()), generator_grad=norm)
+        return metrics, taken
 
     def _decay(self, iteration: int) -> float:
         return min(self.config.ema, (1 + iteration) / (10 + iteration))
@@ -220,6 +239,18 @@ class Denoising(NetworkObjective):
         passed = max(0.0, (done - config.decay_start) / (1 - config.decay_start))
         fall = 0.5 + 0.5 * math.cos(math.pi * passed)
         return rise * (config.final_lr + (1 - config.final_lr) * fall)
+
+
+def middle(
+    x: Tensor, y: Tensor, sigma: Tensor, score: Tensor, precision: Precision | None = None
+) -> Tensor:
+    """Unbiased estimate of the mean of what may lie behind ``y`` from one ``x`` that does, both
+    ``(b, n, d)``, and the score there: a Newton step towards it with a precision that depends on ``y``,
+    without one the target score identity."""
+    column = sigma[:, None, None]
+    # sigma times the gradient of the log density of x given y.
+    slope = (y - x) / column + column * score
+    return x + column * (slope if precision is None else precision.solved(slope))
 
 
 def _per_coordinate(away: Tensor, dof: int) -> Tensor:

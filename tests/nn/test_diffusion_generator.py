@@ -15,7 +15,7 @@ from molsampler.estimate import effective_count, log_mean, mean
 from molsampler.nn.generators import GeneratorConfig
 from molsampler.nn.generators.diffusion import Diffusion, DiffusionConfig, DiffusionSampling
 from molsampler.objectives import ObjectiveConfig, Problem
-from molsampler.space import MeanFree
+from molsampler.space import Euclidean, MeanFree
 from molsampler.systems import get_system
 
 SPACE = MeanFree(4, 2)
@@ -58,6 +58,10 @@ def made(steps: int, *, shaken: float = 0.0, **settings: Any) -> Diffusion:
         generator = config.build(SPACE, sampling=DiffusionSampling(steps=steps))
         for parameter in generator.denoiser.body.parameters():
             parameter.add_(shaken * torch.randn_like(parameter))
+        if generator.precision is not None:
+            # Pairs are stiff by their distance.
+            for parameter in generator.precision.of_pairs.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
     return generator
 
 
@@ -65,10 +69,14 @@ def stream(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.parametrize("covariance", ["isotropic", "pairs"])
 @pytest.mark.parametrize("shaken", [0.0, 0.05], ids=["plain", "bad"])
 @pytest.mark.parametrize("target", [Well(), Well(1.0, 0.05)], ids=["gaussian", "quartic"])
-def test_weights_have_the_right_mean_and_mend_the_samples(target: Well, shaken: float) -> None:
-    draw = made(12, shaken=shaken).draw(6000, target, generator=stream())
+def test_weights_have_the_right_mean_and_mend_the_samples(
+    target: Well, shaken: float, covariance: str
+) -> None:
+    generator = made(12, shaken=shaken, covariance=covariance)
+    draw = generator.draw(6000, target, generator=stream())
     assert draw.log_weight is not None
     log_z, square = target.moments()
     found = log_mean(draw.log_weight)
@@ -219,6 +227,25 @@ def test_what_is_thrown_out_of_the_world_has_no_weight() -> None:
     monstrous.remove()
     assert weight is not None
     assert bool((weight == -torch.inf).all())
+
+
+def test_what_is_no_number_behind_a_pair_has_no_weight() -> None:
+    generator = made(4, covariance="pairs")
+    broken = generator.denoiser.body.register_forward_hook(
+        lambda *_: torch.full((8, *SPACE.shape), torch.nan)
+    )
+    weight = generator.draw(8, Well(), generator=stream()).log_weight
+    broken.remove()
+    assert weight is not None
+    assert bool((weight == -torch.inf).all())
+
+
+def test_steps_of_pairs_are_for_pairs() -> None:
+    config = DiffusionConfig.model_validate(
+        {"body": {"kind": "mlp", "width": 8}, "covariance": "pairs"}
+    )
+    with pytest.raises(InputError, match="at least two"):
+        config.build(Euclidean(1, 2))
 
 
 def test_levels_that_fall_are_refused() -> None:

@@ -46,7 +46,9 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {
             "batch_size": 8,
             "population": {"size": 32, "anneal_moves": 1, "equilibration": 4, "refresh": 4},
+            "optimiser": optimiser,
         }
+        for optimiser in ("adam", "muon")
     ],
     "exact": [
         {
@@ -73,7 +75,7 @@ def problem(kind: str, target: Target | None = None, width: int = 4) -> Problem:
     body = {**EGNN, "width": width}
     generators: dict[str, dict[str, Any]] = {
         "exact": {"kind": "spline", "width": width, "layers": 2},
-        "denoising": {"kind": "diffusion", "body": body},
+        "denoising": {"kind": "diffusion", "body": body, "covariance": "pairs"},
     }
     other = {"kind": "implicit", "body": body, "langevin_layers": 1}
     config = GeneratorConfig.parse(generators.get(kind, other))

@@ -10,11 +10,13 @@ A denoiser :math:`D(x, \sigma) \approx E[x_0 | x_\sigma = x]` of the target, of 
 
 with the mean squared error V of the denoiser, per coordinate: of isotropic Gaussian steps with this mean,
 the likeliest (the optimal variance of Bao et al., arXiv 2201.06503). What they miss is that coordinates are
-known unequally well. A step of :math:`h` in :math:`\log\sigma` loses, to leading order,
-:math:`h^2 (E\,\mathrm{tr}\,J^2 - (\mathrm{tr}\,J)^2 / d)` with the derivative J of D in d dimensions; levels
-lie as dense as the root of that, which makes the sum least. No derivative of D is taken for it: with
-:math:`\rho = V / \sigma^2 = E\,\mathrm{tr}\,J / d`, the relation of information and error (Guo et al.,
-IEEE Trans. Inf. Theory 51, 1261 (2005)) gives
+known unequally well. With ``covariance: pairs`` V is the matrix that :mod:`molsampler.nn.pair_precision`
+builds for each configuration, and half as many steps do. An isotropic step of :math:`h` in
+:math:`\log\sigma` loses, to leading order,
+:math:`h^2 (E\,\mathrm{tr}\,J^2 - (\mathrm{tr}\,J)^2 / d)` with the
+derivative J of D in d dimensions; levels lie as dense as the root of that, which makes the sum least. No
+derivative of D is taken for it: with :math:`\rho = V / \sigma^2 = E\,\mathrm{tr}\,J / d`, the relation of
+information and error (Guo et al., IEEE Trans. Inf. Theory 51, 1261 (2005)) gives
 :math:`E\,\mathrm{tr}\,J^2 / d = \rho + \tfrac12\, d\rho / d\log\sigma`.
 
 The density of what comes out is not known; that of its whole path is, and so is that of the path
@@ -48,7 +50,10 @@ from ...space import Space
 from ...target import COORDINATE_LIMIT, Target
 from ...temperatures import TemperatureRange
 from ..bodies import AnyBody, EGNNBody
+from ..bodies.egnn import require_pairs
 from ..denoiser import Denoiser
+from ..kicks import IsotropicKick, Kick, PairKick
+from ..pair_precision import PairPrecision
 from .base import Draw, Generator, GeneratorConfig, Sampling
 from .density import log_weight
 
@@ -73,7 +78,8 @@ class DiffusionSampling(Sampling):
 
 class DiffusionConfig(GeneratorConfig):
     """A :class:`Diffusion`. Noise runs from ``sigma_min`` to ``sigma_max``; ``data_scale`` is the root mean
-    square of the clean coordinates. All three are in data scales until :meth:`scaled`."""
+    square of the clean coordinates. All three are in data scales until :meth:`scaled`. Steps have a
+    ``covariance``, isotropic or told by pairs of particles."""
 
     weighted = True
 
@@ -82,6 +88,7 @@ class DiffusionConfig(GeneratorConfig):
     sigma_min: float = Field(0.015, gt=0)
     sigma_max: float = Field(4.0, gt=0)
     data_scale: float = Field(1.0, gt=0)
+    covariance: Literal["isotropic", "pairs"] = "isotropic"
     temperatures: TemperatureRange | None = None
 
     def conditioned(self, temperatures: TemperatureRange) -> Self:
@@ -142,6 +149,15 @@ class Diffusion(Generator):
             molecule=molecule,
             context=int(config.temperatures is not None),
         )
+        self.precision: PairPrecision | None = None
+        if config.covariance == "pairs":
+            require_pairs(space)
+            self.precision = PairPrecision(
+                space,
+                data_scale=config.data_scale,
+                molecule=molecule,
+                context=int(config.temperatures is not None),
+            )
         # Mean squared errors, as a share of those of the best linear denoiser; over a range of temperatures
         # at each of several.
         if config.temperatures is None:
@@ -281,35 +297,36 @@ class Diffusion(Generator):
     def path(self, n: int, *, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """``n`` configurations, and the log ratio ``(n,)`` of the densities of noising and denoising along
         the path behind each; plus minus its energy that is the log of its weight."""
-        like, dof = self.error, self.space.dof
+        like, space = self.error, self.space
         sigma = self.levels(like=like)
         variance = self.variances(sigma)
-        widest = self.config.data_scale**2 + sigma[-1].square()
+        start = IsotropicKick(space, self.config.data_scale**2 + sigma[-1].square(), n, like=like)
         context = self.context_of(n, None, like=like)
-
-        def kicked(mean: Tensor, width: Tensor) -> Tensor:
-            noise = self.space.randn(n, generator=generator, like=like)
-            return (mean + width.sqrt() * noise).to(like)
-
-        def log_normal(away: Tensor, width: Tensor) -> Tensor:
-            return -0.5 * away.detach().square().sum(dim=(-2, -1)) / width - 0.5 * dof * width.log()
-
-        x = kicked(torch.zeros((), dtype=torch.float64, device=like.device), widest)
+        x = start.draw(generator).to(like)
         # Of rounded positions, in float64: the rounding belongs to neither path.
-        log_path = -log_normal(x.double(), widest) + 0.5 * dof * math.log(2 * math.pi)
+        log_path = 0.5 * space.dof * math.log(2 * math.pi) - start.log_density(x.double())
         lost = torch.zeros(n, dtype=torch.bool, device=like.device)
         for k in range(len(sigma) - 1, 0, -1):
             here = x.double()
+            noise = sigma[k].to(like).expand(n)
+            clean = self.denoised(x, noise, context)
             share = 1 - (sigma[k - 1] / sigma[k]).square()
-            clean = self.denoised(x, sigma[k].to(like).expand(n), context).double()
-            mean = here + share * (clean - here)
-            x = kicked(mean, variance[k - 1])
+            mean = here + share * (clean.double() - here)
+            kick: Kick = IsotropicKick(space, variance[k - 1], n, like=like)
+            if self.precision is not None:
+                kick = PairKick(
+                    space,
+                    self.precision(clean, noise, context),
+                    share * sigma[k - 1].square(),
+                    (share * sigma[k]).square(),
+                )
+            x = (mean + kick.draw(generator)).to(like)
             # What a poor network throws out of the world ends without weight, not with an error.
             out = ~(x.abs() <= COORDINATE_LIMIT).flatten(1).all(1)
             x, lost = x.masked_fill(out[:, None, None], 0.0), lost | out
             there = x.double()
-            log_path += log_normal(here - there, sigma[k].square() - sigma[k - 1].square())
-            log_path -= log_normal(there - mean, variance[k - 1])
+            noised = IsotropicKick(space, sigma[k].square() - sigma[k - 1].square(), n, like=like)
+            log_path += noised.log_density(here - there) - kick.log_density(there - mean)
         return x, log_path.masked_fill(lost, -torch.inf)
 
 
