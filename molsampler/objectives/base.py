@@ -127,6 +127,16 @@ class Objective(ABC):
         """What precedes :meth:`start`, None for objectives that :meth:`init` alone begins."""
         return None
 
+    def require(self) -> None:  # noqa: B027
+        """Refuse a problem whose networks cannot be built, before anything is done for it; objectives without
+        networks of their own need not.
+
+        Raises
+        ------
+        InputError
+            They cannot.
+        """
+
     def init(self, *, report: Report) -> State:
         """A fresh state, after the whole preparation; objectives without one say here what theirs is."""
         made = self.preparation

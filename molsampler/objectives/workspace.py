@@ -186,6 +186,9 @@ class NetworkObjective(Objective):
             It is not a state of this objective.
         """
 
+    def require(self) -> None:
+        self.build({"data_scale": 1.0})
+
     def adopted(self, state: State) -> Workspace:
         """The workspace of a state.
 

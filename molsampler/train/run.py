@@ -854,8 +854,7 @@ def _require_networks(config: TrainConfig, problem: Problem) -> None:
     """Refuse what cannot be built for this space before a folder is written, in which only the same
     configuration could go on."""
     space = problem.target.space
-    config.objective.build(problem)
-    problem.generator.frame(space)
+    config.objective.build(problem).require()
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         problem.generator.build(space, molecule=problem.molecule, sampling=problem.sampling)
 

@@ -121,23 +121,26 @@ def test_training_of_absurd_size_is_refused_with_the_estimate(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("system", "overrides", "message"),
     [
-        (["generator.standardised=true"], "respects rotations"),
-        (["objective.kind=denoising"], "trains generators of kind 'diffusion'"),
+        ("lj13", ["generator.standardised=true"], "respects rotations"),
+        ("lj13", ["objective.kind=denoising"], "trains generators of kind 'diffusion'"),
+        ("lj13", ["objective.kind=exact"], "needs a generator that knows its density"),
+        ("mog40", ["objective.denoiser.kind=egnn"], "at least two"),
         (
+            "lj13",
             ["objective.kind=dikl-posterior", "generator.langevin_adapted=true"],
             "leave out generator.standardised",
         ),
     ],
 )
 def test_networks_that_do_not_fit_leave_no_folder_behind(
-    overrides: list[str], message: str, tmp_path: Path
+    system: str, overrides: list[str], message: str, tmp_path: Path
 ) -> None:
     """In a folder that was begun the mended command would have to name another."""
-    config = load_config("fast", "lj13", overrides=[*overrides, "probe=false"])
+    config = load_config("fast", system, overrides=[*overrides, "probe=false"])
     with pytest.raises(InputError, match=message):
-        train(get_system("lj13"), tmp_path / "run", config)
+        train(get_system(system), tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
 
 
