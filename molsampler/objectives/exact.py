@@ -72,7 +72,8 @@ class ExactConfig(PopulationObjectiveConfig):
     population from the share ``draw_from`` on, from which on frames count by their weights, too.
     ``batch_size`` chains and ``draws`` fresh draws make a step.
     The learning rate rises over the first hundred iterations, stays to ``decay_start`` and falls by a cosine
-    to ``final_lr`` of itself.
+    to ``final_lr`` of itself. ``optimiser`` is ``adam``, or ``muon``
+    (:mod:`molsampler.objectives.optimisers`) for the matrices of the network.
     """
 
     over_temperatures: ClassVar[bool] = True

@@ -37,6 +37,9 @@ _FACTOR = 1.2
 _POLYNOMIAL = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 
+#: Norm below which momentum is none: what is left of a gradient that has vanished moves nothing.
+_LEAST_SIZE = 1e-10
+
 
 def optimiser_of(
     name: OptimiserName, network: nn.Module, *, lr: float, betas: tuple[float, float] = (0.9, 0.99)
@@ -89,11 +92,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """U V^T of matrices U S V^T, ``(k, m, n)``, to a third of each singular value; zero of zero."""
+    """U V^T of matrices U S V^T, ``(k, m, n)``, to a third of each singular value; nearly zero of matrices
+    that vanish."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     size = torch.linalg.matrix_norm(x, keepdim=True)
-    x = x / size.clamp(min=torch.finfo(x.dtype).tiny)
+    x = x / size.clamp(min=_LEAST_SIZE)
     first, third, fifth = _POLYNOMIAL
     for _ in range(_ITERATIONS):
         square = x @ x.mT
