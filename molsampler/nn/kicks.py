@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..space import Space
-from .pair_precision import Precision, log_det
+from .pair_precision import Precision, cholesky, log_det
 
 
 class Kick(Protocol):
@@ -59,8 +59,8 @@ class PairKick:
         beside = precision.beside.double()
         total = a * self._matrix
         total.diagonal(dim1=-2, dim2=-1).add_(b)
-        self._factor = torch.linalg.cholesky_ex(self._matrix).L
-        self._total = torch.linalg.cholesky_ex(total).L
+        self._factor = cholesky(self._matrix)
+        self._total = cholesky(total)
         missing = space.shape[0] * space.shape[1] - space.dof
         volume = log_det(self._total) - log_det(self._factor)
         self._log_det = volume - missing * (a + b / beside).log()

@@ -31,7 +31,11 @@ from ..molecule.molecule import Molecule
 from ..space import Space
 
 _WIDTH = 48
-_FREQUENCIES = 4
+
+#: Bumps in the logarithm of noise, and that of the first and the last, in data scales: what the networks
+#: say of one noise is not to depend on what they learn of another.
+_BUMPS = 16
+_LEAST, _MOST = 0.01, 8.0
 
 #: Radial basis functions, and the distance, in data scales, up to which they reach.
 _CENTRES = 32
@@ -51,7 +55,7 @@ class Precision(NamedTuple):
 
     def solved(self, x: Tensor) -> Tensor:
         """A^-1 x for ``x`` ``(b, n, d)``, without a gradient."""
-        factor = torch.linalg.cholesky_ex(self.matrix.detach()).L
+        factor = cholesky(self.matrix.detach())
         return torch.cholesky_solve(x.detach().flatten(1)[..., None], factor).view_as(x)
 
     def negative_log_likelihood(self, x: Tensor, dof: int) -> Tensor:
@@ -60,13 +64,20 @@ class Precision(NamedTuple):
         flat = x.flatten(1)[..., None]
         square = (flat.mT @ self.matrix @ flat).flatten()
         missing = flat.shape[1] - dof
-        volume = log_det(torch.linalg.cholesky_ex(self.matrix).L) - missing * self.beside.log()
+        volume = log_det(cholesky(self.matrix)) - missing * self.beside.log()
         likelihood: Tensor = (square - volume) / (2 * dof)
         return likelihood
 
 
+def cholesky(matrix: Tensor) -> Tensor:
+    """Lower Cholesky factors ``(b, k, k)``; NaN where a matrix is not positive definite."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    found: Tensor = factor.masked_fill((failed != 0)[:, None, None], torch.nan)
+    return found
+
+
 def log_det(factor: Tensor) -> Tensor:
-    """Log determinant ``(b,)`` of matrices, of their Cholesky factors; NaN where there is none."""
+    """Log determinant ``(b,)`` of matrices, of their Cholesky factors."""
     diagonal: Tensor = factor.diagonal(dim1=-2, dim2=-1)
     return 2 * diagonal.log().sum(-1)
 
@@ -83,7 +94,7 @@ class PairPrecision(nn.Module):
     """
 
     centres: Tensor
-    frequencies: Tensor
+    bumps: Tensor
     classes: Tensor
     first: Tensor
     second: Tensor
@@ -94,7 +105,7 @@ class PairPrecision(nn.Module):
         super().__init__()
         self.n, self.d = space.shape
         self.data_scale = float(data_scale)
-        told = 1 + 2 * _FREQUENCIES + context
+        told = _BUMPS + context
         names, classes = _classes(self.n, molecule)
         self.embed = nn.Embedding(names, _WIDTH)
         self.into_pairs = nn.Linear(_CENTRES + 1 + told, _WIDTH)
@@ -111,10 +122,7 @@ class PairPrecision(nn.Module):
             last.bias.zero_()
         for name, value in (
             ("centres", torch.linspace(0, _REACH, _CENTRES)),
-            (
-                "frequencies",
-                2 * math.pi / torch.logspace(math.log10(6.0), math.log10(1 / 3), _FREQUENCIES),
-            ),
+            ("bumps", torch.linspace(math.log(_LEAST), math.log(_MOST), _BUMPS)),
             ("classes", torch.tensor(classes)),
         ):
             self.register_buffer(name, value, persistent=False)
@@ -129,15 +137,14 @@ class PairPrecision(nn.Module):
         distance = apart.norm(dim=-1, keepdim=True)
         along = apart / distance.clamp(min=1e-6)
         log_sigma = (sigma / self.data_scale).log()[:, None]
-        phase = log_sigma * self.frequencies
-        told = torch.cat(
-            [0.5 * log_sigma, phase.sin(), phase.cos(), *([] if context is None else [context])],
-            dim=-1,
-        )
-        bumps = (distance - self.centres) * ((_CENTRES - 1) / _REACH)
+        spacing = math.log(_MOST / _LEAST) / (_BUMPS - 1)
+        told = torch.exp(-0.5 * ((log_sigma - self.bumps) / spacing).square())
+        if context is not None:
+            told = torch.cat([told, context], dim=-1)
+        away = (distance - self.centres) * ((_CENTRES - 1) / _REACH)
         seen = torch.cat(
             [
-                torch.exp(-0.5 * bumps.square().clamp(max=160.0)),
+                torch.exp(-0.5 * away.square().clamp(max=160.0)),
                 torch.log1p(distance.square()),
                 told[:, None].expand(-1, apart.shape[1], -1),
             ],
@@ -148,10 +155,13 @@ class PairPrecision(nn.Module):
         stiffness = gain[:, None, None] * functional.softplus(self.head(hidden))
         rise = functional.softplus(self.of_trap(told)[:, 0]) / math.log(2)
         trap = 1.0 + rise * (sigma / self.data_scale).square()
-        eye = torch.eye(d, dtype=clean.dtype, device=clean.device)
+        if not torch.is_grad_enabled():
+            # Sums in float64 keep translations apart however stiff a pair is: weights rest on that.
+            stiffness, trap, along = stiffness.double(), trap.double(), along.double()
+        eye = torch.eye(d, dtype=along.dtype, device=clean.device)
         outer = along[..., :, None] * along[..., None, :]
         block = stiffness[..., :1, None] * outer + stiffness[..., 1:, None] * (eye - outer)
-        matrix = clean.new_zeros(b, n, n, d, d)
+        matrix = along.new_zeros(b, n, n, d, d)
         matrix[:, self.first, self.second] = -block
         matrix[:, self.second, self.first] = -block
         each = torch.arange(n, device=clean.device)

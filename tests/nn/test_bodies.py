@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from molsampler.nn.bodies import BODIES, Body, PlainMLPBody, SatorrasBody
+from molsampler.nn.bodies import BODIES, Body, EGNNBody, PlainMLPBody, SatorrasBody
 from molsampler.nn.bodies.base import BodyNetwork
 from molsampler.space import MeanFree
 
@@ -137,3 +137,36 @@ def test_the_plain_perceptron_is_its_equation(levels: bool) -> None:
     assert torch.equal(net(x, features), net(x, features + 1)) is not levels
     if levels:
         assert float(net.frequencies.std()) == pytest.approx(30.0, rel=0.6)
+
+
+def test_a_network_that_starts_late_moves_in_its_last_layers() -> None:
+    net = made(EGNNBody(width=8, layers=4)).requires_grad_(False)
+    x, features = inputs()
+
+    def moves() -> list[float]:
+        found: list[float] = []
+        hooks = [
+            layer.register_forward_hook(
+                lambda _, given, out: found.append(float((out[1] - given[1]).abs().mean()))
+            )
+            for layer in net.get_submodule("layers").children()
+        ]
+        net(x, features)
+        for hook in hooks:
+            hook.remove()
+        return found
+
+    before = moves()
+    net.start_late()
+    after = moves()
+    for first, second in zip(before[:2], after[:2], strict=True):
+        assert 0 < second < 0.05 * first
+    for first, second in zip(before[2:], after[2:], strict=True):
+        assert second > 0.5 * first
+
+
+@kinds
+def test_starting_late_is_asked_of_every_body(kind: str) -> None:
+    net = made(config(kind))
+    net.start_late()
+    assert bool(torch.isfinite(net(*inputs())).all())

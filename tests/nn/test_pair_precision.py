@@ -164,8 +164,28 @@ def test_a_newton_step_to_the_middle_is_unbiased_whatever_the_precision(right: b
     away = (found.mean(0) - share * y[0]) / (spread / many**0.5).clamp(min=1e-9)
     assert float(away.abs().max()) < 4.5
     assert float(spread.max()) < 1e-7 if right else float(spread.min()) > 0.01
+    plain = middle(x, y, torch.full((many,), sigma, dtype=torch.float64), -x / std**2)
+    away = (plain.mean(0) - share * y[0]) / plain.std(0) * many**0.5
+    assert float(away.abs().max()) < 4.5
     # One that depends on x is biased.
+    stiff = torch.diag_embed(1 + x.flatten(1).square())
     wrong = middle(
-        x, y, torch.full((many,), sigma, dtype=torch.float64), -x.abs() / std**2, precision
+        x,
+        y,
+        torch.full((many,), sigma, dtype=torch.float64),
+        -x / std**2,
+        Precision(stiff, y[:, 0, 0]),
     )
     assert float(((wrong.mean(0) - share * y[0]) / wrong.std(0) * many**0.5).abs().max()) > 10
+
+
+def test_turned_and_relabelled_kicks_weigh_the_same() -> None:
+    space, network, x = MeanFree(N, D), shaken(MeanFree(N, D)), clean()
+    a, b = torch.tensor(0.02, dtype=torch.float64), torch.tensor(0.05, dtype=torch.float64)
+    away = space.randn(3, generator=stream(7), like=a)
+    turn = torch.linalg.qr(torch.randn(D, D, generator=stream(3), dtype=torch.float64))[0]
+    order = torch.tensor([2, 0, 3, 1])
+    plain = PairKick(space, network(x, SIGMA), a, b).log_density(away)
+    moved = PairKick(space, network(x[:, order] @ turn, SIGMA), a, b)
+    torch.testing.assert_close(moved.log_density(away[:, order] @ turn), plain)
+    assert not torch.allclose(moved.log_density(away), plain)

@@ -48,6 +48,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
             "population": {"size": 32, "anneal_moves": 1, "equilibration": 4, "refresh": 4},
             "optimiser": optimiser,
         }
+        # By Muon with steps of pairs.
         for optimiser in ("adam", "muon")
     ],
     "exact": [
@@ -71,11 +72,13 @@ CASES = [
 pytestmark = pytest.mark.parametrize("settings", CASES)
 
 
-def problem(kind: str, target: Target | None = None, width: int = 4) -> Problem:
+def problem(settings: dict[str, Any], target: Target | None = None, width: int = 4) -> Problem:
+    kind = settings["kind"]
     body = {**EGNN, "width": width}
+    covariance = "pairs" if settings.get("optimiser") == "muon" else "isotropic"
     generators: dict[str, dict[str, Any]] = {
         "exact": {"kind": "spline", "width": width, "layers": 2},
-        "denoising": {"kind": "diffusion", "body": body, "covariance": "pairs"},
+        "denoising": {"kind": "diffusion", "body": body, "covariance": covariance},
     }
     other = {"kind": "implicit", "body": body, "langevin_layers": 1}
     config = GeneratorConfig.parse(generators.get(kind, other))
@@ -91,7 +94,7 @@ def problem(kind: str, target: Target | None = None, width: int = 4) -> Problem:
 
 
 def made(settings: dict[str, Any], target: Target | None = None, width: int = 4) -> Objective:
-    return ObjectiveConfig.parse(settings).build(problem(settings["kind"], target, width))
+    return ObjectiveConfig.parse(settings).build(problem(settings, target, width))
 
 
 def begun(objective: Objective) -> State:

@@ -24,6 +24,13 @@ class BodyNetwork(nn.Module):
         """Start reference lengths at the mean geometry of configurations ``(b, n, d)``, and the springs of
         bonds and angles at ``spring``, where the body has such."""
 
+    def start_late(self) -> None:
+        """Start with early layers that look and hardly move, where the body moves particles layer by layer.
+
+        What a layer moves by is decided by what the layers before it have seen. Which one learns to carry
+        the displacement is chance otherwise, and training does not change it later.
+        """
+
 
 class Body(Kind):
     """Configuration of a body.

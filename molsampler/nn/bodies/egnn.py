@@ -59,6 +59,10 @@ _SMALLEST = -80.0
 # Keeps d(distance)/dx finite for coincident particles without a visible change elsewhere.
 _EPSILON = 1e-8
 
+#: Last layers that move particles from the start on where the others are to learn it later, and what the
+#: others do at first, of what they would.
+_MOVING, _STILL = 2, 0.01
+
 #: Sharpness of the features of relative deviations from reference lengths: 100 %, 25 % and 6 %.
 _SHARPNESS = (1.0, 4.0, 16.0)
 
@@ -313,6 +317,11 @@ class EGNN(BodyNetwork):
             bonds = cast(EGNNLayer, layer).bonds
             if bonds is not None:
                 bonds.start_from(torch.sqrt(squared + _EPSILON), spring)
+
+    def start_late(self) -> None:
+        with torch.no_grad():
+            for layer in self.layers[:-_MOVING]:
+                cast(EGNNLayer, layer).head.weight.mul_(_STILL)
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
         batch = len(x)

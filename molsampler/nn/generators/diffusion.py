@@ -66,6 +66,9 @@ _RUNGS = 9
 #: Added to the spread of the posterior's variances, so that every level of noise has its steps.
 _LEAST_SPREAD = 0.02
 
+#: Pairs of all rows whose matrices are in memory together, and rows that are at least.
+_PAIRS, _LEAST_ROWS = 2**18, 16
+
 #: Decay of the running averages in that table, once a place has been seen for some time.
 _DECAY = 0.995
 
@@ -149,6 +152,7 @@ class Diffusion(Generator):
             molecule=molecule,
             context=int(config.temperatures is not None),
         )
+        self.denoiser.body.start_late()
         self.precision: PairPrecision | None = None
         if config.covariance == "pairs":
             require_pairs(space)
@@ -296,7 +300,15 @@ class Diffusion(Generator):
 
     def path(self, n: int, *, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """``n`` configurations, and the log ratio ``(n,)`` of the densities of noising and denoising along
-        the path behind each; plus minus its energy that is the log of its weight."""
+        the path behind each; minus its energy that is the log of its weight."""
+        most = n if self.precision is None else max(_LEAST_ROWS, _PAIRS // self.space.shape[0] ** 2)
+        pieces = [
+            self._path(min(most, n - done), generator=generator) for done in range(0, n, most)
+        ]
+        return torch.cat([x for x, _ in pieces]), torch.cat([log_path for _, log_path in pieces])
+
+    def _path(self, n: int, *, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """:meth:`path` of rows whose matrices are in memory together."""
         like, space = self.error, self.space
         sigma = self.levels(like=like)
         variance = self.variances(sigma)
