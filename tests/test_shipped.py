@@ -54,8 +54,8 @@ class Exact(NamedTuple):
 
 #: Analytic, but for dw4: annealed importance sampling by ``benchmarks/exact.py`` (docs/research-log.md).
 EXACT = {
-    "mog40-exact": Exact(0.9, 0.0, 0.0),
-    "mw32-exact": Exact(0.85, 164.696, 0.0),
+    "mog40-exact": Exact(0.95, 0.0, 0.0),
+    "mw32-exact": Exact(0.88, 164.696, 0.0),
     "dw4-exact": Exact(0.85, 29.666, 0.005),
     # Annealed importance sampling of 18,000 levels, its steps tuned along the path.
     "lj13-exact": Exact(0.05, 59.946, 0.072),
@@ -198,7 +198,7 @@ def test_the_exact_peptide_agrees_with_the_annealing_of_its_population_and_with_
     sampler = Sampler.load(EXACT_PEPTIDE)
     system = sampler.system
     samples = sampler.sample(1500, seed=5, device="cpu")
-    assert samples.ess > 0.6 * len(samples)
+    assert samples.ess > 0.7 * len(samples)
     (row,) = (each for each in sampler.card.quality if "log_z by annealing" in each)
     gap, error = samples.log_z.value - row["log_z by annealing"], row["log_z by annealing, error"]
     assert abs(gap) < 5 * (samples.log_z.se**2 + error**2) ** 0.5 < 0.5
