@@ -240,6 +240,19 @@ def test_what_is_no_number_behind_a_pair_has_no_weight() -> None:
     assert bool((weight == -torch.inf).all())
 
 
+@pytest.mark.parametrize("covariance", ["isotropic", "pairs"])
+def test_rows_that_are_drawn_in_pieces_are_all_there(
+    covariance: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = made(4, covariance=covariance)
+    assert len(generator.draw(0, Well(), generator=stream()).x) == 0
+    monkeypatch.setattr("molsampler.nn.generators.diffusion._PAIRS", 16 * SPACE.shape[0] ** 2)
+    draw = generator.draw(40, Well(), generator=stream())
+    assert draw.x.shape == (40, *SPACE.shape)
+    assert draw.log_weight is not None
+    assert len({*draw.log_weight.tolist()}) == 40
+
+
 def test_steps_of_pairs_are_for_pairs() -> None:
     config = DiffusionConfig.model_validate(
         {"body": {"kind": "mlp", "width": 8}, "covariance": "pairs"}

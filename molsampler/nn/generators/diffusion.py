@@ -12,10 +12,9 @@ with the mean squared error V of the denoiser, per coordinate: of isotropic Gaus
 the likeliest (the optimal variance of Bao et al., arXiv 2201.06503). What they miss is that coordinates are
 known unequally well. With ``covariance: pairs`` V is the matrix that :mod:`molsampler.nn.pair_precision`
 builds for each configuration, and half as many steps do. An isotropic step of :math:`h` in
-:math:`\log\sigma` loses, to leading order,
-:math:`h^2 (E\,\mathrm{tr}\,J^2 - (\mathrm{tr}\,J)^2 / d)` with the
-derivative J of D in d dimensions; levels lie as dense as the root of that, which makes the sum least. No
-derivative of D is taken for it: with :math:`\rho = V / \sigma^2 = E\,\mathrm{tr}\,J / d`, the relation of
+:math:`\log\sigma` loses, to leading order, :math:`h^2 (E\,\mathrm{tr}\,J^2 - (\mathrm{tr}\,J)^2 / d)` with
+the derivative J of D in d dimensions; levels lie as dense as the root of that, which makes the sum least.
+No derivative of D is taken for it: with :math:`\rho = V / \sigma^2 = E\,\mathrm{tr}\,J / d`, the relation of
 information and error (Guo et al., IEEE Trans. Inf. Theory 51, 1261 (2005)) gives
 :math:`E\,\mathrm{tr}\,J^2 / d = \rho + \tfrac12\, d\rho / d\log\sigma`.
 
@@ -301,9 +300,12 @@ class Diffusion(Generator):
     def path(self, n: int, *, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """``n`` configurations, and the log ratio ``(n,)`` of the densities of noising and denoising along
         the path behind each; minus its energy that is the log of its weight."""
-        most = n if self.precision is None else max(_LEAST_ROWS, _PAIRS // self.space.shape[0] ** 2)
+        most = max(n, 1)
+        if self.precision is not None:
+            most = max(_LEAST_ROWS, _PAIRS // self.space.shape[0] ** 2)
         pieces = [
-            self._path(min(most, n - done), generator=generator) for done in range(0, n, most)
+            self._path(min(most, n - done), generator=generator)
+            for done in range(0, max(n, 1), most)
         ]
         return torch.cat([x for x, _ in pieces]), torch.cat([log_path for _, log_path in pieces])
 
