@@ -310,6 +310,7 @@ def curve_of(
     *,
     n: int = 4000,
     refine: int = 0,
+    steps: int | None = None,
     seed: int = 0,
     device: str | None = None,
     along: str | None = None,
@@ -318,7 +319,7 @@ def curve_of(
     on_progress: Callable[[int], None] | None = None,
 ) -> Curve:
     """The curve of a sampler of a range of temperatures, from ``n`` samples at each of some; see
-    :func:`curve_through`.
+    :func:`curve_through`, and :meth:`molsampler.Sampler.sample` for ``refine`` and ``steps``.
 
     Samples of each temperature are of a seed of their own: Bennett's equation and the errors take them as
     independent.
@@ -332,7 +333,9 @@ def curve_of(
     sets = []
     for k, temperature in enumerate(temperatures):
         sets.append(
-            sampler.sample(n, temperature=temperature, refine=refine, seed=seed + k, device=device)
+            sampler.sample(
+                n, temperature=temperature, refine=refine, steps=steps, seed=seed + k, device=device
+            )
         )
         if on_progress is not None:
             on_progress((k + 1) * n)

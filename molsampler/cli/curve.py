@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Device, OfSystem, Overwrite, Seed, TrustCode, given_system
+from .options import Device, OfSystem, Overwrite, Seed, Steps, TrustCode, given_system
 from .terminal import note, print_json, print_table, progress
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def curve(
     refine: Annotated[
         int, typer.Option("--refine", min=0, help="MALA steps on the exact target afterwards.")
     ] = 0,
+    steps: Steps = None,
     along: Annotated[
         str | None,
         typer.Option("--along", metavar="CV", help="Basins along it, as of free-energy."),
@@ -107,6 +108,7 @@ def curve(
             points=points,
             n=number,
             refine=refine,
+            steps=steps,
             seed=seed,
             device=device,
             along=along,
@@ -140,6 +142,7 @@ def _sampled(
     points: int | None,
     n: int,
     refine: int,
+    steps: int | None,
     seed: int,
     device: str | None,
     along: str | None,
@@ -181,6 +184,7 @@ def _sampled(
             temperatures,
             n=n,
             refine=refine,
+            steps=steps,
             seed=seed,
             device=device,
             along=along,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Anneal, Device, OfSystem, Overwrite, Seed, TrustCode, given_system
+from .options import Anneal, Device, OfSystem, Overwrite, Seed, Steps, TrustCode, given_system
 from .terminal import note, print_json, print_table, progress
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def free_energy(
         int, typer.Option("-n", "--number", min=1, help="Samples to draw from an ARTIFACT.")
     ] = 10_000,
     anneal: Anneal = 1,
+    steps: Steps = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Plot of the profile along CV (.png, .svg or .pdf)."),
@@ -110,7 +111,7 @@ def free_energy(
             target = target if target is None or at is None else target.at(at)
         with progress(f"sampling {sampler.system.name}", number):
             samples = sampler.sample(
-                number, anneal=anneal, temperature=at, seed=seed, device=device
+                number, anneal=anneal, steps=steps, temperature=at, seed=seed, device=device
             )
         if sampler.temperatures is not None:
             note(f"drawn at temperature {samples.system().temperature:g}")

@@ -49,6 +49,15 @@ Anneal = Annotated[
         help="Even out exact weights by annealing of so many levels, each an energy a sample.",
     ),
 ]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        "--steps",
+        min=2,
+        help="Of a sampler that takes noise away in steps, so many instead of its own: more even out exact "
+        "weights, a pass of the network each.",
+    ),
+]
 Device = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda or cuda:1; by default CUDA where present.")
 ]

@@ -20,6 +20,7 @@ from .options import (
     Output,
     Overwrite,
     Seed,
+    Steps,
     TrustCode,
     check_samples_output,
     given_system,
@@ -62,6 +63,7 @@ def sample(
             help="Kinetic layers more after a one-step sampler's own, each an energy a sample.",
         ),
     ] = 0,
+    steps: Steps = None,
     temperature: Annotated[
         float | None,
         typer.Option(
@@ -112,6 +114,7 @@ def sample(
                 refine=refine,
                 anneal=anneal,
                 relax=relax,
+                steps=steps,
                 temperature=temperature,
                 device=torchrun.own_device(device),
                 batch_size=batch_size,

@@ -249,6 +249,7 @@ class Sampler:
         refine: int = 0,
         anneal: int = 1,
         relax: int = 0,
+        steps: int | None = None,
         temperature: float | None = None,
         device: str | torch.device | None = None,
         batch_size: int | None = None,
@@ -270,15 +271,17 @@ class Sampler:
         levels, each an energy evaluation a sample, and stay exact (:mod:`molsampler.nn.generators.density`).
         ``relax`` is for one-step samplers that end in Langevin layers: so many kinetic ones more, each an
         energy evaluation a sample, bring samples nearer to equilibrium
-        (:mod:`molsampler.nn.generators.implicit`).
+        (:mod:`molsampler.nn.generators.implicit`). ``steps`` is for generators of many steps: so many instead
+        of their own, a pass of the network each; the more, the less weights vary, and they are exact with any
+        number (:mod:`molsampler.nn.generators.diffusion`).
 
         Raises
         ------
         InputError
-            ``n``, ``seed``, ``refine``, ``anneal``, ``relax``, ``device`` or ``batch_size`` is out of range,
-            or ``temperature`` is outside that of the sampler, or none is given and the system's own is; or
-            the generator does not know its density and was to be annealed, or has no Langevin layers and
-            was to be relaxed.
+            ``n``, ``seed``, ``refine``, ``anneal``, ``relax``, ``steps``, ``device`` or ``batch_size`` is out
+            of range, or ``temperature`` is outside that of the sampler, or none is given and the system's own
+            is; or the generator does not know its density and was to be annealed, has no Langevin layers and
+            was to be relaxed, or takes no steps and was given a number of them.
         ResourceError
             The device is absent, or the samples would not fit in memory: use :meth:`stream` or
             :meth:`sample_to_file`.
@@ -291,6 +294,7 @@ class Sampler:
             refine=refine,
             anneal=anneal,
             relax=relax,
+            steps=steps,
             temperature=temperature,
             device=device,
             batch_size=batch_size,
@@ -353,6 +357,7 @@ class Sampler:
         refine: int = 0,
         anneal: int = 1,
         relax: int = 0,
+        steps: int | None = None,
         temperature: float | None = None,
         device: str | torch.device | None = None,
         batch_size: int | None = None,
@@ -379,6 +384,7 @@ class Sampler:
             refine=_integer("refine", refine, 0, 10**9),
             anneal=_integer("anneal", anneal, 1, 10_000),
             relax=_integer("relax", relax, 0, 5000),
+            steps=None if steps is None else _integer("steps", steps, 2, 100_000),
             device=check_device(device),
             batch_size=_integer(
                 "batch_size", BATCH if batch_size is None else batch_size, 1, 2**31
@@ -421,6 +427,7 @@ class Sampler:
         refine: int = 0,
         anneal: int = 1,
         relax: int = 0,
+        steps: int | None = None,
         temperature: float | None = None,
         device: str | torch.device | None = None,
         batch_size: int | None = None,
@@ -447,6 +454,7 @@ class Sampler:
             refine=refine,
             anneal=anneal,
             relax=relax,
+            steps=steps,
             temperature=temperature,
             device=device,
             batch_size=batch_size,

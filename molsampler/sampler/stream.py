@@ -147,6 +147,7 @@ class SampleStream:
         batch_size: int,
         anneal: int = 1,
         relax: int = 0,
+        steps: int | None = None,
         blocks: slice | None = None,
     ):
         self.sampler = sampler
@@ -164,6 +165,9 @@ class SampleStream:
         network = sampler.generator(device)
         self.anneal = anneal
         self._network = network if anneal == 1 else network.annealed(anneal)
+        self.steps = steps
+        if steps is not None:
+            self._network = self._network.stepped(steps)
         self.relax = relax
         if relax:
             longer = self._network.relaxed(relax)
@@ -246,10 +250,12 @@ class SampleStream:
         )
         annealed = {} if self.anneal == 1 else {"anneal": self.anneal}
         relaxed = {"relax": self.relax} if self.relax else {}
+        stepped = {} if self.steps is None else {"steps": self.steps}
         return {
             **spent,
             **annealed,
             **relaxed,
+            **stepped,
             "system": self.sampler.card.system,
             "coordinates": "cartesian" if self.sampler.card.coordinates is None else "internal",
             "artifact_hash": self.sampler.hash,

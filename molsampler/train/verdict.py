@@ -129,8 +129,8 @@ def by_weights(evaluation: Evaluation, goal: float = ESS_GOAL) -> Verdict:
         sentence=sentence + good_for if usable else sentence,
         advice=None
         if usable
-        else "spend more on a draw, which evens weights out (flows: sample --anneal 20; diffusion: more "
-        "sampling.steps); or train longer (more iterations), with a larger network or more chains "
+        else "spend more on a draw, which evens weights out (flows: sample --anneal 20; clusters: "
+        "sample --steps 400); or train longer (more iterations), with a larger network or more chains "
         "(population.size) in a new run folder",
     )
 

@@ -208,10 +208,23 @@ class Generator(nn.Module):
         InputError
             The kind does not know its density.
         """
-        instead = "give it more sampling.steps" if self.config.weighted else "refine its samples"
+        instead = "give it more steps (--steps)" if self.config.weighted else "refine its samples"
         raise InputError(
             f"annealing needs the density of the generator, and one of kind {self.config.kind!r} does not "
             f"know it; {instead} instead"
+        )
+
+    def stepped(self, steps: int) -> Self:
+        """A twin that takes noise away in ``steps`` steps, a pass of the network each.
+
+        Raises
+        ------
+        InputError
+            The kind draws in one pass.
+        """
+        raise InputError(
+            f"a generator of kind {self.config.kind!r} draws in one pass, and takes no steps; those of kind "
+            "'diffusion' do"
         )
 
     def with_sampling(self, sampling: Sampling) -> Self:

@@ -180,6 +180,9 @@ class Diffusion(Generator):
         twin.__dict__["_run"] = torch.compile(self.denoiser, dynamic=False)
         return twin
 
+    def stepped(self, steps: int) -> Self:
+        return self.with_sampling(self.sampling.model_copy(update={"steps": steps}))
+
     def start_from(self, x: Tensor, *, context: Tensor | None = None) -> None:
         self.denoiser.body.start_from(x, spring=0.0)
 
