@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,6 +24,7 @@ from ..arguments import checked_description, checked_length, checked_name, integ
 from ..compiled import UnavailableError
 from ..spec import SystemSpec
 from ..topology import ARGON, openmm_particles, particles
+from .confinement import Confinement
 from .expression import Expression
 from .external import COORDINATES, ExternalField
 from .kinds import PairKinds
@@ -78,6 +79,8 @@ class PairPotential(System):
         ``{"A-A": 1, "A-B": 0.5, "B-B": 1}``
     external : a field g(x, y, z) that acts on each particle, in units of kT. It reads ``parameters``, and
         ``q`` itself of its particle. Configurations then live in all of space
+    confinement : a term g(r) of the distance of each particle from the mean of all, likewise; configurations
+        stay in the mean-free space
     length_nm : nanometres per unit of length in trajectories and in the OpenMM twin
     description : one line for listings
 
@@ -112,6 +115,7 @@ class PairPotential(System):
         species: Sequence[str] | None = None,
         pair_parameters: Mapping[str, Any] | None = None,
         external: str | None = None,
+        confinement: str | None = None,
         length_nm: float = 1.0,
         description: str = "",
     ) -> None:
@@ -126,7 +130,7 @@ class PairPotential(System):
                 f"parameters must map names to numbers, got {type(parameters).__name__}"
             )
         self.expression = expression
-        self.external = external
+        self.external, self.confinement = external, confinement
         self.parameters = dict(parameters)
         self.description = description or f"{n} particles in {d}-D with a user-defined potential"
         self.particles = Particles.of(
@@ -156,22 +160,28 @@ class PairPotential(System):
             self.particles,
             self.parameters,
         )
-        self.field = None
+        self.terms: list[ExternalField | Confinement] = []
         if self.external is not None:
             clash = [name for name in parameters if name in COORDINATES]
             if clash:
                 raise ExpressionError(f"parameter name {clash[0]!r} is taken; choose another")
-            self.field = ExternalField(
-                self.external, n=n, d=d, parameters=parameters, values=particles.values
+            self.terms.append(
+                ExternalField(
+                    self.external, n=n, d=d, parameters=parameters, values=particles.values
+                )
             )
-            # What only the field reads is unknown to the pairs.
-            elsewhere = self.field.expression.names
-            parameters = {
-                name: value
-                for name, value in parameters.items()
-                if name in expression.names or name not in elsewhere
-            }
-        _check_use(particles, expression, self.field)
+        if self.confinement is not None:
+            self.terms.append(
+                Confinement(self.confinement, n=n, parameters=parameters, values=particles.values)
+            )
+        # What only these terms read is unknown to the pairs.
+        elsewhere = {name for term in self.terms for name in term.expression.names}
+        parameters = {
+            name: value
+            for name, value in parameters.items()
+            if name in expression.names or name not in elsewhere
+        }
+        _check_use(particles, expression, elsewhere)
         self.kinds = None
         self._natives: dict[bool, NativePairs | None] = {}
         if particles.types is None:
@@ -191,7 +201,7 @@ class PairPotential(System):
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled functions cannot be pickled; they are rebuilt from the expression.
-        made = ("function", "kinds", "field", "_natives")
+        made = ("function", "kinds", "terms", "_natives")
         return {key: value for key, value in self.__dict__.items() if key not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -213,6 +223,7 @@ class PairPotential(System):
             "length_nm": self.length_nm,
             **self.particles.record(),
             **({} if self.external is None else {"external": self.external}),
+            **({} if self.confinement is None else {"confinement": self.confinement}),
         }
 
     @property
@@ -238,7 +249,8 @@ class PairPotential(System):
 
     def openmm_twin(self) -> tuple[openmm.System, openmm.app.Topology]:
         """The same system in OpenMM: an all-pairs ``CustomBondForce`` with the same expression, whose
-        values of particles and species are parameters of the bonds, and a ``CustomExternalForce``.
+        values of particles and species are parameters of the bonds, and forces of the field and the
+        confinement.
 
         Lengths are ``length_nm`` nanometres per unit, energies ``u * kT`` in kJ/mol at
         :attr:`twin_temperature`, which changes as u does not, so that the twin is the same at all
@@ -266,18 +278,20 @@ class PairPotential(System):
                 values = self.particles.of_pair(j, i) if own else {}
                 force.addBond(j, i, [values[name] for name in own])
         system.addForce(force)
-        if self.field is not None:
-            system.addForce(self.field.openmm_force(**units))
+        for term in self.terms:
+            system.addForce(term.openmm_force(**units))
         return system, openmm_particles(self._labels())
 
     def _energy(self, x: Tensor) -> Tensor:
         energy = self._pair_energy(x)
-        return energy if self.field is None else energy + self.field.energy(x)
+        for term in self.terms:
+            energy = energy + term.energy(x)
+        return energy
 
     def _energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
         energy, score = self._pair_energy_and_score(x)
-        if self.field is not None:
-            more, push = self.field.energy_and_score(x)
+        for term in self.terms:
+            more, push = term.energy_and_score(x)
             energy, score = energy + more, score + push
         return energy, score
 
@@ -356,9 +370,9 @@ class PairPotential(System):
         return any(each.cusp_at_zero for each in functions)
 
 
-def _check_use(particles: Particles, expression: Expression, field: ExternalField | None) -> None:
-    """Refuse values that nothing reads, and those of one particle where there are two."""
-    outside = () if field is None else field.expression.names
+def _check_use(particles: Particles, expression: Expression, outside: Set[str]) -> None:
+    """Refuse values that nothing reads, ``outside`` being what terms of single particles read, and those of
+    one particle where there are two."""
     for name in particles.values:
         if name in expression.names:
             raise ExpressionError(
@@ -398,6 +412,8 @@ class PairPotentialSpec(SystemSpec):
         particle_parameters: {q: {Na: 2, Cl: -2}}
         pair_parameters: {epsilon: {Na-Na: 1, Na-Cl: 2, Cl-Cl: 1}}
         external: 0.5*k*(x^2 + y^2 + z^2)
+
+    ``confinement: 50*max(0, r - 2.5)^2`` is a wall about the mean of all particles.
     """
 
     expression: str
@@ -416,6 +432,9 @@ class PairPotentialSpec(SystemSpec):
         default={}, description="a mapping of names to values of pairs of species"
     )
     external: str | None = Field(default=None, description="an expression in x, y and z")
+    confinement: str | None = Field(
+        default=None, description="an expression in r, the distance from the mean of all particles"
+    )
     length_nm: float = Field(default=1.0, description="a number of nanometres")
 
     def build(self, folder: Path | None) -> PairPotential:
@@ -429,6 +448,7 @@ class PairPotentialSpec(SystemSpec):
             species=self.species,
             pair_parameters=self.pair_parameters,
             external=self.external,
+            confinement=self.confinement,
             length_nm=self.length_nm,
             description=self.description,
         )

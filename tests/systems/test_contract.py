@@ -15,7 +15,16 @@ from molsampler.systems import ASESystem, FunctionSystem, PairPotential, get_sys
 from molsampler.target import System, Target
 
 #: Ways for users to bring a system of their own, each by an example.
-OWN = ("user", "user-1d", "ions", "ions-in-a-field", "function", "function-in-a-field", "ase")
+OWN = (
+    "user",
+    "user-1d",
+    "ions",
+    "ions-in-a-field",
+    "ions-in-a-wall",
+    "function",
+    "function-in-a-field",
+    "ase",
+)
 
 #: Registered systems, members of families with odd and even particle counts, and users' own.
 NAMES = (*list_systems(), "lj2", "lj6", "dw3", "dw5", *OWN)
@@ -42,6 +51,7 @@ def make(name: str) -> System:
             species=["A", "A", "B", "B", "B", "C"],
             pair_parameters={"e": {"A-A": 1, "A-B": 0.5, "A-C": 0.7, "B-B": 2, "B-C": 1, "C-C": 1}},
             external="0.3*(x^2 + y^2 + q^2*z^2)" if name.endswith("field") else None,
+            confinement="5*max(0, r - 1.2)^2" if name.endswith("wall") else None,
         )
     if name == "function":
         return FunctionSystem(

@@ -120,18 +120,23 @@ def twin_differences(system: PairPotential, other: PairPotential) -> float:
     return worst
 
 
+WALL = "k*max(0, r - 0.4)^2 + 0.1*q^2*r"
 FIELD = "0.5*k*(x^2 + 2*y^2) + q*abs(z)^3/n + select(step(w), w*z^2, z^2); w = x - 0.3"
 
 
-@pytest.mark.parametrize("external", [None, FIELD])
-def test_the_openmm_twin_is_the_same_system(external: str | None) -> None:
-    system = charged(external=external, length_nm=0.3)
+@pytest.mark.parametrize(
+    "terms",
+    [{}, {"external": FIELD}, {"confinement": WALL}, {"external": FIELD, "confinement": WALL}],
+)
+def test_the_openmm_twin_is_the_same_system(terms: dict[str, str]) -> None:
+    system = charged(length_nm=0.3, **terms)
     assert twin_differences(system, system) < 1e-5
-    # The negative control: one charge of the other sign.
-    wrong = charged(
-        external=external, length_nm=0.3, particle_parameters={"q": [1, -1, 1, -1, -0.5]}
-    )
+    # The negative controls: one charge of the other sign, and a wall that is elsewhere.
+    wrong = charged(length_nm=0.3, particle_parameters={"q": [1, -1, 1, -1, -0.5]}, **terms)
     assert twin_differences(system, wrong) > 1e-3
+    if "confinement" in terms:
+        elsewhere = charged(length_nm=0.3, **{**terms, "confinement": WALL.replace("0.4", "0.5")})
+        assert twin_differences(system, elsewhere) > 1e-3
 
 
 def test_a_field_is_its_formula_and_ends_the_invariance() -> None:
@@ -146,6 +151,30 @@ def test_a_field_is_its_formula_and_ends_the_invariance() -> None:
     torch.testing.assert_close(system.energy(x), (m[:, None] * x.square()).sum((1, 2)))
     torch.testing.assert_close(system.energy_and_score(x)[1], -2 * m[:, None] * x)
     assert isinstance(charged().space, MeanFree)
+
+
+def test_a_confinement_is_its_formula_about_the_mean_and_moves_with_the_cluster() -> None:
+    system = PairPotential(
+        "walled", "a/r", n=4, d=3, parameters={"a": 0.0, "k": 3.0, "R": 0.8},
+        confinement="0.5*k*max(0, r - R)^2",
+    )  # fmt: skip
+    assert isinstance(system.space, MeanFree)
+    assert system.invariant
+    assert system.exchangeable
+    x = positions(4, 3)
+    r = (x - x.mean(1, keepdim=True)).norm(dim=-1)
+    outside = (r - 0.8).clamp(min=0)
+    assert 0 < int((outside > 0).sum()) < outside.numel()
+    torch.testing.assert_close(system.energy(x), 1.5 * outside.square().sum(1))
+    torch.testing.assert_close(system.energy(x + 7.0), system.energy(x))
+    _, score = system.energy_and_score(x)
+    torch.testing.assert_close(score.sum(1), torch.zeros_like(score[:, 0]))
+    # A particle that stands at the mean has no direction to be pushed in.
+    still = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [-1, 0, 0], [0, 0, 0]]], dtype=torch.float64)
+    assert torch.isfinite(system.energy_and_score(still + torch.eye(4, 3) * 1e-3)[1]).all()
+    record = json.loads(json.dumps(system.record()))
+    assert record["confinement"] == "0.5*k*max(0, r - R)^2"
+    assert torch.equal(resolve_recorded(record).energy(x), system.energy(x))
 
 
 def test_particles_that_differ_may_not_be_exchanged_and_alike_ones_may() -> None:
@@ -273,6 +302,10 @@ FILE: dict[str, Any] = {
         ({"external": "x^2 + y^2 + z^2", "dimensions": 2}, "external uses 'z', the system has 2"),
         ({"external": "x^2 + y^2 + z^2", "parameters": {"y": 1}}, "'y' is taken"),
         ({"external": "x^2 + (y^2 + z^2"}, "missing ')'"),
+        ({"confinement": "x^2 + y^2 + z^2"}, "the distance r from the mean only"),
+        ({"confinement": "q1*r"}, "it acts on one particle: write 'q'"),
+        ({"confinement": "R*r"}, "confinement: unknown name 'R'"),
+        ({"confinement": "n^2"}, "confinement must depend on r"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_a_file_is_one_sentence(tmp_path: Path, change, sentence) -> None:
