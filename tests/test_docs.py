@@ -133,9 +133,12 @@ def test_the_examples_of_the_page_on_own_systems_run(tmp_path: Path) -> None:
     from molsampler.systems import get_system
 
     text = (PAGE.parent / "own-systems.md").read_text()
-    ions, cold, copper = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    ions, walled, cold, copper = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "ions.yaml").write_text(ions)
     assert get_system(tmp_path / "ions.yaml").alike == (0,) * 4 + (1,) * 4
+    (tmp_path / "lj7.yaml").write_text(walled)
+    cluster = get_system(tmp_path / "lj7.yaml")
+    assert (cluster.temperature, cluster.invariant) == (0.2, True)
     (tmp_path / "cold.yaml").write_text(cold)
     assert get_system(tmp_path / "cold.yaml").temperature == 0.3
     pytest.importorskip("ase")
