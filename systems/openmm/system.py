@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from molsampler import torchrun
+from molsampler.compiled import UnavailableError
 from molsampler.errors import InputError, SimulationError, nearest
 from molsampler.molecule.chirality import oriented, stereocentres
 from molsampler.molecule.graph import equivalence_classes, rotatable_bonds, within_bonds
@@ -32,7 +33,6 @@ from molsampler.target import System, check_positions
 from molsampler.units import kT
 
 from ..arguments import checked_name, integer
-from ..compiled import UnavailableError
 from . import probe
 from .context import Array, ContextEvaluator, EvaluationError
 from .geometry import require_sane

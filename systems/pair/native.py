@@ -8,9 +8,7 @@ torch (:mod:`.sums`), to rounding with the same results.
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..compiled import UnavailableError, library
+from molsampler.compiled import UnavailableError, library, pool, require_native
+
 from .expression_plan import Plan
 from .sums import SortedPairs
 
@@ -31,9 +30,6 @@ OPERATIONS = (
     "multiply", "add_scaled", "offset", "scale", "subtract_from", "fill", "power", "pow", "min", "max",
     "step", "delta", "select", "sqrt", "rsqrt", "reciprocal", "exp", "log", "abs",
 )  # fmt: skip
-
-#: Variable of the environment that turns the kernel off.
-SWITCH = "MOLSAMPLER_NATIVE"
 
 #: Pairs of all rows below which one thread takes all, and rows that go to the kernel together.
 _PAIRS_PER_THREAD = 50_000
@@ -86,8 +82,7 @@ class NativePairs:
         *,
         cusps: Sequence[bool] = (),
     ) -> None:
-        if os.environ.get(SWITCH, "1") == "0":
-            raise UnavailableError(f"{SWITCH}=0")
+        require_native()
         for plan in plans:
             unknown = {*plan.operators} - {*OPERATIONS}
             if unknown:
@@ -157,7 +152,7 @@ class NativePairs:
         if len(blocks) == 1:
             failed = [call(blocks[0])]
         else:
-            failed = list(_pool(threads).map(call, blocks))
+            failed = list(pool(threads).map(call, blocks))
         if any(failed):
             raise MemoryError("no memory is left for the energies of pairs")
         return energy, force, closest
@@ -188,15 +183,6 @@ class NativePairs:
 def serves(x: Tensor) -> bool:
     """Whether the kernel can evaluate such positions."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads)
-
-
-# A forked child has the pool and none of its threads.
-os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 @cache

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from molsampler.compiled import UnavailableError
 from molsampler.errors import ExpressionError, InputError
 from molsampler.molecule.molecule import Molecule
 from molsampler.space import Euclidean, MeanFree
@@ -21,7 +22,6 @@ from molsampler.target import System
 from molsampler.units import TWIN_MASS, TWIN_TEMPERATURE, kT
 
 from ..arguments import checked_description, checked_length, checked_name, integer
-from ..compiled import UnavailableError
 from ..spec import SystemSpec
 from ..topology import ARGON, openmm_particles, particles
 from .confinement import Confinement

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from molsampler import compiled
+from molsampler.compiled import UnavailableError
 from molsampler.errors import InputError
-from molsampler.systems import OpenMMSystem, compiled, get_system
-from molsampler.systems.compiled import UnavailableError
+from molsampler.systems import OpenMMSystem, get_system
 from molsampler.systems.openmm.context import ContextEvaluator
 from molsampler.systems.openmm.native import kernel, tables
 

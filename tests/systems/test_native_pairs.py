@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from molsampler.systems import PairPotential, compiled, get_system
-from molsampler.systems.compiled import UnavailableError
+from molsampler import compiled
+from molsampler.compiled import SWITCH, UnavailableError
+from molsampler.systems import PairPotential, get_system
 from molsampler.systems.pair import native
-from molsampler.systems.pair.native import OPERATIONS, SWITCH, NativePairs
+from molsampler.systems.pair.native import OPERATIONS, NativePairs
 
 #: Between them they use every operation that the kernel knows.
 EXPRESSIONS = [

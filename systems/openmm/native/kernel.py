@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...compiled import UnavailableError, library
+from molsampler.compiled import UnavailableError, library
+
 from ..context import Array, ContextEvaluator, EvaluationError
 from .tables import Born, Tables, Terms, UnknownTermError, tables
 

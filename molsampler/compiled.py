@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -30,6 +31,10 @@ _FLAGS = (
 )
 _COMMON = "-std=c++17 -shared -fPIC -fno-math-errno -fno-trapping-math -ffp-contract=fast -w"
 _COMPILATION_SECONDS = 120
+
+
+#: Variable of the environment that turns off the kernels that torch can do without.
+SWITCH = "MOLSAMPLER_NATIVE"
 
 
 class UnavailableError(Exception):
@@ -48,6 +53,28 @@ def library(source: Path) -> ctypes.CDLL:
     if isinstance(made, str):
         raise UnavailableError(made)
     return made
+
+
+def require_native() -> None:
+    """Refuse where ``MOLSAMPLER_NATIVE=0``.
+
+    Raises
+    ------
+    UnavailableError
+        It is.
+    """
+    if os.environ.get(SWITCH, "1") == "0":
+        raise UnavailableError(f"{SWITCH}=0")
+
+
+@cache
+def pool(threads: int) -> ThreadPoolExecutor:
+    """Threads among which kernels share rows."""
+    return ThreadPoolExecutor(threads)
+
+
+# A forked child has the pool and none of its threads.
+os.register_at_fork(after_in_child=pool.cache_clear)
 
 
 @cache
