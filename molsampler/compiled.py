@@ -83,7 +83,7 @@ def _made(source: Path) -> ctypes.CDLL | str:
     try:
         return _first(source)
     except UnavailableError as error:
-        log.info("%s is not used, and energies take longer: %s", source.name, error)
+        log.info("%s is not used, and what it does takes longer: %s", source.name, error)
         return str(error)
 
 
