@@ -208,7 +208,8 @@ def described(state: Progress) -> str:
     parts = []
     if state.total is not None:
         about = "about " if state.phase == "annealing" else ""
-        parts.append(f"{state.done:,} of {about}{state.total:,.0f}")
+        of = " draws" if state.phase == "evaluation" else ""
+        parts.append(f"{state.done:,} of {about}{state.total:,.0f}{of}")
     elif state.done:
         parts.append(f"{state.done:,} steps")
     if state.detail:

@@ -32,7 +32,7 @@ and sees what the draws themselves reach; the same share by the weights of the c
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -60,9 +60,6 @@ _ROWS = 16384
 
 #: Chains at most whose density is asked for.
 _CHAINS = 8192
-
-#: Draws computed at once, where they may be many.
-_AT_ONCE = 16384
 
 #: Share of the draws whose weights are cut down for the criterion.
 _HEAVIEST = 0.01
@@ -269,11 +266,13 @@ def evaluate(
     rng: torch.Generator,
     tuning: Tuning | None = None,
     chains: mala.State | None = None,
+    on_drawn: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Judge a generator by ``samples`` draws and the same after ``steps`` MALA steps.
 
     ``tuning`` is a first guess of their kernel, by default from the spread of the samples; ``chains`` are the
-    population, for the density of a generator that knows it.
+    population, for the density of a generator that knows it. ``on_drawn`` is told the number of draws as they
+    come.
 
     Raises
     ------
@@ -281,7 +280,7 @@ def evaluate(
         The refined samples are where no energy with a norm goes.
     """
     with torch.no_grad():
-        drawn, weights = _drawn(generator, target, samples, rng)
+        drawn, weights = _drawn(generator, target, samples, rng, on_drawn)
     x = drawn.nan_to_num().clamp(-REACH, REACH)
     chain = mala.init(x, target)
     before = chain.energy
@@ -322,13 +321,19 @@ def evaluate(
 
 
 def _drawn(
-    generator: Generator, target: Target, samples: int, rng: torch.Generator
+    generator: Generator,
+    target: Target,
+    samples: int,
+    rng: torch.Generator,
+    on_drawn: Callable[[int], None] | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Draws and their log weights, a bounded number at a time."""
-    draws = [
-        generator.draw(min(_AT_ONCE, samples - done), target, generator=rng)
-        for done in range(0, samples, _AT_ONCE)
-    ]
+    draws = []
+    for done in range(0, samples, generator.at_once):
+        count = min(generator.at_once, samples - done)
+        draws.append(generator.draw(count, target, generator=rng))
+        if on_drawn is not None:
+            on_drawn(done + count)
     x = torch.cat([draw.x for draw in draws])
     weights = [draw.log_weight for draw in draws if draw.log_weight is not None]
     return x, torch.cat(weights).cpu() if weights else None

@@ -114,6 +114,7 @@ class Teller:
         done: int = 0,
         total: float | None = None,
         *,
+        rate: float | None = None,
         evaluations_left: int = 0,
         last: bool = False,
         now: bool = False,
@@ -122,12 +123,13 @@ class Teller:
     ) -> None:
         """Say where the run stands.
 
-        ``evaluations_left`` of the generator are still to come in this phase, which is the ``last`` one or
-        not; ``now`` says it even if something was said a moment ago.
+        ``rate`` is that of an evaluation's draws, of steps it is known. ``evaluations_left`` of the generator
+        are still to come in this phase, which is the ``last`` one or not; ``now`` says it even if something
+        was said a moment ago.
         """
         changed = self._enter(phase)
         moment = self.clock()
-        rate, left = None if phase == "evaluation" else self.steps.rate, None
+        rate, left = rate if phase == "evaluation" else self.steps.rate, None
         if rate is not None and total is not None:
             left = max(0.0, total - done) / rate + evaluations_left * (self.evaluating or 0.0)
         self.left_of_run = left if last else None

@@ -622,7 +622,11 @@ class _Run:
         if self.first:
             self.teller.tell("evaluation", now=(self.teller.evaluating or 0.0) > 2.0)
             began = time.perf_counter()
-            result = trainer.evaluate(whole)
+
+            def drawn(done: int, total: int, rate: float) -> None:
+                self.teller.tell("evaluation", done, total, rate=rate)
+
+            result = trainer.evaluate(whole, on_drawn=drawn)
             self.teller.evaluated(time.perf_counter() - began, trainer.state.evaluations)
         reached = peers.gather(torch.tensor([trainer.state.reached]))
         trainer.state.reached = bool(reached[0])

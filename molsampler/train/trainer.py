@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import math
 import time
@@ -147,10 +148,16 @@ class Trainer:
             )
         return metrics
 
-    def evaluate(self, whole: State | None = None) -> Evaluation:
+    def evaluate(
+        self,
+        whole: State | None = None,
+        on_drawn: Callable[[int, int, float], None] | None = None,
+    ) -> Evaluation:
         """Judge the objective's generator, and select it if none was better.
 
         ``whole`` is the objective's state with what other processes hold of it, where there are any.
+        ``on_drawn`` is told how many draws there are of how many that are judged together, and how many come
+        a second.
 
         Its random stream is its own, so judging more or less often changes nothing else. At the end of
         training the selected generator is calibrated.
@@ -172,18 +179,26 @@ class Trainer:
         def judge(
             generator: Generator, samples: int = self.config.evaluate_samples
         ) -> list[Evaluation]:
+            each, since = max(10, samples // len(cases)), time.perf_counter()
+
+            def told(before: int, drawn: int) -> None:
+                done = before + drawn
+                if on_drawn is not None:
+                    on_drawn(done, each * len(cases), done / (time.perf_counter() - since))
+
             return [
                 evaluate(
                     case.of(generator),
                     case.target,
                     discrepancy=case.discrepancy,
-                    samples=max(10, samples // len(cases)),
+                    samples=each,
                     steps=self.config.evaluate_steps,
                     tuning=case.tuning,
                     chains=case.chains,
                     rng=rng,
+                    on_drawn=functools.partial(told, each * index),
                 )
-                for case in cases
+                for index, case in enumerate(cases)
             ]
 
         parts = judge(candidate)

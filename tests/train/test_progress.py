@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+
+from molsampler.cli.train import described
+from molsampler.nn.generators.direct import DirectConfig
+from molsampler.space import Euclidean
+from molsampler.systems import FunctionSystem
+from molsampler.train.criterion import evaluate
 from molsampler.train.progress import Pace, Teller
 
 
@@ -69,3 +76,31 @@ def test_phases_are_told_when_they_begin_and_have_rates_of_their_own():
     assert said[-1].rate is None
     assert said[-1].evaluations == 500
     assert said[-1].seconds == 2.5
+
+
+def test_an_evaluation_says_how_many_of_its_draws_there_are():
+    said = []
+    teller = Teller(said.append, began=0.0, clock=Clock())
+    teller.tell("training", 10, 100, last=True)
+    teller.tell("evaluation", 512, 2048, rate=128.0, now=True)
+    assert (said[-1].rate, said[-1].left, said[-1].left_of_run) == (128.0, 12.0, None)
+    assert described(said[-1]) == "evaluation: 512 of 2,048 draws, 128/s, 12 s left"
+    # It is a pause of the phase that it stands in, whose rates are kept.
+    assert teller.phase == "training"
+
+
+def test_draws_that_are_judged_are_counted_as_they_come():
+    space, counted = Euclidean(1, 2), []
+    generator = DirectConfig().build(space)
+    generator.at_once = 30
+    target = FunctionSystem("well", lambda x: x.square().sum((1, 2)), shape=(1, 2))
+    evaluate(
+        generator,
+        target,
+        discrepancy=None,
+        samples=100,
+        steps=1,
+        rng=torch.Generator().manual_seed(0),
+        on_drawn=counted.append,
+    )
+    assert counted == [30, 60, 90, 100]

@@ -31,6 +31,8 @@ class Normal:
 class Drawing:
     """Draws of the target, changed by a function."""
 
+    at_once = 16384
+
     def __init__(self, change, log_weight=None):
         self.change, self.log_weight, self.sampling = change, log_weight, Sampling()
 

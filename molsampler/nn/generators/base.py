@@ -125,11 +125,13 @@ class Generator(nn.Module):
     temperatures : the range of which a temperature is its context, None without one
     temperature : the one of :meth:`at`, None where draws are told theirs
     frame : the standardised coordinates in which it works, None for those of the system
+    at_once : rows of a draw that whoever wants many should ask for at a time
     """
 
     mirror_symmetric: bool = False
     temperatures: TemperatureRange | None = None
     temperature: float | None = None
+    at_once: int = 16384
 
     def __init__(self, config: GeneratorConfig, sampling: Sampling, space: Space):
         super().__init__()

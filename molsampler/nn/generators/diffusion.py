@@ -133,6 +133,8 @@ class Diffusion(Generator):
     sampling: DiffusionSampling
     error: Tensor
     seen: Tensor
+    #: A path takes as many passes as it has steps.
+    at_once = 1024
 
     def __init__(
         self,
