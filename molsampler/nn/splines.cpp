@@ -121,7 +121,8 @@ struct Block {
       inside[l] = x[l] >= s.low && x[l] <= s.high;
       along[l] = (x[l] - s.low) / width;
       from_x[l] = from_y[l] = 0.0f;
-      found[l] = 0;
+      x0[l] = x1[l] = y0[l] = y1[l] = 0.0f;
+      index[l] = found[l] = 0;
     }
     for (long j = 0; j < s.bins; ++j) {
       const bool last = j == s.bins - 1;
