@@ -293,7 +293,7 @@ def _remarks(label: str, pool: Pool, draws: Draws) -> tuple[str, ...]:
             enough = _FRESH * draws.n * len(each) / max(each.effective, 1.0)
             remarks.append(
                 f"N is more than a fifth of that: rows come again and again, which lifts values above the "
-                f"floor by itself; {enough:,.0f} weighted {name} would not show it at this N."
+                f"floor by itself; {enough:,.0f} rows of them would not show it at this N."
             )
         verdict = judge(each.weights.log(), len(each))
         if not verdict.usable:

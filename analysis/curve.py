@@ -48,6 +48,7 @@ from molsampler.samples import Samples
 from molsampler.storage.files import atomic_path, check_output, read_limited
 from molsampler.storage.sealed_json import parse_json
 from molsampler.systems import resolve
+from molsampler.systems.resolve import resolve_recorded
 from molsampler.target import System
 from molsampler.units import GAS_CONSTANT
 
@@ -247,7 +248,8 @@ def curve_through(
     Raises
     ------
     InputError
-        There are fewer than two temperatures, two are equal, or a set has too few samples of finite energy.
+        There are fewer than two temperatures, two are equal, a set has too few samples of finite energy, or
+        samples record another system.
     """
     if len(sets) < 2:
         raise InputError(f"a curve needs samples at two or more temperatures, got {len(sets)}")
@@ -261,6 +263,10 @@ def curve_through(
     for low, high in pairwise(ordered):
         if math.isclose(low, high, rel_tol=1e-9):
             raise InputError(f"two sets of samples are of temperature {low:g}")
+    for index, (samples, temperature) in enumerate(zip(sets, temperatures, strict=True), 1):
+        record = samples.metadata.get("system")
+        if record is not None:
+            resolve_recorded(record, given=known.at(temperature), source=f"set {index} of samples")
     cut = _cut(known, along, edges)
     nodes = [
         _Node.of(sets[k], known, ordered[i], cut=cut, repeats=repeats, seed=seed + i)
@@ -394,7 +400,8 @@ def read_curve(path: Path | str) -> Curve:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(
-            f"{path} is not a curve of `molsampler curve --json`: {type(error).__name__} {error}"
+            f"{path} is not a curve of `molsampler curve --json`"
+            + (f": it has no {error}" if isinstance(error, KeyError) else f": {error}")
         ) from None
     if len(found.rows) < 2:
         raise FileFormatError(f"{path} holds {len(found.rows)} temperatures, at least 2 are needed")

@@ -187,6 +187,11 @@ def _scale(unit: str, temperature: float | None, system: System | None) -> _Scal
             )
     kelvin = own if temperature is None else float(temperature)
     kilojoules = UNITS[unit]
+    if kilojoules is None and own is None and temperature is not None:
+        raise InputError(
+            "temperature is in kelvin and turns kT into unit kJ/mol or kcal/mol; in kT it changes nothing, "
+            "and samples have the temperature that they were drawn at"
+        )
     if kilojoules is None:
         return _Scale(unit, "k", 1.0, 1.0, kelvin)
     if kelvin is None:
@@ -242,21 +247,12 @@ def free_energy(
     if not isinstance(samples, Samples):
         raise InputError(f"samples must be Samples, got {type(samples).__name__}")
     known = _system(samples, system)
-    scale = _scale(unit, temperature, known)
-    if edges is not None and along is None:
-        raise InputError("edges cut a collective variable; pass along= as well")
     if not isinstance(bins, int) or bins < 4:
         raise InputError(f"bins must be an integer >= 4, got {bins!r}")
     if not isinstance(repeats, int) or repeats < 20:
         raise InputError(f"repeats must be an integer >= 20, got {repeats!r}")
     shape = (samples.positions.shape[1], samples.positions.shape[2])
-    named = None if known is None else known.collective_variables
-    variable = None if along is None else collective_variable(along, shape, named=named)
-    given = None
-    if variable is not None and edges is not None:
-        given = Intervals(variable, tuple(float(edge) for edge in edges))
-    elif known is not None and known.basins is not None and known.basins.variable.name == along:
-        given = known.basins
+    scale, variable, given = _question(known, shape, along, edges, unit, temperature)
 
     verdict = _judge(samples)
     result = FreeEnergy(
@@ -291,10 +287,65 @@ def free_energy(
     )
 
 
+class _Question(NamedTuple):
+    """Units, the collective variable, and basins along it that are not left to its profile."""
+
+    scale: _Scale
+    variable: CollectiveVariable | None
+    given: Intervals | None
+
+
+def _question(
+    known: System | None,
+    shape: tuple[int, int],
+    along: str | None,
+    edges: Sequence[float] | None,
+    unit: str,
+    temperature: float | None,
+) -> _Question:
+    scale = _scale(unit, temperature, known)
+    if edges is not None and along is None:
+        raise InputError("edges cut a collective variable; pass along= as well")
+    named = None if known is None else known.collective_variables
+    variable = None if along is None else collective_variable(along, shape, named=named)
+    given = None
+    if variable is not None and edges is not None:
+        given = Intervals(variable, tuple(float(edge) for edge in edges))
+    elif known is not None and known.basins is not None and known.basins.variable.name == along:
+        given = known.basins
+    return _Question(scale, variable, given)
+
+
+def check_question(
+    system: System,
+    *,
+    along: str | None = None,
+    edges: Sequence[float] | None = None,
+    unit: str = "kT",
+    temperature: float | None = None,
+) -> None:
+    """Refuse what :func:`free_energy` would refuse of samples of a system, before they are drawn.
+
+    Raises
+    ------
+    InputError
+        An argument is unusable, or the unit needs a temperature that is not known.
+    """
+    _question(system, system.shape, along, edges, unit, temperature)
+
+
 def _system(samples: Samples, system: System | str | None) -> System | None:
     if system is None and samples.metadata.get("system") is None:
         return None
-    known = samples.system() if system is None else resolve(system)
+    try:
+        known = samples.system() if system is None else resolve(system)
+    except UnknownNameError:
+        raise
+    except InputError:
+        # Files do not hold a function, and what is asked of weights and energies needs none.
+        if system is not None:
+            raise
+        return None
     if tuple(samples.positions.shape[1:]) != tuple(known.shape):
         raise ShapeError(
             f"samples must have shape (n, {known.shape[0]}, {known.shape[1]}) for system "

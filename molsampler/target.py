@@ -240,7 +240,8 @@ class System:
         number = isinstance(temperature, numbers.Real) and not isinstance(temperature, bool)
         if not number or not 0 < temperature < 1e9:
             raise InputError(
-                f"temperature of {self.name!r} must be a positive number, in {unit}, got {temperature!r}"
+                f"temperature of {self.name!r} must be a number above 0 and below 1e9, in {unit}, got "
+                f"{temperature!r}"
             )
         value = float(temperature)
         if self.in_kelvin and value < _KELVIN_LIMIT:
@@ -320,7 +321,10 @@ class System:
 
     def topology(self) -> mdtraj.Topology:
         """MDTraj topology with one atom per particle."""
-        raise InputError(f"system {self.name!r} has no particles in space, hence no topology")
+        raise InputError(
+            f"system {self.name!r} has no particles in space, hence no topology and "
+            "no trajectory; .npz holds its samples"
+        )
 
     def openmm_twin(self) -> tuple[openmm.System, openmm.app.Topology]:
         """The same system in OpenMM, as ``(openmm.System, openmm.app.Topology)``.

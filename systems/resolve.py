@@ -87,6 +87,9 @@ def _difference(recorded: Any, own: Any) -> str:
     recorded, own = (each if isinstance(each, dict) else {"name": each} for each in (recorded, own))
     keys = [key for key in {**recorded, **own} if recorded.get(key) != own.get(key)]
     first, *others = keys
-    then, now = (f"{json.dumps(each.get(first)):.40}" for each in (recorded, own))
+    then, now = (
+        "the default" if each.get(first) is None else f"{json.dumps(each[first]):.40}"
+        for each in (recorded, own)
+    )
     rest = f"; also {', '.join(others)}" if others else ""
     return f": {first} is {then} there and {now} here{rest}"

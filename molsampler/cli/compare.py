@@ -68,8 +68,10 @@ def compare(
     note(f"reading {samples.name}")
     remarks: tuple[str, ...] = ()
     if target is None:
-        judged, trusted = load(samples), load(reference)
+        judged = load(samples)
         target = judged.system()
+        # Of another system, or another temperature, it is refused.
+        trusted = load(reference, system=target)
     else:
         judged, said = load_simulation(samples, target)
         note(f"reading {reference.name}")

@@ -22,7 +22,7 @@ DISTRIBUTIONS = (
     "molsampler", "torch", "numpy", "pydantic", "PyYAML", "safetensors", "rich", "typer", "OpenMM",
     "mdtraj", "tables", "POT", "scipy", "matplotlib", "Jinja2",
 )  # fmt: skip
-OPTIONAL = ("bgflow", "py3Dmol", "openmmtools")
+OPTIONAL = ("rdkit", "ase", "bgflow", "py3Dmol", "openmmtools")
 
 #: Reduced energies of reference configurations in float64, by the convention of each system.
 GOLDEN = {"dw4": -8.396642530754, "lj13": -38.865221378814}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import Anneal, Device, OfSystem, Overwrite, Seed, Steps, TrustCode, given_system
+from .summary import percent
 from .terminal import note, print_json, print_table, progress
 
 if TYPE_CHECKING:
@@ -57,8 +58,11 @@ def free_energy(
         ),
     ] = None,
     number: Annotated[
-        int, typer.Option("-n", "--number", min=1, help="Samples to draw from an ARTIFACT.")
-    ] = 10_000,
+        int | None,
+        typer.Option(
+            "-n", "--number", min=1, help="Samples to draw from an ARTIFACT, 10,000 by default."
+        ),
+    ] = None,
     anneal: Anneal = 1,
     steps: Steps = None,
     output: Annotated[
@@ -77,6 +81,7 @@ def free_energy(
     Exit code 3 says that the weights do not carry an answer; the reason is printed, no number is.
     """
     from molsampler.analysis import free_energy, write_json, write_profile
+    from molsampler.analysis.free_energies import check_question
 
     from ..storage.files import check_output
 
@@ -93,6 +98,12 @@ def free_energy(
     if Path(source).is_file():
         from ..export import load
 
+        drawing = {"-n": number, "--steps": steps, "--anneal": None if anneal == 1 else anneal}
+        for option, value in drawing.items():
+            if value is not None:
+                raise typer.BadParameter(
+                    f"{source} is a file, whose samples have been drawn", param_hint=option
+                )
         samples = load(source, system=target)
     else:
         from ..sampler.sampler import Sampler
@@ -109,9 +120,13 @@ def free_energy(
                 )
             at, temperature = temperature, None
             target = target if target is None or at is None else target.at(at)
-        with progress(f"sampling {sampler.system.name}", number):
+        elif unit == "kT" and not sampler.system.in_kelvin:
+            at, temperature = temperature, None
+        check_question(sampler.system, along=along, edges=cut, unit=unit, temperature=temperature)
+        count = 10_000 if number is None else number
+        with progress(f"sampling {sampler.system.name}", count):
             samples = sampler.sample(
-                number, anneal=anneal, steps=steps, temperature=at, seed=seed, device=device
+                count, anneal=anneal, steps=steps, temperature=at, seed=seed, device=device
             )
         if sampler.temperatures is not None:
             note(f"drawn at temperature {samples.system().temperature:g}")
@@ -150,7 +165,7 @@ def print_free_energy(found: FreeEnergy) -> None:
     if found.weighted:
         facts.append(f"effective number {v.ess:,.0f}")
         facts.append(
-            "largest weight " + ("none" if v.max_weight is None else f"{100 * v.max_weight:.2g} %")
+            "largest weight " + ("none" if v.max_weight is None else f"{percent(v.max_weight)}")
         )
         facts.append("Pareto k " + ("not fitted" if v.pareto_k is None else f"{v.pareto_k:.2f}"))
     print(f"{found.system or 'system unknown'}: {', '.join(facts)}")

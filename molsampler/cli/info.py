@@ -38,7 +38,7 @@ def info(
     elif path.is_file():
         result = _file(path, trust_code=trust_code)
     else:
-        result = _named(source, known)
+        result = _named(source, known, trust_code=trust_code)
     if json:
         print_json(result)
     else:
@@ -65,17 +65,29 @@ def _file(path: Path, *, trust_code: bool) -> dict[str, Any]:
         system = get_system(path, trust_code=trust_code)
         command = f"{path} --trust-code" if trust_code else str(path)
         return {"kind": "system", "file": str(path), **_system(system, str(path), command)}
-    return {"kind": "samples", **describe(path)}
+    result = {"kind": "samples", **describe(path)}
+    if result.get("ess") is not None:
+        result["averages"] = (
+            "energies above are those of the draws as they are; averages need their weights: molsampler "
+            f"free-energy {path}"
+        )
+    return result
 
 
-def _named(source: str, known: System | None) -> dict[str, Any]:
+def _named(source: str, known: System | None, *, trust_code: bool) -> dict[str, Any]:
     """What a name or a folder is: a sampler, or a system without one."""
-    from molsampler.systems import get_system
+    from molsampler.systems import get_system, resolve
 
     from ..errors import FileFormatError, UnknownNameError
     from ..sampler.store import list_pretrained
 
     if not Path(source).exists() and source not in list_pretrained():
+        name, _, temperature = source.rpartition("@")
+        if name and temperature:
+            return {
+                "kind": "system",
+                **_system(resolve(source, trust_code=trust_code), name, source),
+            }
         if Path(source).suffix:
             raise FileFormatError(f"there is no file {source}")
         try:
@@ -99,7 +111,7 @@ def _system(system: System, source: str, command: str) -> dict[str, Any]:
         "dimensions": dimension,
         "units": system.units,
         "length_nm": system.length_nm,
-        "temperature_kelvin": system.temperature,
+        "temperature_kelvin" if system.in_kelvin else "temperature": system.temperature,
         "symmetric_under_rotation_and_reflection": system.invariant,
         "particles_exchangeable": system.exchangeable,
     }
@@ -135,7 +147,7 @@ def _artifact(source: str, system: System | None) -> dict[str, Any]:
 
 
 def _run(folder: Path, system: System | None) -> dict[str, Any]:
-    from ..errors import MolsamplerError
+    from ..errors import InputError, MolsamplerError
     from ..train import checkpoint
     from ..train.config import from_yaml
     from ..train.folder import RunFolder
@@ -164,6 +176,9 @@ def _run(folder: Path, system: System | None) -> dict[str, Any]:
     if run.artifact.is_dir():
         try:
             result["artifact"] = _artifact(str(run.artifact), system)
+        except InputError as error:
+            # Whole, for all that can be said without the system.
+            result["artifact"] = f"not read: {error}"
         except MolsamplerError as error:
             problems.append(str(error))
     if problems:

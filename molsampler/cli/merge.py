@@ -31,4 +31,4 @@ def merge(
     if json:
         print_json({"file": output, "parts": len(parts), **metadata})
     else:
-        print(f"wrote {output}: {len(parts)} parts")
+        print(f"wrote {output}: {len(parts)} {'part' if len(parts) == 1 else 'parts'}")

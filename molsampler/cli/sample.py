@@ -27,7 +27,7 @@ from .options import (
     parse_blocks,
 )
 from .summary import WeightStatistics
-from .terminal import Update, print_json, progress, quiet
+from .terminal import Update, note, print_json, progress, quiet
 
 if TYPE_CHECKING:
     from ..export.energy_statistics import EnergyStatistics
@@ -207,7 +207,8 @@ def _together(
             "number of samples": str(number),
         }
     )
-    blocks = -(-number // block_size(sampler.system.shape[0]))
+    generator = sampler.generator(torch.device("cpu"))
+    blocks = -(-number // block_size(sampler.system.shape[0], generator.at_once))
     # Rounded up, so that rank 0 has a share of however few.
     ends = [-(-rank * blocks // peers.count) for rank in range(peers.count + 1)]
     parts = [output.with_name(f".{output.name}.tmp-{rank}.npz") for rank in range(peers.count)]
@@ -253,6 +254,11 @@ def _say(drawn: _Drawn, output: Path, *, ranged: bool, refine: int, json: bool) 
     print(weights.energy_line(energies))
     if said := weights.line():
         print(said)
+    if weights.ill():
+        note(
+            "warning: hardly a draw has weight, so averages say nothing of the target, and log Z is too low "
+            "by an unknown amount; `molsampler free-energy` says why"
+        )
     if again := metadata.get("redrawn"):
         print(
             f"drawn again: {again:,} of {statistics.count:,}, whose energies were far outside those of the "

@@ -11,6 +11,16 @@ if TYPE_CHECKING:
     from ..samples import Samples
 
 
+#: Share of one draw in the weight of all, and effective number of draws, that say nothing of the target.
+_RULES, _FEWEST = 0.5, 2.0
+
+
+def percent(share: float) -> str:
+    """A share in percent, to two digits or whole."""
+    value = 100 * share
+    return f"{value:.0f} %" if value >= 10 else f"{value:.2g} %"
+
+
 def energy_summary(samples: Samples) -> dict[str, Any]:
     """Statistics of the reduced energies, as in sidecars."""
     from ..export.energy_statistics import EnergyStatistics
@@ -92,13 +102,26 @@ class WeightStatistics:
             },
         }
 
+    def ill(self) -> bool:
+        """Whether a single draw, or next to none, has most of the weight of several."""
+        known = self.summary()
+        return (
+            self.count > 1
+            and bool(known)
+            and (
+                known["max_weight"] is None
+                or known["max_weight"] > _RULES
+                or known["ess"] < _FEWEST
+            )
+        )
+
     def energy_line(self, energies: dict[str, Any]) -> str:
         """One line on the energies under the weights, and the range of those of the draws."""
         if self._sum == -math.inf:
             return energy_line(energies)
         line = (
             f"reduced energy u = U/kT under the weights: mean {self._mean:.3f}, standard deviation "
-            f"{math.sqrt(self._variance):.3f}; draws from {energies['minimum']:.3f} to "
+            f"{math.sqrt(self._variance):.3f}; draws from {energies['minimum']:.6g} to "
             f"{energies['maximum']:.6g}"
         )
         if energies["nonfinite"]:
@@ -118,6 +141,6 @@ class WeightStatistics:
         error = "" if log_z["se"] is None else f" ± {log_z['se']:.2g}"
         return (
             f"weights: effective number {known['ess']:,.0f} of {self.count:,}, largest "
-            f"{100 * known['max_weight']:.2g} %, log Z {log_z['value']:.4f}{error}; averages need them "
+            f"{percent(known['max_weight'])}, log Z {log_z['value']:.4f}{error}; averages need them "
             "(molsampler free-energy, samples.expectation)"
         )

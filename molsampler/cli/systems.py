@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .options import Json
 from .terminal import note, print_json, print_table
 
@@ -13,8 +15,8 @@ def systems(json: Json = False) -> None:
     from ..errors import MissingDependencyError
     from ..sampler.store import list_pretrained
 
-    shipped = set(list_pretrained())
-    rows = []
+    shipped = list_pretrained()
+    rows: list[dict[str, Any]] = []
     for name in list_systems():
         try:
             system = get_system(name)
@@ -29,6 +31,7 @@ def systems(json: Json = False) -> None:
                 "length_nm": system.length_nm,
                 "units": system.units,
                 "sampler": name in shipped,
+                "samplers": [each for each in shipped if f"{each}-".startswith(f"{name}-")],
                 "description": system.description,
             }
         )
@@ -36,13 +39,13 @@ def systems(json: Json = False) -> None:
         print_json(rows)
         return
     print_table(
-        ("system", "particles x dim", "units", "sampler ships", "description"),
+        ("system", "particles x dim", "units", "samplers that ship", "description"),
         [
             (
                 str(row["name"]),
                 f"{row['particles']} x {row['dimensions']}",
                 str(row["units"]),
-                "yes" if row["sampler"] else "no",
+                ", ".join(row["samplers"]) or "none",
                 str(row["description"]),
             )
             for row in rows

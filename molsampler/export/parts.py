@@ -20,11 +20,10 @@ from ..errors import FileFormatError, InputError, MolsamplerError
 from ..sampler.stream import SampleStream
 from ..sampler.tally import COUNTED, DRIFT_SAMPLES, Part, Tally
 from ..samples import Samples
-from ..storage.files import check_output
 from ..storage.validation import validated
 from ..systems import resolve
 from ..target import System
-from . import npz, save_blocks
+from . import check_destination, npz, save_blocks
 from .format import format_of
 
 _UNREFINED = "unrefined_energies"
@@ -114,7 +113,7 @@ def merge(
     """
     path = Path(path)
     format_of(path)
-    check_output(path, overwrite=overwrite)
+    check_destination(path, overwrite=overwrite)
     if not parts:
         raise InputError("there are no parts to merge; at least one is needed")
     pieces = sorted((_read(Path(each)) for each in parts), key=lambda piece: piece.part.blocks)

@@ -136,7 +136,15 @@ class Sampler:
         path = locate(name_or_path)
         check_folder(path)
         card, digest = read_card(path / CARD)
-        known: System = VERBS["resolve_recorded"](card.system, given=system, source=path)
+        try:
+            known: System = VERBS["resolve_recorded"](card.system, given=system, source=path)
+        except InputError as error:
+            if card.temperatures is None or "temperature" not in str(error):
+                raise
+            raise InputError(
+                f"{error}. It draws at temperatures from {card.temperatures}: give the system as it is, and "
+                "temperature= (--temperature) for that of the samples"
+            ) from None
         if tuple(card.shape) != tuple(known.shape):
             raise FileFormatError(
                 f"{path / CARD} says shape {tuple(card.shape)}, system {known.name!r} has "

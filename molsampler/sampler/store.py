@@ -58,6 +58,10 @@ PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
 def check_folder(folder: Path) -> None:
+    if not (folder / CARD).exists() and (folder / "artifact" / CARD).is_file():
+        raise FileFormatError(
+            f"{folder} is the folder of a training; its sampler is {folder / 'artifact'}"
+        )
     for entry in sorted(folder.iterdir()):
         if entry.suffix.lower() in PICKLES:
             raise FileFormatError(
@@ -193,10 +197,24 @@ def locate(name_or_path: str | os.PathLike[str]) -> Path:
         why = (
             "pickles are refused" if path.suffix.lower() in PICKLES else "a single file is not one"
         )
+        instead = ""
+        if path.suffix.lower() in (".yaml", ".yml"):
+            instead = f". It may be a system: molsampler train {path} RUN_DIR makes a sampler of it"
         raise FileFormatError(
-            f"{path} is not an artifact: {why}; a folder with {WEIGHTS} and {CARD} is expected"
+            f"{path} is not an artifact: {why}; a folder with {WEIGHTS} and {CARD} is expected{instead}"
         )
     known = list_pretrained()
+    if (path.parent / "config.resolved.yaml").is_file():
+        raise UnknownNameError(
+            f"the training in {path.parent} has not come to a sampler yet; the same molsampler train "
+            "command goes on with it"
+        )
+    name, _, temperature = str(name_or_path).rpartition("@")
+    if name in known:
+        raise UnknownNameError(
+            f"{name!r} is a sampler, and samplers of a range are asked for a temperature by temperature= "
+            f"(--temperature {temperature})"
+        )
     raise UnknownNameError(
         f"{str(name_or_path)!r} is neither a shipped sampler ({', '.join(known) or 'none ship'}) nor "
         f"a folder{nearest(str(name_or_path), known)}"

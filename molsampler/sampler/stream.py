@@ -67,9 +67,10 @@ def block_seed(seed: int, index: int) -> int:
     return int(high << 32 | low)
 
 
-def block_size(particles: int) -> int:
-    """Samples computed at once: a power of two that bounds pairwise tensors, fixed by the system."""
-    size = 1024
+def block_size(particles: int, at_once: int = 1024) -> int:
+    """Samples computed at once: a power of two that bounds pairwise tensors, fixed by the sampler, of which
+    ``at_once`` is what its generator asks for."""
+    size = min(1024, at_once)
     while size > 16 and size * particles**2 > 2**18:
         size //= 2
     return size
@@ -155,14 +156,14 @@ class SampleStream:
         self.seed = seed
         self.refine = refine
         self.device = device
-        self.block = block_size(sampler.system.shape[0])
+        network = sampler.generator(device)
+        self.block = block_size(sampler.system.shape[0], network.at_once)
         self.batch = -(-batch_size // self.block) * self.block
         if -(-n // self.block) >= 2**32:
             raise InputError(f"n must be below {self.block * (2**32 - 1)}, got {n}")
         self._range = block_range(blocks, -(-n // self.block))
         self._part = blocks is not None
         self.count = min(self._range.stop * self.block, n) - self._range.start * self.block
-        network = sampler.generator(device)
         self.anneal = anneal
         self._network = network if anneal == 1 else network.annealed(anneal)
         self.steps = steps

@@ -138,6 +138,8 @@ def load_config(
         if not separator or not key:
             names = _names(values)
             hint = nearest(item, names) or f" (keys: {', '.join(names)})"
+            if item in names:
+                hint = f": {item}=..."
             raise InputError(f"an override must read KEY=VALUE, got {item!r}{hint}")
         values = _updated(values, _nested(key.split("."), _parse_scalar(key, text)))
     values = _merge(values, {"system": system}) if system else values

@@ -30,6 +30,9 @@ from .config import TrainConfig
 
 _log = logging.getLogger(__name__)
 
+#: Keys in which configurations differ that are listed at most.
+_LISTED = 6
+
 
 class RunFolder:
     """An opened and locked run folder; a context manager that releases the lock."""
@@ -120,7 +123,7 @@ class RunFolder:
         ]
         if changed:
             raise InputError(
-                f"{self.path} was started with another configuration ({'; '.join(changed)}); "
+                f"{self.path} was started with another configuration ({_listed(changed)}); "
                 "resume with the same one or name a new folder"
             )
         return recorded
@@ -183,3 +186,9 @@ class RunFolder:
         if self.metrics.exists():
             with open(self.metrics, "rb") as file:
                 os.fsync(file.fileno())
+
+
+def _listed(changed: list[str]) -> str:
+    """What differs, the first few of many."""
+    more = len(changed) - _LISTED
+    return "; ".join(changed[:_LISTED]) + (f"; and {more} more keys" if more > 0 else "")

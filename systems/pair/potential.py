@@ -121,6 +121,11 @@ class PairPotential(System):
     ) -> None:
         self.name = checked_name(name)
         checked_description(description)
+        if n == 1:
+            raise InputError(
+                "n (particles) must be 2 or more in a potential of pairs, got 1; a particle in a field is a "
+                "function of its position (kind: function, FunctionSystem)"
+            )
         n = integer("n (particles)", n, 2, _MAX_PARTICLES)
         d = integer("d (dimensions)", d, 1, 3)
         self.length_nm = checked_length(length_nm)

@@ -330,3 +330,27 @@ def test_mbar_arrays_keep_zero_weights_and_refuse_none() -> None:
     assert np.allclose(weights, log_weights.exp().numpy())
     with pytest.raises(InputError, match="must carry log weights"):
         mbar_arrays(with_weights(samples, None))
+
+
+def test_samples_of_a_function_need_it_for_basins_only() -> None:
+    kind = {
+        "kind": "function",
+        "name": "own",
+        "particles": 1,
+        "dimensions": 1,
+        "function": "own.py:u",
+    }
+    samples = proposed(TwoWells(), 4000, seed=2)
+    own = Samples(
+        samples.positions,
+        samples.energies,
+        samples.log_weights,
+        {**samples.metadata, "system": kind},
+    )
+    found = free_energy(own)
+    known = free_energy(samples, TwoWells())
+    assert found.system is None
+    assert found.basins == ()
+    assert found.F == known.F
+    with pytest.raises(InputError, match="must be one of torsion"):
+        free_energy(own, along="wells")

@@ -125,7 +125,7 @@ class Generator(nn.Module):
     temperatures : the range of which a temperature is its context, None without one
     temperature : the one of :meth:`at`, None where draws are told theirs
     frame : the standardised coordinates in which it works, None for those of the system
-    at_once : rows of a draw that whoever wants many should ask for at a time
+    at_once : rows that whoever wants many should draw at a time, and that are computed where fewer are wanted
     """
 
     mirror_symmetric: bool = False

@@ -133,8 +133,8 @@ class Diffusion(Generator):
     sampling: DiffusionSampling
     error: Tensor
     seen: Tensor
-    #: A path takes as many passes as it has steps.
-    at_once = 1024
+    #: Few, for each takes as many passes as there are steps.
+    at_once = 128
 
     def __init__(
         self,
