@@ -18,6 +18,7 @@ from torch import Tensor
 
 from molsampler.errors import InputError, NonFiniteError, ShapeError
 from molsampler.samples import Samples
+from molsampler.systems.resolve import resolve_recorded
 from molsampler.target import System
 
 from .correlation import thinned
@@ -81,7 +82,7 @@ class Pool(Draw):
         Raises
         ------
         ShapeError, NonFiniteError, InputError
-            The samples do not fit the system, hold NaN, or are too few.
+            The samples do not fit the system, record another one, hold NaN, or are too few.
         """
         if not isinstance(samples, Samples):
             raise InputError(f"{name} must be Samples, got {type(samples).__name__}")
@@ -90,6 +91,9 @@ class Pool(Draw):
                 f"{name} must hold configurations of shape {tuple(system.shape)} for system "
                 f"{system.name!r}, got {tuple(samples.positions.shape[1:])}"
             )
+        record = samples.metadata.get("system")
+        if record is not None:
+            resolve_recorded(record, given=system, source=name)
         for part, values in (("positions", samples.positions), ("energies", samples.energies)):
             if bool(torch.isnan(values).any()):
                 rows = int(torch.isnan(values).reshape(len(values), -1).any(-1).sum())
