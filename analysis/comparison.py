@@ -438,5 +438,9 @@ def format_value(value: float, se: float) -> str:
         return f"{value:.2g}"
     if not math.isfinite(se) or se <= 0:
         return f"{value:.3g}"
-    digits = max(0, min(4, 1 - math.floor(math.log10(se))))
+    wanted = 1 - math.floor(math.log10(se))
+    if wanted > 6:
+        # Such as the population of a basin that hardly a draw is in.
+        return f"{value:.1e} ± {se:.0e}"
+    digits = max(0, min(4, wanted))
     return f"{value:.{digits}f} ± {se:.{digits}f}"

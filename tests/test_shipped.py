@@ -113,6 +113,7 @@ def test_every_shipped_sampler_has_limits():
         *EXACT,
         "dw4-range",
         "dw4-range-exact",
+        "lj13-range-exact",
         "alanine-dipeptide-range-exact",
     }
 
@@ -237,6 +238,26 @@ def test_weighted_draws_over_a_range_are_on_the_curve():
     found = sampler.sample(2000, seed=1, temperature=1.0).log_z
     limits = EXACT["dw4-exact"]
     assert abs(found.value - limits.log_z) < 5 * (found.se**2 + limits.error**2) ** 0.5 < 0.1
+
+
+@pytest.mark.slow
+def test_weighted_draws_of_the_cluster_follow_its_melting():
+    """By replica exchange at temperatures that are no nodes of the training: energies to .01, and a change of
+    the free energy of 21.452 (``benchmarks/replica_curve.py lj13 0.25:0.55``, R-hat 1.004)."""
+    sampler = Sampler.load("lj13-range-exact")
+    free = []
+    for temperature, expected in ((0.317801, -31.621), (0.418080, -25.325)):
+        samples = sampler.sample(1024, seed=3, temperature=temperature)
+        assert samples.ess > 0.07 * len(samples)
+        u = samples.expectation(
+            lambda x, t=temperature: t * sampler.system.at(t).energy(x.double())
+        )
+        assert abs(float(u.value) - expected) < 5 * float(u.se) + 0.05
+        # Negative control: the draws without their weights.
+        assert abs(temperature * float(samples.energies.mean()) - expected) > 5 * float(u.se)
+        free.append(samples.log_z)
+    gap = free[0].value - free[1].value
+    assert abs(gap - 21.452) < 5 * math.hypot(free[0].se, free[1].se)
 
 
 def test_the_peptide_over_a_range_has_its_rare_basin():

@@ -51,6 +51,9 @@ def parse_yaml(text: str, source: str) -> Any:
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         # Dates that do not exist and numbers of thousands of digits are ValueErrors.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        mark = getattr(error, "problem_mark", None)
+        if mark is not None:
+            reason = f"{getattr(error, 'problem', None) or reason} (line {mark.line + 1})"
         raise FileFormatError(f"{source} is not plain YAML: {reason}") from None
 
 

@@ -176,3 +176,21 @@ def test_a_run_of_another_preset_is_refused_briefly(run, tmp_path: Path) -> None
 def test_few_rows_of_long_paths_do_not_cost_a_thousand() -> None:
     samples = Sampler.load("lj13-exact").sample(3, steps=2)
     assert samples.metadata["energy_evaluations"] <= 2 * 128
+
+
+def test_small_mistakes_are_answered_with_what_was_meant(run, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("expression: r^2\nname: [1\n")
+    assert "(line 3)" in run("info", bad).err
+    outcome = run("train", "lj13", tmp_path / "run", "--temperature", "0.5")
+    assert "SYSTEM@0.5" in " ".join(outcome.err.split())
+    curve = tmp_path / "fe.json"
+    assert run("free-energy", weighted(tmp_path), "--json", curve).code in (0, 3)
+    assert (
+        "is not a curve of `molsampler curve --json`: it has no 'rows'"
+        in run("curve", "dw4-range", "--reference", curve).err
+    )
+    one = tmp_path / "one.yaml"
+    one.write_text("expression: r^2\nparticles: 1\ndimensions: 3\nexternal: x^2+y^2+z^2\n")
+    assert "kind: function" in run("info", one).err
+    assert ".npz holds its samples" in run("sample", "mog40", "-n", 2, "-o", tmp_path / "m.xtc").err
