@@ -29,6 +29,7 @@ asked to be pooled.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -48,7 +49,6 @@ from molsampler.samples import Samples
 from molsampler.storage.files import atomic_path, check_output, read_limited
 from molsampler.storage.sealed_json import parse_json
 from molsampler.systems import resolve
-from molsampler.systems.resolve import resolve_recorded
 from molsampler.target import System
 from molsampler.units import GAS_CONSTANT
 
@@ -263,10 +263,13 @@ def curve_through(
     for low, high in pairwise(ordered):
         if math.isclose(low, high, rel_tol=1e-9):
             raise InputError(f"two sets of samples are of temperature {low:g}")
-    for index, (samples, temperature) in enumerate(zip(sets, temperatures, strict=True), 1):
+    own = _untempered(known.record())
+    for index, samples in enumerate(sets, 1):
         record = samples.metadata.get("system")
-        if record is not None:
-            resolve_recorded(record, given=known.at(temperature), source=f"set {index} of samples")
+        if record is not None and _untempered(record) != own:
+            raise InputError(
+                f"set {index} of samples is of another system than {known.name!r}, or of another definition"
+            )
     cut = _cut(known, along, edges)
     nodes = [
         _Node.of(sets[k], known, ordered[i], cut=cut, repeats=repeats, seed=seed + i)
@@ -304,6 +307,14 @@ def curve_through(
         notes=tuple(notes),
         pooled=pool,
     )
+
+
+def _untempered(record: Any) -> Any:
+    """What a record says of a system but for its temperature."""
+    plain = json.loads(json.dumps(record))
+    if not isinstance(plain, dict):
+        plain = {"name": plain}
+    return {key: value for key, value in plain.items() if key not in ("temperature", "at")}
 
 
 #: Unit of the energies of reduced systems, and energy per temperature in it.

@@ -28,7 +28,13 @@ from molsampler.collective_variables import (
     Intervals,
     collective_variable,
 )
-from molsampler.errors import InputError, ShapeError, UnknownNameError, nearest
+from molsampler.errors import (
+    InputError,
+    ShapeError,
+    SystemNeededError,
+    UnknownNameError,
+    nearest,
+)
 from molsampler.estimate import Estimate
 from molsampler.samples import Samples
 from molsampler.space import MeanFree
@@ -283,7 +289,10 @@ def free_energy(
         along=None if binning is None else _profile(binning, cut, rows, bootstrap, scale),
         blocks=bootstrap.blocks.count,
         rule=bootstrap.blocks.rule,
-        notes=tuple(_notes(verdict, rows, bootstrap.blocks, variable, cut)),
+        notes=(
+            *_notes(verdict, rows, bootstrap.blocks, variable, cut),
+            *_missing(samples, known),
+        ),
     )
 
 
@@ -334,17 +343,20 @@ def check_question(
     _question(system, system.shape, along, edges, unit, temperature)
 
 
+def _missing(samples: Samples, known: System | None) -> list[str]:
+    """What samples of a system that their file does not hold go without."""
+    if known is not None or samples.metadata.get("system") is None:
+        return []
+    return ["the file does not hold its system: basins need it (--system FILE.yaml)"]
+
+
 def _system(samples: Samples, system: System | str | None) -> System | None:
     if system is None and samples.metadata.get("system") is None:
         return None
     try:
         known = samples.system() if system is None else resolve(system)
-    except UnknownNameError:
-        raise
-    except InputError:
-        # Files do not hold a function, and what is asked of weights and energies needs none.
-        if system is not None:
-            raise
+    except SystemNeededError:
+        # What is asked of weights and energies needs none.
         return None
     if tuple(samples.positions.shape[1:]) != tuple(known.shape):
         raise ShapeError(

@@ -16,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -37,6 +38,12 @@ _COMPILATION_SECONDS = 120
 SWITCH = "MOLSAMPLER_NATIVE"
 
 
+_MAKING = threading.RLock()
+os.register_at_fork(
+    before=_MAKING.acquire, after_in_parent=_MAKING.release, after_in_child=_MAKING.release
+)
+
+
 class UnavailableError(Exception):
     """What was to be compiled cannot be made or does not serve; the message says why."""
 
@@ -49,7 +56,9 @@ def library(source: Path) -> ctypes.CDLL:
     UnavailableError
         There is no compiler, or it fails.
     """
-    made = _made(source)
+    # Threads that ask first would compile it once each.
+    with _MAKING:
+        made = _made(source)
     if isinstance(made, str):
         raise UnavailableError(made)
     return made

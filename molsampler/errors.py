@@ -37,6 +37,10 @@ class UnknownNameError(InputError, LookupError):
     """A system, preset or configuration key does not exist; the message suggests the nearest name."""
 
 
+class SystemNeededError(InputError):
+    """A file is of a system that it does not hold, such as a Python function: whoever has it can give it."""
+
+
 class IllPosedError(InputError):
     """An energy from which nothing can be sampled: exp(-u) has no norm, or the score is not -grad u."""
 

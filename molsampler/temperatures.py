@@ -52,7 +52,7 @@ class TemperatureRange(Frozen):
         except ValueError:
             low = high = math.nan
         if not 0 < low < high < 1e9:
-            single = re.fullmatch(r"\s*[\d.]+\s*", text)
+            single = re.fullmatch(r"\s*\d*\.?\d+(e[+-]?\d+)?\s*", text)
             raise InputError(
                 f"a range of temperatures must read LO:HI, two positive numbers of which the first is "
                 f"smaller, such as 280:450, got {text!r}"

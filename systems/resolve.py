@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-from molsampler.errors import FileFormatError, InputError, UnknownNameError
+from molsampler.errors import FileFormatError, InputError, SystemNeededError, UnknownNameError
 from molsampler.target import System
 
 from .registry import PLAIN_NAME, SYSTEM_KINDS, build_system, get_system, kind_of
@@ -70,7 +70,7 @@ def resolve_recorded(
             f"{source}: {error}; if the system is your own, pass system="
         ) from None
     if elsewhere:
-        raise InputError(
+        raise SystemNeededError(
             f"{source} is of {reference.get('name')!r}, {elsewhere}; "
             "pass system= (--system FILE.yaml)"
         )
@@ -87,8 +87,9 @@ def _difference(recorded: Any, own: Any) -> str:
     recorded, own = (each if isinstance(each, dict) else {"name": each} for each in (recorded, own))
     keys = [key for key in {**recorded, **own} if recorded.get(key) != own.get(key)]
     first, *others = keys
+    missing = "the default" if first == "temperature" else "none"
     then, now = (
-        "the default" if each.get(first) is None else f"{json.dumps(each[first]):.40}"
+        missing if each.get(first) is None else f"{json.dumps(each[first]):.40}"
         for each in (recorded, own)
     )
     rest = f"; also {', '.join(others)}" if others else ""

@@ -39,8 +39,11 @@ def curve(
         typer.Option("--points", min=2, help="Temperatures of a sampler; 16 by default."),
     ] = None,
     number: Annotated[
-        int, typer.Option("-n", "--number", min=2, help="Samples at each temperature.")
-    ] = 4000,
+        int | None,
+        typer.Option(
+            "-n", "--number", min=2, help="Samples at each temperature, 4,000 by default."
+        ),
+    ] = None,
     refine: Annotated[
         int, typer.Option("--refine", min=0, help="MALA steps on the exact target afterwards.")
     ] = 0,
@@ -95,6 +98,11 @@ def curve(
             raise typer.BadParameter(
                 "files of samples have the temperatures that they have", param_hint="--temperature"
             )
+        for option, value in {"-n": number, "--steps": steps, "--refine": refine or None}.items():
+            if value is not None:
+                raise typer.BadParameter(
+                    "files hold samples that have been drawn", param_hint=option
+                )
         sets = [load(source, system=None) for source in sources]
         found = curve_through(sets, target, along=along, edges=cut, pool=pool, seed=seed)
         if beside is not None:
@@ -106,7 +114,7 @@ def curve(
             beside,
             part=temperature,
             points=points,
-            n=number,
+            n=4000 if number is None else number,
             refine=refine,
             steps=steps,
             seed=seed,

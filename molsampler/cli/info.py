@@ -126,12 +126,23 @@ def _system(system: System, source: str, command: str) -> dict[str, Any]:
     if system.basins is not None:
         result["basins"] = list(system.basins.names)
     related = [name for name in list_pretrained() if f"{name}-".startswith(f"{source}-")]
+    if system.temperature != system.default_temperature:
+        related = [name for name in related if _reaches(name, system.temperature)]
     result["sampler"] = (
         f"ships: {', '.join(related)}"
         if related
         else f"none ships; molsampler train {command} RUN_DIR makes one"
     )
     return result
+
+
+def _reaches(name: str, temperature: float) -> bool:
+    """Whether a shipped sampler is one of a range with this temperature in it."""
+    from ..sampler.card import CARD, read_card
+    from ..sampler.store import PRETRAINED
+
+    temperatures = read_card(PRETRAINED / name / CARD)[0].temperatures
+    return temperatures is not None and temperature in temperatures
 
 
 def _artifact(source: str, system: System | None) -> dict[str, Any]:
@@ -147,7 +158,7 @@ def _artifact(source: str, system: System | None) -> dict[str, Any]:
 
 
 def _run(folder: Path, system: System | None) -> dict[str, Any]:
-    from ..errors import InputError, MolsamplerError
+    from ..errors import MolsamplerError, SystemNeededError
     from ..train import checkpoint
     from ..train.config import from_yaml
     from ..train.folder import RunFolder
@@ -176,7 +187,7 @@ def _run(folder: Path, system: System | None) -> dict[str, Any]:
     if run.artifact.is_dir():
         try:
             result["artifact"] = _artifact(str(run.artifact), system)
-        except InputError as error:
+        except SystemNeededError as error:
             # Whole, for all that can be said without the system.
             result["artifact"] = f"not read: {error}"
         except MolsamplerError as error:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from ..samples import Samples
 
 
-#: Share of one draw in the weight of all, and effective number of draws, that say nothing of the target.
-_RULES, _FEWEST = 0.5, 2.0
+#: Share of one draw in the weight of so many, and effective number of them, that say nothing of the target.
+_RULES, _FEWEST, _SEVERAL = 0.5, 2.0, 10
 
 
 def percent(share: float) -> str:
@@ -103,10 +103,10 @@ class WeightStatistics:
         }
 
     def ill(self) -> bool:
-        """Whether a single draw, or next to none, has most of the weight of several."""
+        """Whether a single draw, or next to none, has most of the weight of many."""
         known = self.summary()
         return (
-            self.count > 1
+            self.count >= _SEVERAL
             and bool(known)
             and (
                 known["max_weight"] is None

@@ -24,9 +24,9 @@ struct Settings {
 
 // exp for arguments of zero and less, to three units in the last place: a polynomial, and the exponent put in.
 inline float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  const float whole = std::nearbyint(x * 1.44269504f);
-  const float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  const float kept = x > -87.0f ? x : -87.0f;
+  const float whole = std::nearbyint(kept * 1.44269504f);
+  const float rest = (kept - whole * 0.693359375f) + whole * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * rest + 1.3981999507e-3f;
   p = p * rest + 8.3334519073e-3f;
@@ -38,7 +38,7 @@ inline float exponential(float x) {
   std::memcpy(&bits, &p, 4);
   bits += static_cast<int32_t>(whole) * (1 << 23);
   std::memcpy(&p, &bits, 4);
-  return p;
+  return x == x ? p : x;
 }
 
 // log(1 + x) from zero to one, by twice the area tangent of x / (2 + x).
@@ -54,7 +54,7 @@ inline float log_one_plus(float x) {
   return 2.0f * t + 2.0f * t * q * p;
 }
 
-// log of normal numbers: the exponent, and that of what lies between the roots of one half and two.
+// log of normal numbers, and of zero; what is no number or infinite stays so. The exponent, and that of what lies between the roots of one half and two.
 inline float logarithm(float x) {
   int32_t bits;
   std::memcpy(&bits, &x, 4);
@@ -69,7 +69,8 @@ inline float logarithm(float x) {
   p = p * q + 1.0f / 5.0f;
   p = p * q + 1.0f / 3.0f;
   const float near = 2.0f * t + 2.0f * t * q * p;
-  return exponent * 0.693359375f + (near - exponent * 2.12194440e-4f);
+  const float found = exponent * 0.693359375f + (near - exponent * 2.12194440e-4f);
+  return x > 0.0f && x <= 3.4028235e38f ? found : (x == 0.0f ? -INFINITY : x);
 }
 
 // LANES numbers, their splines, and the bin of each.

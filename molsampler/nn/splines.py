@@ -100,6 +100,11 @@ def conditional(
     What :func:`knots` and :func:`through` do, without tensors of ``(*b, bins)`` in the graph: the backward
     pass is written out.
     """
+    count = free.shape[-1]
+    if free.shape[:-1] != x.shape or count != parameters((count + 1) // 3, circular=circular):
+        raise ValueError(
+            f"numbers of shape {tuple(x.shape)} cannot go through splines of shape {tuple(free.shape)}"
+        )
     function = _Native if _serves(x, free) else _Conditional
     result: tuple[Tensor, Tensor] = function.apply(  # type: ignore[no-untyped-call]
         x, free, low, high, circular, inverse
@@ -173,7 +178,7 @@ class _Native(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         bins = (free.shape[-1] + 1) // 3
         how = _Settings(bins, circular, inverse, low, high, _LEAST_BIN, _LEAST_SLOPE, _UNIT)
-        flat, own = x.flatten().contiguous(), free.flatten(0, -2).contiguous()
+        flat, own = x.flatten().contiguous(), free.reshape(-1, free.shape[-1]).contiguous()
         y, slope = torch.empty_like(flat), torch.empty_like(flat)
         _called(_kernel().spline_forward, (flat, own, y, slope), how)
         ctx.save_for_backward(flat, own)
@@ -189,7 +194,7 @@ class _Native(torch.autograd.Function):
         grad_free = torch.empty_like(own) if ctx.needs_input_grad[1] else None
         _called(_kernel().spline_backward, (flat, own, *grads, grad_x, grad_free), ctx.how)
         shape = grad_y.shape
-        back = None if grad_free is None else grad_free.view(*shape, -1)
+        back = None if grad_free is None else grad_free.view(*shape, own.shape[-1])
         return grad_x.view(shape), back, None, None, None, None
 
 

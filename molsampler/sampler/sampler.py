@@ -74,6 +74,18 @@ def check_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
+def _same_but_for_temperature(card: Card, system: System | str | None) -> bool:
+    """Whether a system is that of a card once it is at its default temperature."""
+    if not isinstance(system, System):
+        return False
+    try:
+        moved = system.at(system.default_temperature)
+        VERBS["resolve_recorded"](card.system, given=moved)
+    except InputError:
+        return False
+    return True
+
+
 class _AtTemperature:
     """What a stream needs to know of a sampler of a range, at one temperature of it."""
 
@@ -139,7 +151,7 @@ class Sampler:
         try:
             known: System = VERBS["resolve_recorded"](card.system, given=system, source=path)
         except InputError as error:
-            if card.temperatures is None or "temperature" not in str(error):
+            if card.temperatures is None or not _same_but_for_temperature(card, system):
                 raise
             raise InputError(
                 f"{error}. It draws at temperatures from {card.temperatures}: give the system as it is, and "

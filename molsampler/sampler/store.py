@@ -204,16 +204,20 @@ def locate(name_or_path: str | os.PathLike[str]) -> Path:
             f"{path} is not an artifact: {why}; a folder with {WEIGHTS} and {CARD} is expected{instead}"
         )
     known = list_pretrained()
-    if (path.parent / "config.resolved.yaml").is_file():
+    if path.name == "artifact" and (path.parent / "config.resolved.yaml").is_file():
         raise UnknownNameError(
             f"the training in {path.parent} has not come to a sampler yet; the same molsampler train "
             "command goes on with it"
         )
     name, _, temperature = str(name_or_path).rpartition("@")
     if name in known:
+        ranged = read_card(PRETRAINED / name / CARD)[0].temperatures
         raise UnknownNameError(
-            f"{name!r} is a sampler, and samplers of a range are asked for a temperature by temperature= "
+            f"{name!r} is a sampler of the temperatures {ranged}: ask it for one by temperature= "
             f"(--temperature {temperature})"
+            if ranged is not None
+            else f"{name!r} is a sampler of one temperature; one of a range comes from molsampler train "
+            "SYSTEM RUN_DIR --temperature LO:HI"
         )
     raise UnknownNameError(
         f"{str(name_or_path)!r} is neither a shipped sampler ({', '.join(known) or 'none ship'}) nor "

@@ -1,7 +1,7 @@
 r"""Samples of a trained sampler as a stream of blocks.
 
 Samples do not depend on how many are asked for. They are computed in blocks of a size fixed by the
-particle count (:func:`block_size`), always whole, the last one cut; block :math:`i` draws from a
+sampler (:func:`block_size`), always whole, the last one cut; block :math:`i` draws from a
 generator of its own, seeded by :func:`block_seed` ``(seed, i)``. The first 1,000 of 10,000 samples are
 therefore the same bits as 1,000 samples asked for alone, and a range of blocks is the same bits wherever it
 is computed. On a CPU, blocks are computed by as many threads as torch has, one block per thread, which

@@ -32,6 +32,7 @@ and sees what the draws themselves reach; the same share by the weights of the c
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
@@ -60,6 +61,9 @@ _ROWS = 16384
 
 #: Chains at most whose density is asked for.
 _CHAINS = 8192
+
+#: Draws computed at once at most, and in blocks of what the generator asks for.
+_AT_ONCE, _BLOCKS = 16384, 16
 
 #: Share of the draws whose weights are cut down for the criterion.
 _HEAVIEST = 0.01
@@ -266,13 +270,13 @@ def evaluate(
     rng: torch.Generator,
     tuning: Tuning | None = None,
     chains: mala.State | None = None,
-    on_drawn: Callable[[int], None] | None = None,
+    on_drawn: Callable[[int, float], None] | None = None,
 ) -> Evaluation:
     """Judge a generator by ``samples`` draws and the same after ``steps`` MALA steps.
 
     ``tuning`` is a first guess of their kernel, by default from the spread of the samples; ``chains`` are the
     population, for the density of a generator that knows it. ``on_drawn`` is told the number of draws as they
-    come.
+    come, and the seconds that they have taken.
 
     Raises
     ------
@@ -325,15 +329,16 @@ def _drawn(
     target: Target,
     samples: int,
     rng: torch.Generator,
-    on_drawn: Callable[[int], None] | None,
+    on_drawn: Callable[[int, float], None] | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Draws and their log weights, a bounded number at a time."""
-    draws = []
-    for done in range(0, samples, generator.at_once):
-        count = min(generator.at_once, samples - done)
+    draws, began = [], time.perf_counter()
+    most = min(_AT_ONCE, _BLOCKS * generator.at_once)
+    for done in range(0, samples, most):
+        count = min(most, samples - done)
         draws.append(generator.draw(count, target, generator=rng))
         if on_drawn is not None:
-            on_drawn(done + count)
+            on_drawn(done + count, time.perf_counter() - began)
     x = torch.cat([draw.x for draw in draws])
     weights = [draw.log_weight for draw in draws if draw.log_weight is not None]
     return x, torch.cat(weights).cpu() if weights else None

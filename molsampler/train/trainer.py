@@ -179,12 +179,11 @@ class Trainer:
         def judge(
             generator: Generator, samples: int = self.config.evaluate_samples
         ) -> list[Evaluation]:
-            each, since = max(10, samples // len(cases)), time.perf_counter()
+            each = max(10, samples // len(cases))
 
-            def told(before: int, drawn: int) -> None:
-                done = before + drawn
+            def told(before: int, drawn: int, seconds: float) -> None:
                 if on_drawn is not None:
-                    on_drawn(done, each * len(cases), done / (time.perf_counter() - since))
+                    on_drawn(before + drawn, each * len(cases), drawn / seconds)
 
             return [
                 evaluate(

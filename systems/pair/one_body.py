@@ -85,5 +85,8 @@ class OneBodyTerm:
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
             energy = self.energy(leaf)
+            if not energy.requires_grad:
+                # Of steps alone: flat wherever there is a slope.
+                return energy, torch.zeros_like(x)
             (gradient,) = torch.autograd.grad(energy.sum(), leaf)
         return energy.detach(), -gradient

@@ -121,7 +121,7 @@ class PairPotential(System):
     ) -> None:
         self.name = checked_name(name)
         checked_description(description)
-        if n == 1:
+        if isinstance(n, int) and not isinstance(n, bool) and n == 1:
             raise InputError(
                 "n (particles) must be 2 or more in a potential of pairs, got 1; a particle in a field is a "
                 "function of its position (kind: function, FunctionSystem)"

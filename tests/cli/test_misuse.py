@@ -60,7 +60,7 @@ def test_no_curve_goes_through_samples_of_two_systems(run, tmp_path: Path) -> No
     assert run("curve", cold, hot).code == 0
     outcome = run("curve", cold, other)
     assert outcome.code == 1
-    assert "set 2 of samples is of another definition" in outcome.err
+    assert "set 2 of samples is of another system than 'seven'" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,9 @@ def test_a_question_without_an_answer_is_refused_before_draws_are_made(
 def test_info_of_a_system_at_a_temperature(run, tmp_path: Path) -> None:
     found = json.loads(run("info", "lj13@0.3", "--json").out)
     assert (found["kind"], found["name"], found["temperature"]) == ("system", "lj13", 0.3)
-    assert "lj13-exact" in found["sampler"]
+    # Only a sampler of a range draws there.
+    assert found["sampler"] == "ships: lj13-range-exact"
+    assert "lj13-exact" not in run("info", "lj13@0.3").out
     drawn(tmp_path, "x.npz")
     found = json.loads(run("info", f"{tmp_path / 'seven.yaml'}@2.5", "--json").out)
     assert found["temperature"] == 2.5
@@ -130,6 +132,7 @@ def test_what_is_no_sampler_says_what_it_is(run, tmp_path: Path) -> None:
     drawn(tmp_path, "y.npz")
     assert f"molsampler train {tmp_path / 'seven.yaml'} RUN_DIR" in refused(tmp_path / "seven.yaml")
     assert "(--temperature 0.9)" in refused("dw4-range@0.9")
+    assert "sampler of one temperature" in refused("mog40-exact@0.9")
     begun = tmp_path / "run"
     begun.mkdir()
     (begun / "config.resolved.yaml").write_text("")
@@ -151,6 +154,8 @@ def test_weights_that_carry_nothing_are_called_so(run, tmp_path: Path) -> None:
     assert few.code == 0
     assert "warning: hardly a draw has weight" in few.err
     assert "largest 100 %" in few.out
+    two = run("sample", "mog40-exact", "-n", 2, "-o", tmp_path / "two.npz")
+    assert "warning" not in two.err
     good = run("sample", "mog40-exact", "-n", 500, "-o", tmp_path / "good.npz")
     assert "warning" not in good.err
 

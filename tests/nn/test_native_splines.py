@@ -80,7 +80,24 @@ def test_numbers_outside_pass_and_what_is_not_a_number_stays_so() -> None:
     assert torch.equal(slope[:2], torch.zeros(2, 1))
     assert bool(y[2].isnan())
     assert bool(y[3].isfinite())
-    assert y[:0].shape == splines.conditional(x[:0], free[:0], **KINDS[0])[0].shape
+    # So does what is set by it.
+    free[3, 0, 1] = float("nan")
+    for inverse in (False, True):
+        y, slope = splines.conditional(x, free, **KINDS[0], inverse=inverse)
+        assert bool(y[3].isnan())
+        assert bool(slope[3].isnan())
+        assert bool(slope[:2].isfinite().all())
+
+
+def test_no_rows_and_shapes_that_do_not_fit() -> None:
+    x = torch.zeros(0, 3, requires_grad=True)
+    free = torch.zeros(0, 3, splines.parameters(4, circular=False), requires_grad=True)
+    y, slope = splines.conditional(x, free, **KINDS[0])
+    grads = torch.autograd.grad(y.sum() + slope.sum(), (x, free))
+    assert [each.shape for each in grads] == [x.shape, free.shape]
+    for bad in (torch.zeros(4, 3, 11), torch.zeros(5, 3, 12)):
+        with pytest.raises(ValueError, match="cannot go through"):
+            splines.conditional(torch.zeros(5, 3), bad, **KINDS[0])
 
 
 def test_threads_and_neighbours_do_not_change_a_number() -> None:

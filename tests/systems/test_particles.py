@@ -170,8 +170,15 @@ def test_a_confinement_is_its_formula_about_the_mean_and_moves_with_the_cluster(
     _, score = system.energy_and_score(x)
     torch.testing.assert_close(score.sum(1), torch.zeros_like(score[:, 0]))
     # A particle that stands at the mean has no direction to be pushed in.
-    still = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [-1, 0, 0], [0, 0, 0]]], dtype=torch.float64)
-    assert torch.isfinite(system.energy_and_score(still + torch.eye(4, 3) * 1e-3)[1]).all()
+    linear = PairPotential("cone", "0*r", n=3, d=3, confinement="r")
+    still = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [-1, 0, 0]]], dtype=torch.float64)
+    _, push = linear.energy_and_score(still)
+    torch.testing.assert_close(push, -still)
+    # A hard step has no slope, and pushes nothing.
+    hard = PairPotential("hard", "r^2", n=3, d=3, confinement="1000*step(r - 0.5)")
+    energy, push = hard.energy_and_score(still)
+    torch.testing.assert_close(energy, torch.tensor([2006.0], dtype=torch.float64))
+    torch.testing.assert_close(push, -6 * still)
     record = json.loads(json.dumps(system.record()))
     assert record["confinement"] == "0.5*k*max(0, r - R)^2"
     assert torch.equal(resolve_recorded(record).energy(x), system.energy(x))
