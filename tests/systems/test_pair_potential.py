@@ -270,7 +270,7 @@ def test_a_system_file(tmp_path: Path) -> None:
         ("particles", "particle", UnknownNameError, "did you mean 'particles'"),
         ("particles: 7\n", "", InputError, "missing key(s) 'particles'"),
         ("particles: 7", "particles: 7.5", InputError, "must be an integer"),
-        ("particles: 7", "particles: 1", InputError, "must be an integer in 2.."),
+        ("particles: 7", "particles: 1", InputError, "must be 2 or more"),
         ("particles: 7", "particles: true", InputError, "must be an integer"),
         ("dimensions: 3", "dimensions: 4", InputError, "1..3"),
         ("0.34", "-1", InputError, "length_nm"),

@@ -188,7 +188,9 @@ def test_system_files(tmp_path: Path) -> None:
     path.write_text("system: lj13\ntemperature: 0.3\n")
     assert get_system(path).record() == {"name": "lj13", "temperature": 0.3}
     path.write_text(YAML + "temperature: -1\n")
-    with pytest.raises(InputError, match=r"my3\.yaml: temperature of 'my3' must be a positive"):
+    with pytest.raises(
+        InputError, match=r"my3\.yaml: temperature of 'my3' must be a number above 0"
+    ):
         get_system(path)
 
 

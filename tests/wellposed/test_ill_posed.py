@@ -301,6 +301,8 @@ def test_a_training_that_finds_the_fall_leaves_no_artifact(tmp_path: Path) -> No
 class Huddle:
     """A generator whose samples are a pair of particles nearly at one place."""
 
+    at_once = 16384
+
     def draw(self, n: int, target: object, *, generator: torch.Generator) -> Draw:
         x = 1e-3 * torch.randn(n, 2, 3, generator=generator)
         return Draw(x - x.mean(1, keepdim=True), None, 0)
