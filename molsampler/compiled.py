@@ -17,12 +17,16 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 #: Flags, in the order in which they are tried; vector functions are those of glibc.
 _FLAGS = (
@@ -76,14 +80,27 @@ def require_native() -> None:
         raise UnavailableError(f"{SWITCH}=0")
 
 
+def shared(
+    call: Callable[[int, int], Result], rows: int, *, threads: int, multiple: int = 1
+) -> list[Result]:
+    """Call a kernel on blocks of ``rows``, from start to stop, one for each of ``threads``; all but the last
+    end at a ``multiple``."""
+    units = -(-rows // multiple)
+    ends = [min(units * k // threads * multiple, rows) for k in range(threads + 1)]
+    blocks = [(start, stop) for start, stop in pairwise(ends) if start < stop]
+    if len(blocks) < 2:
+        return [call(*block) for block in blocks or [(0, rows)]]
+    starts, stops = zip(*blocks, strict=True)
+    return list(_pool().map(call, starts, stops))
+
+
 @cache
-def pool(threads: int) -> ThreadPoolExecutor:
-    """Threads among which kernels share rows."""
-    return ThreadPoolExecutor(threads)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count())
 
 
 # A forked child has the pool and none of its threads.
-os.register_at_fork(after_in_child=pool.cache_clear)
+os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 @cache

@@ -21,7 +21,6 @@ import ctypes
 import math
 from collections.abc import Callable
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..compiled import UnavailableError, library, pool, require_native
+from ..compiled import UnavailableError, library, require_native, shared
 
 #: Least share of an interval that a bin gets, and least slope.
 _LEAST_BIN, _LEAST_SLOPE = 1e-4, 1e-4
@@ -155,18 +154,12 @@ def _called(function: Callable[..., None], tensors: tuple[Tensor | None, ...], h
     """Have the kernel fill the last of ``tensors``, whose rows are as many, threads sharing them."""
     rows = next(len(each) for each in tensors if each is not None)
 
-    def call(block: tuple[int, int]) -> None:
-        start, stop = block
+    def call(start: int, stop: int) -> None:
         places = (None if each is None else each[start:].data_ptr() for each in tensors)
         function(*places, stop - start, ctypes.byref(how))
 
-    threads = torch.get_num_threads()
-    parts = max(min(threads, rows // _NUMBERS_PER_THREAD), 1)
-    edges = [rows * k // parts for k in range(parts + 1)]
-    if parts == 1:
-        call((0, rows))
-    else:
-        list(pool(threads).map(call, pairwise(edges)))
+    threads = max(min(torch.get_num_threads(), rows // _NUMBERS_PER_THREAD), 1)
+    shared(call, rows, threads=threads)
 
 
 class _Native(torch.autograd.Function):

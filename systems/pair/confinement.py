@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from molsampler.errors import ExpressionError, nearest
+from molsampler.errors import ExpressionError
 
 from .expression import Expression
 from .expression_graph import VARIABLE
@@ -46,23 +46,24 @@ class Confinement(OneBodyTerm):
         values: Mapping[str, tuple[float, ...]],
     ) -> None:
         expression = Expression(source)
-        known = [VARIABLE, "n", *parameters, *values]
         for name in expression.names:
-            if name in known:
-                continue
-            hint = nearest(name[:40], known)
-            if name in COORDINATES:
-                hint = "; it knows the distance r from the mean only, and external the coordinates"
-            elif name[-1] in "12" and name[:-1] in values:
-                hint = f"; it acts on one particle: write {name[:-1]!r}"
-            raise ExpressionError(
-                f"confinement: unknown name {name[:40]!r}{hint} (known: {', '.join(known)})"
-            )
+            if name in COORDINATES and name not in {**parameters, **values}:
+                raise ExpressionError(
+                    f"confinement uses {name!r}: it knows the distance r from the mean only, and external "
+                    "the coordinates"
+                )
+        super().__init__(
+            "confinement",
+            expression,
+            coordinates=[VARIABLE],
+            n=n,
+            parameters=parameters,
+            values=values,
+        )
         if not any(op.kind == "name" and op.name == VARIABLE for op in expression.operations):
             raise ExpressionError(
                 "confinement must depend on r, the distance of a particle from the mean of all"
             )
-        super().__init__(expression, n=n, parameters=parameters, values=values)
         self._n = n
 
     def _seen(self, x: Tensor) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from molsampler.errors import ExpressionError, nearest
+from molsampler.errors import ExpressionError
 
 from .expression import Expression
 from .expression_graph import VARIABLE
@@ -50,7 +50,6 @@ class ExternalField(OneBodyTerm):
         expression = Expression(source)
         names = expression.names
         coordinates = COORDINATES[:d]
-        known = [*coordinates, "n", *parameters, *values]
         if any(op.kind == "name" and op.name == VARIABLE for op in expression.operations):
             raise ExpressionError(
                 "external is a field in x, y and z, and knows no distance r; from the origin it is "
@@ -59,20 +58,20 @@ class ExternalField(OneBodyTerm):
         for name in names:
             if name in COORDINATES and name not in coordinates:
                 raise ExpressionError(f"external uses {name!r}, the system has {d} dimension(s)")
-            if name not in known:
-                hint = nearest(name[:40], known)
-                if name[-1] in "12" and name[:-1] in values:
-                    hint = f"; a field acts on one particle: write {name[:-1]!r}"
-                raise ExpressionError(
-                    f"external: unknown name {name[:40]!r}{hint} (known: {', '.join(known)})"
-                )
+        super().__init__(
+            "external",
+            expression,
+            coordinates=coordinates,
+            n=n,
+            parameters=parameters,
+            values=values,
+        )
         for name in coordinates:
             if name not in names:
                 raise ExpressionError(
                     f"external must hold the particles along {name!r} as well: distances do not change "
                     "when all move together, so without it exp(-u) has no norm"
                 )
-        super().__init__(expression, n=n, parameters=parameters, values=values)
         self._shape = (n, d)
 
     def _seen(self, x: Tensor) -> dict[str, Tensor]:

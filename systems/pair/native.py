@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molsampler.compiled import UnavailableError, library, pool, require_native
+from molsampler.compiled import UnavailableError, library, require_native, shared
 
 from .expression_plan import Plan
 from .sums import SortedPairs
@@ -140,19 +140,12 @@ class NativePairs:
         energy = x.new_empty(len(x))
         force = torch.empty_like(x) if score else None
         closest = x.new_empty(len(x)) if nearest else None
-        threads = torch.get_num_threads()
-        parts = max(min(threads, len(x) * self._pairs // _PAIRS_PER_THREAD), 1)
-        lanes = -(-len(x) // _LANES)
-        edges = [min(lanes * k // parts * _LANES, len(x)) for k in range(parts + 1)]
-        blocks = [(a, b) for a, b in pairwise(edges) if b > a]
+        threads = max(min(torch.get_num_threads(), len(x) * self._pairs // _PAIRS_PER_THREAD), 1)
 
-        def call(block: tuple[int, int]) -> int:
-            return self._call(x, energy, force, closest, *block)
+        def call(start: int, stop: int) -> int:
+            return self._call(x, energy, force, closest, start, stop)
 
-        if len(blocks) == 1:
-            failed = [call(blocks[0])]
-        else:
-            failed = list(pool(threads).map(call, blocks))
+        failed = shared(call, len(x), threads=threads, multiple=_LANES)
         if any(failed):
             raise MemoryError("no memory is left for the energies of pairs")
         return energy, force, closest

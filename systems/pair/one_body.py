@@ -6,10 +6,12 @@ particles are few where pairs are many.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from molsampler.errors import ExpressionError, nearest
 
 from .expression import Expression
 
@@ -38,22 +40,41 @@ class OneBodyTerm:
 
     Parameters
     ----------
+    key : what the term is called in files, and in messages
     expression : the expression
+    coordinates : what it may read of positions
     n : number of particles, which it reads as ``n``
     parameters : values of names that are the same for all particles; others than used may be there
     values : for each name the value of every particle; likewise
+
+    Raises
+    ------
+    ExpressionError
+        It names something else.
     """
 
     def __init__(
         self,
+        key: str,
         expression: Expression,
         *,
+        coordinates: Sequence[str],
         n: int,
         parameters: Mapping[str, float],
         values: Mapping[str, tuple[float, ...]],
     ) -> None:
         self.expression = expression
         names = expression.names
+        known = [*coordinates, "n", *parameters, *values]
+        for name in names:
+            if name in known:
+                continue
+            hint = nearest(name[:40], known)
+            if name[-1] in "12" and name[:-1] in values:
+                hint = f"; it acts on one particle: write {name[:-1]!r}"
+            raise ExpressionError(
+                f"{key}: unknown name {name[:40]!r}{hint} (known: {', '.join(known)})"
+            )
         self._same = {name: value for name, value in parameters.items() if name in names}
         if "n" in names:
             self._same["n"] = float(n)

@@ -304,7 +304,7 @@ FILE: dict[str, Any] = {
         ({"pair_parameters": {"epsilon": [1, 2]}}, "must map pairs of species to numbers"),
         ({"external": "x^2 + y^2"}, "must hold the particles along 'z' as well"),
         ({"external": "r^2"}, "knows no distance r"),
-        ({"external": "q1*(x^2 + y^2 + z^2)"}, "a field acts on one particle: write 'q'"),
+        ({"external": "q1*(x^2 + y^2 + z^2)"}, "it acts on one particle: write 'q'"),
         ({"external": "k*(x^2 + y^2 + z^2)"}, "external: unknown name 'k'"),
         ({"external": "x^2 + y^2 + z^2", "dimensions": 2}, "external uses 'z', the system has 2"),
         ({"external": "x^2 + y^2 + z^2", "parameters": {"y": 1}}, "'y' is taken"),
