@@ -63,7 +63,7 @@ _ROWS = 16384
 _CHAINS = 8192
 
 #: Draws computed at once at most, and in blocks of what the generator asks for.
-_AT_ONCE, _BLOCKS = 16384, 16
+_AT_ONCE, _BLOCKS = 16384, 4
 
 #: Share of the draws whose weights are cut down for the criterion.
 _HEAVIEST = 0.01

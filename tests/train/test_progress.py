@@ -92,7 +92,7 @@ def test_an_evaluation_says_how_many_of_its_draws_there_are():
 def test_draws_that_are_judged_are_counted_as_they_come():
     space, counted = Euclidean(1, 2), []
     generator = DirectConfig().build(space)
-    generator.at_once = 2
+    generator.at_once = 8
     target = FunctionSystem("well", lambda x: x.square().sum((1, 2)), shape=(1, 2))
     evaluate(
         generator,
