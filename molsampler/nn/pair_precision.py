@@ -29,6 +29,7 @@ from torch.nn import functional
 
 from ..molecule.molecule import Molecule
 from ..space import Space
+from .linear import Linear
 
 _WIDTH = 48
 
@@ -108,11 +109,11 @@ class PairPrecision(nn.Module):
         told = _BUMPS + context
         names, classes = _classes(self.n, molecule)
         self.embed = nn.Embedding(names, _WIDTH)
-        self.into_pairs = nn.Linear(_CENTRES + 1 + told, _WIDTH)
-        self.of_pairs = nn.Sequential(nn.SiLU(), nn.Linear(_WIDTH, _WIDTH), nn.SiLU())
-        self.head = nn.Linear(_WIDTH, 2)
-        last = nn.Linear(24, 1)
-        self.of_trap = nn.Sequential(nn.Linear(told, 24), nn.SiLU(), last)
+        self.into_pairs = Linear(_CENTRES + 1 + told, _WIDTH)
+        self.of_pairs = nn.Sequential(nn.SiLU(), Linear(_WIDTH, _WIDTH), nn.SiLU())
+        self.head = Linear(_WIDTH, 2)
+        last = Linear(24, 1)
+        self.of_trap = nn.Sequential(Linear(told, 24), nn.SiLU(), last)
         with torch.no_grad():
             # At first a trap, and pairs that are hardly stiff.
             self.embed.weight.mul_(0.1)

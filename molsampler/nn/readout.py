@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+from .linear import Linear
 
 
-class Readout(nn.Linear):
+class Readout(Linear):
     """A linear layer whose rows an optimiser should not mix: each output is a width, a height or a slope of
     its own."""

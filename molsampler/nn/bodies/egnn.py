@@ -43,6 +43,7 @@ from torch.nn import functional
 from ...errors import InputError
 from ...molecule.molecule import Molecule
 from ...space import Space
+from ..linear import Linear
 from .base import BODIES, Body, BodyNetwork
 from .pairs import Pairs
 
@@ -187,16 +188,16 @@ class EGNNLayer(nn.Module):
         super().__init__()
         self.edge = edge
         self.bonds = bonds
-        self.from_i = nn.Linear(width, width)
-        self.from_j = None if unordered else nn.Linear(width, width, bias=False)
+        self.from_i = Linear(width, width)
+        self.from_j = None if unordered else Linear(width, width, bias=False)
         size = edge.size + (0 if bonds is None else bonds.size)
-        self.from_edge = nn.Linear(size, width, bias=False)
-        self.message = nn.Linear(width, width)
-        self.attention = nn.Linear(width, 1) if attention else None
-        self.hidden_head = nn.Linear(width, width) if deep_head else None
-        self.head = nn.Linear(width, 1, bias=False)
-        self.node = nn.Linear(2 * width, width)
-        self.node_out = nn.Linear(width, width)
+        self.from_edge = Linear(size, width, bias=False)
+        self.message = Linear(width, width)
+        self.attention = Linear(width, 1) if attention else None
+        self.hidden_head = Linear(width, width) if deep_head else None
+        self.head = Linear(width, 1, bias=False)
+        self.node = Linear(2 * width, width)
+        self.node_out = Linear(width, width)
         # Sums over neighbours keep unit scale when the number of particles changes.
         self.scale = neighbours**-0.5
 
@@ -286,7 +287,7 @@ class EGNN(BodyNetwork):
         if molecule is not None and len(molecule) != n:
             raise InputError(f"molecule must describe {n} particles, got {len(molecule)}")
         self.n, self.unordered = n, unordered
-        self.embed = nn.Linear(features, width)
+        self.embed = Linear(features, width)
         self.types = None if molecule is None else TypeEmbedding(molecule.types, width)
         edge = EdgeFeatures(rbf=rbf, rbf_range=rbf_range, inverse=inverse)
 

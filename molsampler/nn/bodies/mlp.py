@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from ...molecule.molecule import Molecule
 from ...space import Space
+from ..linear import Linear
 from .base import BODIES, Body, BodyNetwork
 
 #: The Gaussians cover this many standard deviations either side of zero.
@@ -67,11 +68,11 @@ class MLP(nn.Module):
         size = shape[0] * shape[1]
         self.basis = LocalBasis(bumps, bins) if bumps + bins else None
         local = self.basis.size if self.basis else 0
-        self.embed = nn.Linear(size * (1 + local) + features, width)
-        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        self.embed = Linear(size * (1 + local) + features, width)
+        self.hidden = nn.ModuleList(Linear(width, width) for _ in range(layers))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
-        self.out = nn.Linear(width, size)
-        self.local = nn.Linear(width, size * local) if local else None
+        self.out = Linear(width, size)
+        self.local = Linear(width, size * local) if local else None
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
         flat = x.flatten(1)

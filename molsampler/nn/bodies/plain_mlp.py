@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from ...molecule.molecule import Molecule
 from ...space import Space
+from ..linear import Linear
 from .base import BODIES, Body, BodyNetwork
 
 #: Standard deviation of the random frequencies.
@@ -40,9 +41,9 @@ class PlainMLP(BodyNetwork):
         size = shape[0] * shape[1]
         sizes = [size, *[width] * layers]
         self.hidden = nn.ModuleList(
-            nn.Linear(first, second) for first, second in itertools.pairwise(sizes)
+            Linear(first, second) for first, second in itertools.pairwise(sizes)
         )
-        self.out = nn.Linear(width, size)
+        self.out = Linear(width, size)
         self.levels = levels
         # Fixed, and part of the weights: they are drawn once.
         self.register_buffer(

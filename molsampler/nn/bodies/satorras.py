@@ -26,6 +26,7 @@ from torch.nn import functional
 from ...errors import InputError
 from ...molecule.molecule import Molecule
 from ...space import Space
+from ..linear import Linear, linear
 from .base import BODIES, Body, BodyNetwork
 from .egnn import require_pairs
 
@@ -40,14 +41,14 @@ class SatorrasLayer(nn.Module):
 
     def __init__(self, width: int, reach: float):
         super().__init__()
-        self.edge = nn.Linear(2 * width + 2, width)
-        self.edge_out = nn.Linear(width, width)
-        self.gate = nn.Linear(width, 1)
-        self.head = nn.Linear(width, width)
-        self.head_out = nn.Linear(width, 1, bias=False)
+        self.edge = Linear(2 * width + 2, width)
+        self.edge_out = Linear(width, width)
+        self.gate = Linear(width, 1)
+        self.head = Linear(width, width)
+        self.head_out = Linear(width, 1, bias=False)
         nn.init.xavier_uniform_(self.head_out.weight, gain=_HEAD_GAIN)
-        self.node = nn.Linear(2 * width, width)
-        self.node_out = nn.Linear(width, width)
+        self.node = Linear(2 * width, width)
+        self.node_out = Linear(width, width)
         self.reach = reach
 
     def forward(
@@ -59,9 +60,9 @@ class SatorrasLayer(nn.Module):
         squared = difference.square().sum(-1, keepdim=True)
         # The first edge layer by its parts, so that particles go through it once and not once a pair.
         own, other, lengths = torch.split(self.edge.weight, [h.shape[-1], h.shape[-1], 2], dim=1)
-        message = functional.linear(h, own, self.edge.bias)[:, i]
-        message = message + functional.linear(h, other)[:, j]
-        message = message + functional.linear(torch.cat([squared, initial], -1), lengths)
+        message = linear(h, own, self.edge.bias)[:, i]
+        message = message + linear(h, other)[:, j]
+        message = message + linear(torch.cat([squared, initial], -1), lengths)
         message = functional.relu(message)
         message = functional.relu(self.edge_out(message))
         message = message * torch.sigmoid(self.gate(message))
@@ -88,7 +89,7 @@ class SatorrasEGNN(BodyNetwork):
         i, j = (~torch.eye(n, dtype=torch.bool, device="cpu")).nonzero().T
         self.register_buffer("first", i, persistent=False)
         self.register_buffer("second", j, persistent=False)
-        self.embed = nn.Linear(features, width)
+        self.embed = Linear(features, width)
         self.layers = nn.ModuleList(SatorrasLayer(width, reach / layers) for _ in range(layers))
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ from ...space import Space
 from ...temperatures import TemperatureRange
 from .. import splines
 from ..independent_components import unmixing
+from ..linear import Linear
 from ..readout import Readout
 from .base import GeneratorConfig, Sampling
 from .density import DensityGenerator, DensitySampling, Drawn
@@ -564,8 +565,8 @@ class Perceptron(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, width: int, depth: int):
         super().__init__()
-        self.first = nn.Linear(inputs, width)
-        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
+        self.first = Linear(inputs, width)
+        self.hidden = nn.ModuleList(Linear(width, width) for _ in range(depth - 1))
         self.last = Readout(width, outputs)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
