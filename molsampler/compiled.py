@@ -1,8 +1,8 @@
 """C++ sources of the package, compiled once by the machine's own compiler and kept.
 
 A source is compiled at first use with ``CXX`` (else ``c++``, ``g++`` or ``clang++``) for this processor,
-and kept in ``MOLSAMPLER_CACHE``, else in the user's cache folder, under a name made of source, compiler,
-flags and processor.
+and kept in ``MOLSAMPLER_CACHE``, else in the user's cache folder, under a name made of source, headers beside
+it, compiler, flags and processor.
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ def _compiler() -> list[str]:
 
 def _places(source: Path, compiler: list[str], flags: str) -> Iterator[Path]:
     """Files for a library: in the cache, else a temporary one."""
-    parts = [source.read_text(), *compiler, flags, _COMMON, _processor()]
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+    parts = [*texts, *compiler, flags, _COMMON, _processor()]
     name = f"{source.stem}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
     try:
         named = os.environ.get("MOLSAMPLER_CACHE")
