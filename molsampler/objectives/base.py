@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..frozen import Kind
 from ..mcmc.population import Population, Progress
 from ..molecule.molecule import Molecule
+from ..nn.bodies import Body
 from ..nn.generators import Generator, GeneratorConfig, Sampling
 from ..registry import Registry
 from ..target import Target
@@ -51,7 +52,7 @@ class Problem:
     iterations : steps of the generator
     seed : of everything random
     device : where tensors live
-    compile : whether networks may be compiled
+    compile : whether networks are to be compiled
     temperatures : the range over which there is to be trained, None for the target's own temperature alone
     at : the target at temperatures ``(n,)``, row by row, or at one for all; None without a range
     peers : the processes that train together
@@ -216,6 +217,11 @@ class ObjectiveConfig(Kind):
     over_temperatures: ClassVar[bool] = False
 
     batch_size: int = Field(256, ge=1)
+
+    @property
+    def bodies(self) -> tuple[Body, ...]:
+        """The networks that it trains with beside the generator."""
+        return ()
 
     @property
     def rows(self) -> int:

@@ -26,7 +26,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import shutil
 from typing import ClassVar, Literal, Self, cast
 
 import torch
@@ -139,8 +138,7 @@ class Denoising(NetworkObjective):
             torch.default_generator.manual_seed(problem.seed)
             generator = kind.build(self.space, molecule=problem.molecule).to(problem.device)
         self.schedule = LogUniformSigma(kind.sigma_min, kind.sigma_max)
-        compiled = problem.compile and shutil.which("g++") is not None
-        self._run: Diffusion = generator.compiled() if compiled else generator
+        self._run: Diffusion = generator.compiled() if problem.compile else generator
         averaged = copy.deepcopy(generator).requires_grad_(False)
         optimiser = optimiser_of(self.config.optimiser, generator, lr=self.config.lr)
         return Workspace(

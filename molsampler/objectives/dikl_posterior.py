@@ -17,7 +17,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import shutil
 from collections.abc import Callable
 from functools import partial
 from typing import Literal, Self, cast
@@ -33,7 +32,7 @@ from ..errors import InputError, NonFiniteError
 from ..frozen import Frozen
 from ..mcmc import hmc, mala
 from ..mcmc.adapt import Kernel
-from ..nn.bodies import AnyBody, PlainMLPBody
+from ..nn.bodies import AnyBody, Body, PlainMLPBody
 from ..nn.denoiser import Denoiser, score_of
 from ..nn.generators import Generator
 from ..nn.score_network import ScoreNetwork
@@ -99,6 +98,10 @@ class DiKLPosteriorConfig(ObjectiveConfig):
     max_grad_norm: float = Field(10.0, gt=0)
     ema: float = Field(0.0, ge=0, lt=1)
     data_scale: float = Field(1.0, gt=0)
+
+    @property
+    def bodies(self) -> tuple[Body, ...]:
+        return (self.score,)
 
     def with_data_scale(self, length: float) -> Self:
         return self.model_copy(update={"data_scale": length})
@@ -187,10 +190,9 @@ class DiKLPosterior(NetworkObjective):
         }
         if config.ema:
             modules["ema"] = copy.deepcopy(generator).requires_grad_(False)
-        compiled = problem.compile and shutil.which("g++") is not None
-        self._run = generator.compiled() if compiled else generator
+        self._run = generator.compiled() if problem.compile else generator
         self._score: Callable[..., Tensor] = (
-            torch.compile(score, dynamic=False) if compiled else score
+            torch.compile(score, dynamic=False) if problem.compile else score
         )
         return Workspace(modules, optimisers, rng=self.random())
 

@@ -26,7 +26,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self, cast
@@ -40,7 +39,7 @@ from ..diffusion.schedule import Schedule
 from ..errors import FileFormatError, NonFiniteError
 from ..mcmc import adapt, mala
 from ..mcmc.population import Population
-from ..nn.bodies import AnyBody, EGNNBody
+from ..nn.bodies import AnyBody, Body, EGNNBody
 from ..nn.denoiser import Denoiser, score_of
 from ..nn.generators import Generator
 from ..target import CountingTarget, Target
@@ -121,6 +120,10 @@ class DiKLReplayConfig(ObjectiveConfig):
     ema: float = Field(0.998, ge=0, lt=1)
     data_scale: float | None = Field(None, gt=0)
     shards: int = Field(1, ge=1)
+
+    @property
+    def bodies(self) -> tuple[Body, ...]:
+        return (self.denoiser,)
 
     @model_validator(mode="after")
     def _shared_out(self) -> Self:
@@ -395,11 +398,10 @@ class DiKLReplay(NetworkObjective):
             )
         }
         self.schedule: Schedule = config.schedule.build(scale)
-        compiled = problem.compile and shutil.which("g++") is not None
-        self._run = generator.compiled() if compiled else generator
-        self._score = _compiled(score, compiled)
-        self._teacher = _compiled(teacher, compiled)
-        self._teacher_ema = _compiled(modules["teacher_ema"], compiled)
+        self._run = generator.compiled() if problem.compile else generator
+        self._score = _compiled(score, problem.compile)
+        self._teacher = _compiled(teacher, problem.compile)
+        self._teacher_ema = _compiled(modules["teacher_ema"], problem.compile)
         return Workspace(
             modules,
             optimisers,

@@ -39,7 +39,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import shutil
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -157,8 +156,7 @@ class Exact(NetworkObjective):
                 f"{problem.generator.kind!r} does not"
             )
         generator = generator.to(problem.device)
-        compiled = problem.compile and shutil.which("g++") is not None
-        self._run: DensityGenerator = generator.compiled() if compiled else generator
+        self._run: DensityGenerator = generator.compiled() if problem.compile else generator
         averaged = copy.deepcopy(generator).requires_grad_(False)
         optimiser = optimiser_of(config.optimiser, generator, lr=config.lr)
         return Workspace(

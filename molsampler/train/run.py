@@ -195,12 +195,19 @@ def _problem(
         iterations=config.iterations,
         seed=config.seed,
         device=device,
-        compile=config.compile,
+        compile=config.compile and _worth_compiling(config, device),
         temperatures=known,
         hurry=config.within is not None,
         at=None if known is None else _at(target, chart),
         peers=peers,
     )
+
+
+def _worth_compiling(config: TrainConfig, device: torch.device) -> bool:
+    """Whether there is a compiler, and something that kernels do not do already."""
+    bodies = (*config.generator.bodies, *config.objective.bodies)
+    by_kernel = device.type == "cpu" and bool(bodies) and all(each.by_kernel() for each in bodies)
+    return not by_kernel and shutil.which("g++") is not None
 
 
 def _facts(system: System, config: TrainConfig) -> dict[str, str]:

@@ -51,6 +51,10 @@ class Body(Kind):
         """The same body with lengths in the system's unit instead of data scales of ``length``."""
         return self
 
+    def by_kernel(self) -> bool:
+        """Whether a compiled kernel does its work on the processor, and leaves torch's compiler little."""
+        return False
+
     def build(self, space: Space, features: int, molecule: Molecule | None) -> BodyNetwork:
         """The module, for ``features`` input features per particle.
 

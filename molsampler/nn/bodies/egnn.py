@@ -32,6 +32,7 @@ and all other permutation symmetry is broken.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Literal, Self, cast
 
 import numpy as np
@@ -43,6 +44,7 @@ from torch.nn import functional
 from ...errors import InputError
 from ...molecule.molecule import Molecule
 from ...space import Space
+from .. import pair_layer
 from ..linear import Linear
 from .base import BODIES, Body, BodyNetwork
 from .pairs import Pairs
@@ -85,6 +87,12 @@ class EdgeFeatures(nn.Module):
         self.range = rbf_range
         self.gamma = 0.5 / spacing**2
         self.register_buffer("centres", torch.linspace(0, rbf_range, rbf), persistent=False)
+
+    def as_settings(self) -> pair_layer.Features:
+        """The same for the kernel."""
+        return pair_layer.Features(
+            self.centres, self.gamma, self.range, self.inverse, _SMALLEST, _EPSILON
+        )
 
     def forward(self, squared: Tensor, distance: Tensor) -> Tensor:
         # log1p tames the square, which at high noise is hundreds of times its value in the data.
@@ -201,30 +209,76 @@ class EGNNLayer(nn.Module):
         # Sums over neighbours keep unit scale when the number of particles changes.
         self.scale = neighbours**-0.5
 
-    def forward(self, h: Tensor, x: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """Messages ``(pairs, b, width)`` and moved positions."""
+    def forward(
+        self, h: Tensor, x: Tensor, pairs: Pairs, *, heard: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """Sums of messages ``(n, b, width)`` where they are wanted, and moved positions."""
+        first = self.from_i(h)
+        second = None if self.from_j is None else self.from_j(h)
+        springs: Tensor | float = 0.0
+        extra = None
+        if self.bonds is not None:
+            difference = pairs.difference(x)
+            distance = torch.sqrt(difference.square().sum(-1, keepdim=True) + _EPSILON)
+            extra = self.bonds(distance)
+            springs = pairs.sum_vectors(difference * self.bonds.pull(distance))
+        if self.by_kernel(x):
+            moved, sums = pair_layer.layer(
+                *(x, first, second, extra, self.edge.as_settings(), self._matrices()),
+                heard=heard,
+                by_torch=partial(self._by_torch, pairs=pairs, heard=heard),
+            )
+        else:
+            moved, sums = self._by_torch(x, first, second, extra, pairs=pairs, heard=heard)
+        return sums, x + self.scale * moved + springs
+
+    def by_kernel(self, x: Tensor) -> bool:
+        """Whether the compiled kernel takes the pairs of such positions."""
+        return self.attention is None and pair_layer.serves(x, self.message.out_features)
+
+    def _matrices(self) -> pair_layer.Matrices:
+        hidden = self.hidden_head
+        return pair_layer.Matrices(
+            self.from_edge.weight,
+            self.message.weight,
+            self.message.bias,
+            None if hidden is None else hidden.weight,
+            None if hidden is None else hidden.bias,
+            self.head.weight,
+        )
+
+    def _by_torch(
+        self,
+        x: Tensor,
+        first: Tensor,
+        second: Tensor | None,
+        extra: Tensor | None,
+        *,
+        pairs: Pairs,
+        heard: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See :func:`molsampler.nn.pair_layer.layer`."""
         difference = pairs.difference(x)
         squared = difference.square().sum(-1, keepdim=True)
         distance = torch.sqrt(squared + _EPSILON)
-        first = self.from_i(h)
-        second = first if self.from_j is None else self.from_j(h)
         edge = self.edge(squared, distance)
-        if self.bonds is not None:
-            edge = torch.cat([edge, self.bonds(distance)], dim=-1)
-        message = self.from_edge(edge).add_(pairs.combine(first, second))
+        if extra is not None:
+            edge = torch.cat([edge, extra], dim=-1)
+        message = self.from_edge(edge).add_(
+            pairs.combine(first, first if second is None else second)
+        )
         message = _silu(self.message(_silu(message)))
         if self.attention is not None:
             message = message * torch.sigmoid(self.attention(message))
         coordinate = message if self.hidden_head is None else _silu(self.hidden_head(message))
         weight = self.head(coordinate) / (distance + 1.0)
-        x = x + self.scale * pairs.sum_vectors(difference * weight)
-        if self.bonds is not None:
-            x = x + pairs.sum_vectors(difference * self.bonds.pull(distance))
-        return message, x
+        return pairs.sum_vectors(difference * weight), pairs.sum_messages(
+            message
+        ) if heard else None
 
-    def update(self, h: Tensor, message: Tensor, pairs: Pairs) -> Tensor:
+    def update(self, h: Tensor, heard: Tensor) -> Tensor:
         """Features after the messages; the last layer's positions do without."""
-        seen = torch.cat([h, self.scale * pairs.sum_messages(message)], dim=-1)
+        seen = torch.cat([h, self.scale * heard], dim=-1)
         change: Tensor = self.node_out(_silu(self.node(seen)))
         return h + change
 
@@ -333,9 +387,12 @@ class EGNN(BodyNetwork):
         return torch.cat([self._displacement(*piece) for piece in pieces])
 
     def _piece(self, x: Tensor) -> int:
-        """Rows computed at a time: all of them where gradients or a compiler want to see the whole."""
+        """Rows computed at a time: all of them where gradients or a compiler want to see the whole, or the
+        kernel cuts them itself."""
         batch = len(x)
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+            return batch
+        if all(cast(EGNNLayer, layer).by_kernel(x) for layer in self.layers):
             return batch
         pairs = self.n * (self.n - 1) // (2 if self.unordered else 1)
         row = pairs * self.embed.out_features * x.element_size()
@@ -352,9 +409,9 @@ class EGNN(BodyNetwork):
         moved = x
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
-            message, moved = layer(h, moved, pairs)
-            if index < last:
-                h = cast(EGNNLayer, layer).update(h, message, pairs)
+            heard, moved = layer(h, moved, pairs, heard=index < last)
+            if heard is not None:
+                h = cast(EGNNLayer, layer).update(h, heard)
         return (moved - x).transpose(0, 1)
 
 
@@ -379,6 +436,9 @@ class EGNNBody(Body):
 
     def scaled(self, length: float) -> Self:
         return self.model_copy(update={"rbf_range": self.rbf_range * length})
+
+    def by_kernel(self) -> bool:
+        return not self.attention and pair_layer.available(self.width)
 
     def build(self, space: Space, features: int, molecule: Molecule | None) -> BodyNetwork:
         require_pairs(space)

@@ -23,6 +23,7 @@ from ...registry import Registry
 from ...space import Space
 from ...target import Target
 from ...temperatures import TemperatureRange
+from ..bodies.base import Body
 from ..frame import Frame
 
 
@@ -54,6 +55,11 @@ class GeneratorConfig(Kind):
     def adapted(self) -> bool:
         """Whether steps of its layers are in units of the target's own (:meth:`Generator.start_steps`)."""
         return False
+
+    @property
+    def bodies(self) -> tuple[Body, ...]:
+        """The networks in it that are of a kind of their own."""
+        return ()
 
     def scaled(self, length: float) -> Self:
         """The same generator with lengths in the system's unit instead of data scales of ``length``."""

@@ -48,7 +48,7 @@ from ...molecule.molecule import Molecule
 from ...space import Space
 from ...target import COORDINATE_LIMIT, Target
 from ...temperatures import TemperatureRange
-from ..bodies import AnyBody, EGNNBody
+from ..bodies import AnyBody, Body, EGNNBody
 from ..bodies.egnn import require_pairs
 from ..denoiser import Denoiser
 from ..kicks import IsotropicKick, Kick, PairKick
@@ -92,6 +92,10 @@ class DiffusionConfig(GeneratorConfig):
     data_scale: float = Field(1.0, gt=0)
     covariance: Literal["isotropic", "pairs"] = "isotropic"
     temperatures: TemperatureRange | None = None
+
+    @property
+    def bodies(self) -> tuple[Body, ...]:
+        return (self.body,)
 
     def conditioned(self, temperatures: TemperatureRange) -> Self:
         return self.model_copy(update={"temperatures": temperatures})

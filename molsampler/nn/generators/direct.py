@@ -16,7 +16,7 @@ from torch import Tensor
 from ...molecule.molecule import Molecule
 from ...space import Space
 from ...target import Target
-from ..bodies import AnyBody, PlainMLPBody
+from ..bodies import AnyBody, Body, PlainMLPBody
 from .base import Draw, Generator, GeneratorConfig, Sampling
 
 
@@ -25,6 +25,10 @@ class DirectConfig(GeneratorConfig):
 
     kind: Literal["direct"] = "direct"
     body: AnyBody = PlainMLPBody()
+
+    @property
+    def bodies(self) -> tuple[Body, ...]:
+        return (self.body,)
 
     def build(
         self, space: Space, *, molecule: Molecule | None = None, sampling: Sampling | None = None

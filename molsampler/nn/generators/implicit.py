@@ -68,7 +68,7 @@ from ...molecule.molecule import Molecule
 from ...space import Space
 from ...target import COORDINATE_LIMIT, Target
 from ...temperatures import TemperatureRange
-from ..bodies import AnyBody, EGNNBody
+from ..bodies import AnyBody, Body, EGNNBody
 from ..frame import Frame, Stretched, standardises
 from .base import Draw, Generator, GeneratorConfig, Sampling
 
@@ -135,6 +135,10 @@ class ImplicitConfig(GeneratorConfig):
     langevin_adapted: bool = False
     standardised: Literal["auto"] | bool = False
     temperatures: TemperatureRange | None = None
+
+    @property
+    def bodies(self) -> tuple[Body, ...]:
+        return (self.body,)
 
     def conditioned(self, temperatures: TemperatureRange) -> Self:
         return self.model_copy(update={"temperatures": temperatures})
