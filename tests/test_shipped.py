@@ -268,7 +268,7 @@ def test_the_peptide_over_a_range_has_its_rare_basin():
 
     def share(temperature: float, n: int = 4000) -> tuple[float, float]:
         samples = sampler.sample(n, seed=1, temperature=temperature)
-        assert samples.ess > 0.5 * n
+        assert samples.ess > 0.75 * n
         found = samples.expectation(lambda x: (phi(x) > 0).double())
         return float(found.value), float(found.se)
 
