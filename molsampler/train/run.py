@@ -57,6 +57,9 @@ _KEEP_EVERY = 60.0
 #: Seconds that a step takes from which on it may be abandoned, for the price of a copy of the state.
 _SLOW = 0.25
 
+#: Seconds kept for judging a sampler before a time limit, beside those that its energies take twice.
+_JUDGING = 3.0
+
 #: Iterations from which on the time that is left is known well enough to speak of.
 _KNOWN_FROM = 20
 
@@ -292,6 +295,8 @@ class _Run:
         self.preparing = self.earlier = 0.0
         self.fitting = 0
         self.warned = self.config.within is not None
+        #: What was judged ahead of the schedule, where the time was short.
+        self.early: Trainer | None = None
         try:
             with _enough_memory(self.config):
                 state = self._opened()
@@ -578,6 +583,8 @@ class _Run:
         spent = 0.0
         alone = self.problem.peers.count == 1
         while not self.trainer.finished:
+            if alone:
+                self._export_in_time(spent)
             if _agreed(self.problem.peers, self.stop)[0]:
                 return self._interrupted()
             trainer = self.trainer
@@ -596,6 +603,7 @@ class _Run:
                     spent = time.perf_counter() - began
                     self.teller.worked(phase, spent, trainer.state.evaluations, pause=compiles)
                     judged = self._judged()
+                    self.early = None if judged is not None else self.early
             except StopRequestedError:
                 self._back_to(copy)
                 return self._interrupted()
@@ -643,6 +651,29 @@ class _Run:
         """Forget the step that was given up."""
         if copy is not None:
             self.trainer = self._trainer(TrainState.unflatten(*copy))
+
+    def _export_in_time(self, step: float) -> None:
+        """Write what there is as an artifact where the time limit comes before the first evaluation; a step
+        takes ``step`` seconds.
+
+        A copy of the state is judged: the run that goes on is the one that was never judged here.
+        """
+        deadline, state = self.stop.deadline, self.trainer.state
+        if deadline is None or not self.trainer.iteration or state.verdict or self.early:
+            return
+        left = deadline - time.monotonic()
+        if not 0 < left < _JUDGING + step + 2 * (self.teller.evaluating or 0.0):
+            return
+        copy = self._trainer(TrainState.unflatten(*state.flatten()))
+        self.teller.tell("evaluation", now=True)
+        try:
+            with self.stop.abandonable():
+                copy.evaluate()
+        except StopRequestedError:
+            _log.info("the time was too short to judge what there is: no sampler yet")
+            return
+        self.early = copy
+        self._export()
 
     def _interrupted(self) -> Status:
         self._checkpoint(self.trainer.state)
@@ -737,7 +768,7 @@ class _Run:
         """Write the generator selected so far as an artifact."""
         artifact.save(
             self.folder.artifact,
-            self.trainer,
+            self.early or self.trainer,
             system=self.system,
             chart=self.chart,
             command=self.command,
@@ -790,7 +821,7 @@ class _Run:
             state.skipped,
             self.stop.signal if status == "interrupted" else None,
             "training" if trainer.iteration or not self.objective.warmup else "warm-up",
-            artifact.verdict(trainer),
+            artifact.verdict(self.early or trainer),
         )
 
 

@@ -237,9 +237,23 @@ def test_max_time_stops_cleanly(tmp_path, system):
     assert train(system, tmp_path / "run", _config()).status == "completed"
 
 
-def test_the_artifact_of_a_run_samples(tmp_path, system):
-    from molsampler import Sampler
+def test_a_time_limit_before_the_first_evaluation_leaves_a_sampler(tmp_path, system):
+    config = _config("replay", "iterations=100000", "evaluate_every=100000", "probe=false")
+    result = train(system, tmp_path / "run", config, max_time=4.5)
+    assert (result.status, result.iteration > 0) == ("out of time", True)
+    assert result.verdict.sentence.startswith("after ")
+    assert len(Sampler.load(result.artifact).sample(10, seed=0)) == 10
+    # The run itself was not judged: it goes on as if it had not been stopped.
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert not any("discrepancy" in json.loads(line) for line in lines)
+    again = train(system, tmp_path / "run", config, max_time=4.0)
+    assert again.iteration > result.iteration
+    # Where no time is left to judge, none is taken.
+    late = train(system, tmp_path / "run", config, max_time=1e-6)
+    assert (late.iteration, late.verdict) == (again.iteration, None)
 
+
+def test_the_artifact_of_a_run_samples(tmp_path, system):
     result = train(system, tmp_path / "run", _config())
     samples = Sampler.load(result.artifact).sample(10, seed=0)
     assert samples.positions.shape == (10, 4, 2)
