@@ -25,10 +25,12 @@ def merge(
     """Join the parts of a run of `sample` to the file that one run would have written."""
     from ..export.parts import merge as join
 
-    metadata = join(
+    made = join(
         parts, output, overwrite=overwrite, system=given_system(system, trust_code=trust_code)
     )
     if json:
-        print_json({"file": output, "parts": len(parts), **metadata})
+        known = {"file": output, "parts": len(parts), "samples": made.samples}
+        print_json({**known, **made.metadata})
     else:
-        print(f"wrote {output}: {len(parts)} {'part' if len(parts) == 1 else 'parts'}")
+        of = f"{len(parts)} {'part' if len(parts) == 1 else 'parts'}"
+        print(f"wrote {output}: {made.samples:,} samples of {of}")

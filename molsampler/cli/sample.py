@@ -221,8 +221,8 @@ def _together(
         if peers.rank == 0:
             written = [part for rank, part in enumerate(parts) if ends[rank] < ends[rank + 1]]
             system = cast(_Drawn, whole).system
-            metadata = merge(written, output, overwrite=overwrite, system=system)
-            whole = _Drawn(EnergyStatistics(), WeightStatistics(), system, metadata)
+            merged = merge(written, output, overwrite=overwrite, system=system)
+            whole = _Drawn(EnergyStatistics(), WeightStatistics(), system, merged.metadata)
             for part in written:
                 for block in npz.blocks(part):
                     whole.add(block)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,14 +90,21 @@ class _Piece:
         return {**known, "part": {"of": self.part.of, "block_size": self.part.block_size}}
 
 
+class Merged(NamedTuple):
+    """A run made whole."""
+
+    samples: int
+    metadata: dict[str, Any]
+
+
 def merge(
     parts: Sequence[Path | str],
     path: Path | str,
     *,
     overwrite: bool = False,
     system: System | str | None = None,
-) -> dict[str, Any]:
-    """Join the parts of a run, in any order, to the file that one run would have written; its metadata.
+) -> Merged:
+    """Join the parts of a run, in any order, to the file that one run would have written.
 
     ``system`` is needed for trajectories whose metadata does not name a registered system. Memory does not
     grow with the number of samples.
@@ -151,7 +158,7 @@ def merge(
         metadata=metadata,
         overwrite=overwrite,
     )
-    return metadata()
+    return Merged(whole, metadata())
 
 
 def _read(path: Path) -> _Piece:

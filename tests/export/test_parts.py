@@ -59,9 +59,10 @@ def test_merged_parts_are_the_file_of_one_run_to_the_last_byte(
     whole = tmp_path / "whole.npz"
     said = sampler.sample_to_file(whole, N, seed=7, refine=refine, device="cpu")
     first, second, third = written(sampler, tmp_path, refine=refine)
-    metadata = parts.merge([third, first, second], tmp_path / "merged.npz")
+    count, metadata = parts.merge([third, first, second], tmp_path / "merged.npz")
     assert (tmp_path / "merged.npz").read_bytes() == whole.read_bytes()
     assert metadata == {key: value for key, value in said.items() if key != "seconds"}
+    assert count == N
     assert (load(whole).log_weights is not None) is name.endswith("exact")
 
 
@@ -86,7 +87,7 @@ def test_rows_beyond_those_of_the_drift_need_no_energies_from_before(
     whole = tmp_path / "whole.npz"
     sampler.sample_to_file(whole, N, seed=7, refine=2, device="cpu")
     merged = parts.merge(written(sampler, tmp_path), tmp_path / "merged.npz")
-    assert merged["drift_samples"] == 2048
+    assert merged.metadata["drift_samples"] == 2048
     assert (tmp_path / "merged.npz").read_bytes() == whole.read_bytes()
 
 
@@ -222,7 +223,9 @@ def test_the_commands_make_parts_and_merge_them(
     asked = ["sample", "mog40", "-n", str(N), "--seed", "3", "--device", "cpu"]
     for index, blocks in enumerate((":2", "2:3", "3:")):
         assert main([*asked, "--blocks", blocks, "-o", f"part-{index}.npz"]) == 0
+    capsys.readouterr()
     assert main(["merge", "part-2.npz", "part-0.npz", "part-1.npz", "-o", "all.npz"]) == 0
+    assert f"wrote all.npz: {N:,} samples of 3 parts" in capsys.readouterr().out
     assert main([*asked, "-o", "whole.npz"]) == 0
     assert (tmp_path / "all.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
     capsys.readouterr()
