@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from molsampler.compiled import SWITCH, UnavailableError
+from molsampler.nn import pair_layer
 from molsampler.objectives import dikl_replay
 from molsampler.systems import get_system
 from molsampler.train import load_config, train
@@ -61,6 +63,31 @@ def test_other_errors_are_not_taken_for_the_compiler_s(tmp_path, monkeypatch):
             load_config("fast", "dw4", overrides=SETTINGS),
         )
     assert not (tmp_path / "run" / "compiler.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "switch", "compiles"),
+    [
+        ("iterations=3", "1", False),
+        ("iterations=3", "0", True),
+        ("denoiser.attention=true", "1", True),
+        ("generator.body.width=20", "1", True),
+        ("compile=false", "0", False),
+    ],
+)
+def test_what_kernels_compute_is_not_compiled(setting, switch, compiles, tmp_path, monkeypatch):
+    try:
+        pair_layer._kernel()
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    small = [each for each in SETTINGS if "width" not in each]
+    overrides = (*small, "generator.body.width=16", "denoiser.width=16", setting)
+    called = []
+    monkeypatch.setenv(SWITCH, switch)
+    monkeypatch.setattr(torch, "compile", lambda module, **_: called.append(module) or module)
+    config = load_config("fast", "dw4", overrides=overrides)
+    assert train(get_system("dw4"), tmp_path / "run", config).status == "completed"
+    assert bool(called) is compiles
 
 
 @pytest.mark.slow
