@@ -17,8 +17,8 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -84,14 +84,35 @@ def shared(
     call: Callable[[int, int], Result], rows: int, *, threads: int, multiple: int = 1
 ) -> list[Result]:
     """Call a kernel on blocks of ``rows``, from start to stop, one for each of ``threads``; all but the last
-    end at a ``multiple``."""
+    end at a ``multiple``.
+
+    Kernels know addresses only: an exception that a signal raises here waits until the last of them is done,
+    or they would go on writing to what their caller gives back.
+    """
     units = -(-rows // multiple)
     ends = [min(units * k // threads * multiple, rows) for k in range(threads + 1)]
     blocks = [(start, stop) for start, stop in pairwise(ends) if start < stop]
     if len(blocks) < 2:
         return [call(*block) for block in blocks or [(0, rows)]]
-    starts, stops = zip(*blocks, strict=True)
-    return list(_pool().map(call, starts, stops))
+    started: list[Future[Result]] = []
+    try:
+        started.extend(_pool().submit(call, *block) for block in blocks)
+        return [each.result() for each in started]
+    finally:
+        _finish(started)
+
+
+def _finish(started: Sequence[Future[Result]]) -> None:
+    """Wait for all, through whatever signals raise meanwhile."""
+    raised = None
+    while True:
+        try:
+            wait(started)
+            break
+        except BaseException as error:
+            raised = error
+    if raised is not None:
+        raise raised
 
 
 @cache
