@@ -33,4 +33,5 @@ def merge(
         print_json({**known, **made.metadata})
     else:
         of = f"{len(parts)} {'part' if len(parts) == 1 else 'parts'}"
-        print(f"wrote {output}: {made.samples:,} samples of {of}")
+        samples = f"{made.samples:,} {'sample' if made.samples == 1 else 'samples'}"
+        print(f"wrote {output}: {samples} of {of}")

@@ -3,7 +3,8 @@ r"""Linear layers, on a processor by the faster of the two libraries that torch 
 :math:`y = x W^\top + b` of ``x (*, inputs)``. In single precision torch takes MKL, which on processors that
 Intel did not make stays at two fifths of what oneDNN, its other library, computes there; on Intel's the two
 are alike. oneDNN takes longer to start, so small products are left to torch. Values, precision and parameters
-are those of :class:`torch.nn.Linear`; sums may be added up in another order.
+are those of :class:`torch.nn.Linear`; sums may be added up in another order, those over rows in one that
+depends on the number of threads.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 #: Multiplications from which on oneDNN is faster in spite of its start, here some five microseconds.
@@ -37,7 +39,7 @@ class Linear(nn.Linear):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias`` for ``(*, inputs)``, ``(outputs, inputs)`` and ``(outputs,)``, with gradients
     of any order."""
-    if not _faster(x, weight):
+    if not _faster(x, weight, bias):
         return functional.linear(x, weight, bias)
     flat = x.flatten(0, -2)
     given = (x, weight, bias)
@@ -48,15 +50,27 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y.reshape(*x.shape[:-1], len(weight))
 
 
-def _faster(x: Tensor, weight: Tensor) -> bool:
-    return (
-        _BY_ONEDNN is not None
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and x.dim() > 1
-        and x.numel() * len(weight) >= _LEAST
-        and not torch.is_autocast_enabled("cpu")
-    )
+def plain(*tensors: Tensor | None) -> bool:
+    """Whether tensors are of single precision on the processor, and nobody has to see what is done to them:
+    no autocast, forward derivative or transform of ``torch.func``."""
+    given = [each for each in tensors if each is not None]
+    if any(each.device.type != "cpu" or each.dtype != torch.float32 for each in given):
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    seen = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    # Several gradients at a time come as tensors of an older kind.
+    return not seen and not any(map(torch._C._functorch.is_legacy_batchedtensor, given))
+
+
+def _faster(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    if _BY_ONEDNN is None or x.dim() < 2 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
+        return False
+    # oneDNN takes for granted that it is a row of numbers.
+    usual = bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous())
+    return usual and x.numel() * len(weight) >= _LEAST and plain(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):

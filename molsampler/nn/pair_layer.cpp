@@ -1,9 +1,10 @@
-// Messages between pairs of particles in one layer of an EGNN: what they move, what each particle hears, and
+// Messages between pairs of particles in one layer of an EGNN: what they move, their sums at each particle, and
 // the gradients of both. The equations are those of bodies/egnn.py.
 //
 // ROWS configurations are taken at a time, pair after pair: every intermediate result of a pair stays in the
 // cache, and the backward pass computes it again. Matrices are row-major, LANES numbers to a register.
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -112,7 +113,7 @@ struct Inputs {
 // Gradients, and those of outputs that they come from. Those of weights are one block for each ROWS of the batch,
 // in the order edge (turned), message, message_bias, hidden, hidden_bias, head; null if nobody asks.
 struct Gradients {
-  const float *by_moved, *by_heard;
+  const float *by_moved, *by_aggregated;
   float *x, *first, *second, *extra, *weights;
 };
 
@@ -298,7 +299,7 @@ struct Backward {
       for (long r = 0; r < ROWS; ++r)
         for (long w = 0; w < s.width; ++w) of_head[w] += by_strength[r] * seen[r * s.width + w];
     if (s.deep) dense_back(tile.slope_coordinate, tile.message, in.hidden, of_hidden, of_hidden_bias);
-    heard_back();
+    aggregated_back();
     dense_back(tile.slope_message, tile.first, in.message, of_message, of_message_bias);
     for (long t = 0; t < s.tile(); ++t) outer[t] *= tile.slope_first[t];
     add(out.first + place(tile.i), outer.data(), tile.count * s.width);
@@ -344,11 +345,11 @@ struct Backward {
     }
   }
 
-  // What particles heard is a sum of messages.
-  void heard_back() {
-    if (out.by_heard == nullptr) return;
-    add(outer.data(), out.by_heard + place(tile.i), tile.count * s.width);
-    if (!s.ordered) add(outer.data(), out.by_heard + place(tile.j), tile.count * s.width);
+  // Messages are summed at their particles.
+  void aggregated_back() {
+    if (out.by_aggregated == nullptr) return;
+    add(outer.data(), out.by_aggregated + place(tile.i), tile.count * s.width);
+    if (!s.ordered) add(outer.data(), out.by_aggregated + place(tile.j), tile.count * s.width);
   }
 
   // Of `outer`, gradient of a layer's result, to that of what went in.
@@ -369,12 +370,12 @@ struct Backward {
 
 extern "C" {
 
-int pair_layer_lanes() { return LANES; }
+long pair_layer_lanes() { return LANES; }
 long pair_layer_rows() { return ROWS; }
 
-// Displacements `moved` (n, batch, d) and, unless null, sums of messages `heard` (n, batch, width) of the
-// configurations from `start` to `stop`; what is there is added to.
-void pair_layer_forward(const Inputs *inputs, float *moved, float *heard, long start, long stop, const Settings *settings) {
+// Displacements `moved` (n, batch, d) and, unless null, sums of messages `aggregated` (n, batch, width), added to
+// what is there, of the configurations from `start` to `stop`.
+void pair_layer_forward(const Inputs *inputs, float *moved, float *aggregated, long start, long stop, const Settings *settings) {
   const Settings &s = *settings;
   const Inputs &in = *inputs;
   const Weights weights(s, in);
@@ -387,9 +388,9 @@ void pair_layer_forward(const Inputs *inputs, float *moved, float *heard, long s
     each_pair(s, [&](long pair, long i, long j) {
       tile.pair = pair, tile.i = i, tile.j = j, tile.start = row, tile.count = count;
       tile.load(s, in, weights, x.data());
-      if (heard) {
-        add(heard + (i * s.batch + row) * s.width, tile.message.data(), count * s.width);
-        if (!s.ordered) add(heard + (j * s.batch + row) * s.width, tile.message.data(), count * s.width);
+      if (aggregated) {
+        add(aggregated + (i * s.batch + row) * s.width, tile.message.data(), count * s.width);
+        if (!s.ordered) add(aggregated + (j * s.batch + row) * s.width, tile.message.data(), count * s.width);
       }
       for (long k = 0; k < s.dimensions; ++k) {
         float *of_i = sums.data() + (i * s.dimensions + k) * ROWS, *of_j = sums.data() + (j * s.dimensions + k) * ROWS;

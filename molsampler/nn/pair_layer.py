@@ -3,7 +3,8 @@
 The equations are those of :mod:`molsampler.nn.bodies.egnn`. By torch every step of them is a tensor of all
 pairs, written and read again; the kernel takes 32 configurations and one pair at a time, keeps what is
 between positions and sums in the cache, and computes it again in the backward pass. It serves float32 on the
-processor, widths that fill vector registers and layers without attention; torch serves the rest.
+processor, up to three dimensions, widths that fill vector registers and layers without attention; torch
+serves the rest.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ import torch
 from torch import Tensor
 
 from ..compiled import UnavailableError, library, require_native, shared
+from .linear import plain
 
 _SOURCE = Path(__file__).with_name("pair_layer.cpp")
 
+#: Dimensions that it knows at most, and numbers in the least of vector registers.
+DIMENSIONS, _LEAST_LANES = 3, 4
+
 #: Pairs in all configurations below which one thread takes all.
 _PAIRS_PER_THREAD = 1024
-
-
-#: Of ``x, first, second, extra`` what :func:`layer` returns.
-ByTorch = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor | None]]
 
 
 class Features(NamedTuple):
@@ -54,6 +55,11 @@ class Matrices(NamedTuple):
     head: Tensor
 
 
+#: Of ``x, first, second, extra, matrices`` what :func:`layer` returns.
+ByTorch = Callable[
+    [Tensor, Tensor, Tensor | None, Tensor | None, Matrices], tuple[Tensor, Tensor | None]
+]
+
 _LONG, _BOOL, _FLOAT = ctypes.c_long, ctypes.c_bool, ctypes.c_float
 
 
@@ -74,25 +80,34 @@ def _pointers(*names: str) -> type[ctypes.Structure]:
 
 
 _Inputs = _pointers("x", "first", "second", "extra", "centres", *Matrices._fields)
-_Gradients = _pointers("by_moved", "by_heard", "x", "first", "second", "extra", "weights")
+_Gradients = _pointers("by_moved", "by_aggregated", "x", "first", "second", "extra", "weights")
 
 
-def serves(x: Tensor, width: int) -> bool:
-    """Whether the kernel can be had, and takes such positions and messages."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or x.shape[-1] > 3 or not x.numel():
-        return False
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-        return False
-    return available(width)
+def serves(width: int, x: Tensor, *others: Tensor | None) -> bool:
+    """Whether the kernel can be had, and takes messages of that width, such positions ``(n, b, d)`` and all
+    that goes with them."""
+    shape = x.shape[-1] <= DIMENSIONS and x.numel() > 0
+    return shape and not torch.compiler.is_compiling() and plain(x, *others) and available(width)
 
 
 def available(width: int) -> bool:
     """Whether the kernel can be had for messages of that width."""
+    if width % _LEAST_LANES:
+        return False
     try:
         require_native()
         return width % int(_kernel().pair_layer_lanes()) == 0
     except UnavailableError:
         return False
+
+
+def described() -> str:
+    """The kernel of this machine in words."""
+    try:
+        require_native()
+        return f"vectors of {_kernel().pair_layer_lanes()}"
+    except UnavailableError:
+        return "missing"
 
 
 def layer(
@@ -103,7 +118,7 @@ def layer(
     features: Features,
     matrices: Matrices,
     *,
-    heard: bool,
+    aggregate: bool,
     by_torch: ByTorch,
 ) -> tuple[Tensor, Tensor | None]:
     """Sums over the pairs of each particle: of displacements ``(n, b, d)``, and of messages
@@ -111,12 +126,12 @@ def layer(
 
     Positions ``x (n, b, d)``; what messages get of either particle, ``first`` and ``second (n, b, width)``,
     the same for both where there is no second: then pairs are unordered and messages belong to both; further
-    features ``extra (pairs, b, k)``. ``by_torch`` computes the same of ``x, first, second, extra``, where
-    second derivatives are asked for.
+    features ``extra (pairs, b, k)``. ``by_torch`` computes the same where second
+    derivatives are asked for.
     """
     given = (x, first, second, extra, *matrices)
-    moved, sums = _Layer.apply(features, heard, by_torch, *given)  # type: ignore[no-untyped-call]
-    return moved, sums if heard else None
+    moved, sums = _Layer.apply(features, aggregate, by_torch, *given)  # type: ignore[no-untyped-call]
+    return moved, sums if aggregate else None
 
 
 @cache
@@ -136,27 +151,27 @@ def _kernel() -> ctypes.CDLL:
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, features: Features, heard: bool, by_torch: ByTorch, *given: Tensor | None
+        ctx: Any, features: Features, aggregate: bool, by_torch: ByTorch, *given: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        ctx.features, ctx.heard, ctx.by_torch = features, heard, by_torch
+        ctx.features, ctx.aggregate, ctx.by_torch = features, aggregate, by_torch
         ctx.save_for_backward(*given)
         how, inputs, kept = _laid_out(features, given)
         moved = torch.empty_like(kept["x"])
-        sums = torch.zeros_like(kept["first"]) if heard else moved.new_empty(0)
+        sums = torch.zeros_like(kept["first"]) if aggregate else moved.new_empty(0)
         _call(_kernel().pair_layer_forward, how, inputs, _place(moved), _place(sums))
         return moved, sums
 
     @staticmethod
-    def backward(ctx: Any, by_moved: Tensor, by_heard: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, by_moved: Tensor, by_aggregated: Tensor) -> tuple[Tensor | None, ...]:
         given = ctx.saved_tensors
         asked = ctx.needs_input_grad[3:]
-        sources = (by_moved, by_heard) if ctx.heard else (by_moved,)
+        sources = (by_moved, by_aggregated) if ctx.aggregate else (by_moved,)
         if torch.is_grad_enabled():
-            return None, None, None, *_again(ctx.by_torch, given, asked, sources)
+            return None, None, None, *_differentiably(ctx.by_torch, given, asked, sources)
         how, inputs, kept = _laid_out(ctx.features, given)
         found: dict[str, Tensor | None] = {
             "by_moved": by_moved.contiguous(),
-            "by_heard": by_heard.contiguous() if ctx.heard else None,
+            "by_aggregated": by_aggregated.contiguous() if ctx.aggregate else None,
             "x": torch.empty_like(kept["x"]),
             **{name: torch.zeros_like(kept[name]) for name in ("first", "second") if name in kept},
         }
@@ -174,25 +189,26 @@ class _Layer(torch.autograd.Function):
         return None, None, None, *of_particles, *of_weights
 
 
-def _again(
+def _differentiably(
     by_torch: ByTorch,
     given: tuple[Tensor | None, ...],
     asked: tuple[bool, ...],
     sources: tuple[Tensor, ...],
 ) -> list[Tensor | None]:
     """Gradients by torch, with a graph of their own."""
-    x, first, *others = given[:4]
-    out = [
-        each for each in by_torch(cast(Tensor, x), cast(Tensor, first), *others) if each is not None
-    ]
-    leaves = [
-        each for each, needed in zip(given, asked, strict=True) if needed and each is not None
-    ]
-    grads = iter(torch.autograd.grad(out, leaves, sources, create_graph=True, allow_unused=True))
-    return [
-        next(grads) if needed and each is not None else None
-        for each, needed in zip(given, asked, strict=True)
-    ]
+    # By views: what is given may itself depend on positions, along a path that is not this function's.
+    views = [None if each is None else each.view_as(each) for each in given]
+    x, first, second, extra = views[:4]
+    moved, sums = by_torch(
+        cast(Tensor, x), cast(Tensor, first), second, extra, Matrices(*cast(Any, views[4:]))
+    )
+    out = [moved] if sums is None else [moved, sums]
+    wanted = [index for index, needed in enumerate(asked) if needed and views[index] is not None]
+    leaves = [cast(Tensor, views[index]) for index in wanted]
+    grads = dict(
+        zip(wanted, torch.autograd.grad(out, leaves, sources, create_graph=True), strict=True)
+    )
+    return [grads.get(index) for index in range(len(given))]
 
 
 def _shapes(matrices: Sequence[Tensor | None]) -> list[tuple[int, ...]]:
@@ -224,7 +240,7 @@ def _laid_out(
     kept = {
         name: each.contiguous() for name, each in zip(names, given, strict=True) if each is not None
     }
-    kept["centres"] = features.centres
+    kept["centres"] = features.centres.contiguous()
     n, b, d = kept["x"].shape
     how = _Settings(
         *(n, d, b, kept["first"].shape[-1], len(features.centres)),

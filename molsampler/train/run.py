@@ -29,10 +29,12 @@ from ..errors import (
 from ..mcmc.tempering import Tempered
 from ..molecule.chart import Chart, chart_of
 from ..molecule.z_matrix import internal_coordinates
+from ..nn import pair_layer
 from ..objectives import Preparation, Problem, State
 from ..objectives.shards import Alone, Peers, pack, unpack
 from ..sampler.sampler import Sampler, check_device
 from ..sampler.verdict import Verdict
+from ..space import Space
 from ..storage.files import remove
 from ..target import System, Target
 from ..version import __version__
@@ -41,6 +43,7 @@ from . import artifact, checkpoint, compiler, fit
 from . import config as configuration
 from .config import TrainConfig
 from .criterion import Evaluation
+from .early import Early
 from .estimate import estimate
 from .folder import RunFolder
 from .progress import Progress, Teller
@@ -56,9 +59,6 @@ _KEEP_EVERY = 60.0
 
 #: Seconds that a step takes from which on it may be abandoned, for the price of a copy of the state.
 _SLOW = 0.25
-
-#: Seconds kept for judging a sampler before a time limit, beside those that its energies take twice.
-_JUDGING = 3.0
 
 #: Iterations from which on the time that is left is known well enough to speak of.
 _KNOWN_FROM = 20
@@ -198,7 +198,7 @@ def _problem(
         iterations=config.iterations,
         seed=config.seed,
         device=device,
-        compile=config.compile and _worth_compiling(config, device),
+        compile=config.compile and _worth_compiling(config, chart.target.space, device),
         temperatures=known,
         hurry=config.within is not None,
         at=None if known is None else _at(target, chart),
@@ -206,11 +206,11 @@ def _problem(
     )
 
 
-def _worth_compiling(config: TrainConfig, device: torch.device) -> bool:
+def _worth_compiling(config: TrainConfig, space: Space, device: torch.device) -> bool:
     """Whether there is a compiler, and something that kernels do not do already."""
     bodies = (*config.generator.bodies, *config.objective.bodies)
-    by_kernel = device.type == "cpu" and bool(bodies) and all(each.by_kernel() for each in bodies)
-    return not by_kernel and shutil.which("g++") is not None
+    by_kernel = bool(bodies) and all(each.by_kernel(space) for each in bodies)
+    return not (by_kernel and device.type == "cpu") and shutil.which("g++") is not None
 
 
 def _facts(system: System, config: TrainConfig) -> dict[str, str]:
@@ -222,6 +222,7 @@ def _facts(system: System, config: TrainConfig) -> dict[str, str]:
         "definition of the system": f"{system.label} ({hashlib.sha256(record).hexdigest()[:12]})",
         "number of threads": str(torch.get_num_threads()),
         "compiler": "there" if shutil.which("g++") else "missing",
+        "kernel of pairs": pair_layer.described(),
         **{key: repr(value) for key, value in configuration.leaves(config).items()},
     }
 
@@ -295,14 +296,13 @@ class _Run:
         self.preparing = self.earlier = 0.0
         self.fitting = 0
         self.warned = self.config.within is not None
-        #: What was judged ahead of the schedule, where the time was short.
-        self.early: Trainer | None = None
         try:
             with _enough_memory(self.config):
                 state = self._opened()
         except StopRequestedError:
             return self._stopped_early()
         self.trainer = self._trainer(state)
+        self.early = Early(self.stop.deadline)
         status = self._train()
         if status == "completed" and self.first and not self._exported():
             self._export()
@@ -550,8 +550,12 @@ class _Run:
             self.config, self.objective, rate=rate, preparing=preparing, drawing=drawing
         )
         _log.info("%s", said)
-        judged = self.config.evaluate_samples * (self.config.evaluate_steps + 1 + drawing)
-        self.teller.evaluating = judged / rate
+        self.teller.evaluating = self._energies_of_judging(drawing) / rate
+
+    def _energies_of_judging(self, drawing: int | None = None) -> int:
+        """Of an evaluation, where a sample takes so many."""
+        drawing = self._energies_a_sample() if drawing is None else drawing
+        return self.config.evaluate_samples * (self.config.evaluate_steps + 1 + drawing)
 
     def _energies_a_sample(self) -> int:
         """Of the generator as it will be sampled."""
@@ -566,9 +570,9 @@ class _Run:
 
     # Steps
 
-    def _trainer(self, state: TrainState) -> Trainer:
+    def _trainer(self, state: TrainState, config: TrainConfig | None = None) -> Trainer:
         return Trainer(
-            self.config,
+            config or self.config,
             self.chart.target,
             self.objective,
             state,
@@ -603,7 +607,8 @@ class _Run:
                     spent = time.perf_counter() - began
                     self.teller.worked(phase, spent, trainer.state.evaluations, pause=compiles)
                     judged = self._judged()
-                    self.early = None if judged is not None else self.early
+                    if judged is not None:
+                        self.early.trainer = None
             except StopRequestedError:
                 self._back_to(copy)
                 return self._interrupted()
@@ -656,24 +661,37 @@ class _Run:
         """Write what there is as an artifact where the time limit comes before the first evaluation; a step
         takes ``step`` seconds.
 
-        A copy of the state is judged: the run that goes on is the one that was never judged here.
+        A copy of the state is judged: the run that goes on is the one that was never judged here, nor are
+        the energies counted in it that this took.
         """
-        deadline, state = self.stop.deadline, self.trainer.state
-        if deadline is None or not self.trainer.iteration or state.verdict or self.early:
+        trainer = self.trainer
+        if trainer.state.verdict or not self.early.due(
+            trainer.iteration, step=step, expected=self._seconds_of_judging()
+        ):
             return
-        left = deadline - time.monotonic()
-        if not 0 < left < _JUDGING + step + 2 * (self.teller.evaluating or 0.0):
-            return
-        copy = self._trainer(TrainState.unflatten(*state.flatten()))
+        self._checkpoint(trainer.state)
         self.teller.tell("evaluation", now=True)
+        # Reaching a goal is the end of a run, which this is not.
+        config = self.config.model_copy(update={"until_ess": None})
+        copy = self._trainer(TrainState.unflatten(*trainer.state.flatten()), config)
         try:
-            with self.stop.abandonable():
-                copy.evaluate()
+            with _enough_memory(self.config), self.stop.abandonable():
+                self.early.judge(copy)
+            self._export()
         except StopRequestedError:
-            _log.info("the time was too short to judge what there is: no sampler yet")
-            return
-        self.early = copy
-        self._export()
+            if not self.stop.received:
+                _log.info("the time was too short to judge what there is after these iterations")
+        except UnboundedEnergyError:
+            raise
+        except MolsamplerError as error:
+            _log.warning("what there is could not be judged before the time limit: %s", error)
+
+    def _seconds_of_judging(self) -> float | None:
+        """What an evaluation is expected to take, by the last one or the rate of energies."""
+        rate = self.teller.energies.rate
+        if self.teller.evaluating is not None or not rate:
+            return self.teller.evaluating
+        return self._energies_of_judging() / rate
 
     def _interrupted(self) -> Status:
         self._checkpoint(self.trainer.state)
@@ -768,7 +786,7 @@ class _Run:
         """Write the generator selected so far as an artifact."""
         artifact.save(
             self.folder.artifact,
-            self.early or self.trainer,
+            self.early.trainer or self.trainer,
             system=self.system,
             chart=self.chart,
             command=self.command,
@@ -821,8 +839,18 @@ class _Run:
             state.skipped,
             self.stop.signal if status == "interrupted" else None,
             "training" if trainer.iteration or not self.objective.warmup else "warm-up",
-            artifact.verdict(self.early or trainer),
+            self._verdict(),
         )
+
+    def _verdict(self) -> Verdict | None:
+        """That on what the artifact holds: of an earlier command, if this one has judged nothing."""
+        found = artifact.verdict(self.early.trainer or self.trainer)
+        if found is not None or not self.first or not self.folder.artifact.exists():
+            return found
+        try:
+            return Sampler.load(self.folder.artifact, system=self.system).card.verdict
+        except MolsamplerError:
+            return None
 
 
 @dataclass

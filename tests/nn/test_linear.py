@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from molsampler.nn import linear as module
@@ -100,3 +101,25 @@ def test_without_onednn_torch_serves(monkeypatch) -> None:
     monkeypatch.setattr(module, "_BY_ONEDNN", None)
     x, weight, bias, _ = problem((900,), 64, 64)
     assert torch.equal(linear(x, weight, bias), functional.linear(x, weight, bias))
+
+
+def test_biases_of_any_layout_are_read_as_torch_does() -> None:
+    x, weight, bias, _ = problem((900,), 64, 96)
+    strided = torch.stack([bias] * 4, -1)[:, 1]
+    for other in (strided, bias[:1], bias[:1].expand(96), bias[0]):
+        torch.testing.assert_close(linear(x, weight, other), functional.linear(x, weight, other))
+
+
+def test_forward_derivatives_and_transforms_are_not_lost() -> None:
+    x, weight, bias, tangent = problem((900,), 64, 64)
+    _, along = torch.func.jvp(lambda x: linear(x, weight, bias), (x,), (tangent,))
+    torch.testing.assert_close(along, tangent @ weight.T, rtol=1e-3, atol=1e-4)
+    with forward_ad.dual_level():
+        y = linear(forward_ad.make_dual(x, tangent), weight, bias)
+        torch.testing.assert_close(forward_ad.unpack_dual(y).tangent, along)
+    leaf = x.clone().requires_grad_()
+    y = linear(leaf, weight, bias)
+    (grads,) = torch.autograd.grad(
+        y, leaf, torch.stack([tangent, 2 * tangent]), is_grads_batched=True
+    )
+    torch.testing.assert_close(grads[1], 2 * tangent @ weight, rtol=1e-3, atol=1e-3)

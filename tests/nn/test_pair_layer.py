@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +14,8 @@ from torch import Tensor
 
 from molsampler.compiled import SWITCH, UnavailableError
 from molsampler.nn import pair_layer
-from molsampler.nn.bodies.egnn import EGNN
+from molsampler.nn.bodies.egnn import EGNN, EGNNBody
+from molsampler.space import Euclidean, MeanFree
 from tests.chains import Chain
 
 PLAIN = {
@@ -119,13 +122,14 @@ def layer_of(first: Tensor, second: Tensor, x: Tensor) -> tuple[Tensor, Tensor |
         return pair_layer.layer(
             *(x.transpose(0, 1), first, second, None),
             *(layer.edge.as_settings(), layer._matrices()),
-            heard=True,
+            aggregate=True,
             by_torch=layer._by_torch,
         )
 
 
-def test_second_derivatives_are_those_of_torch(monkeypatch) -> None:
-    net = network()
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_second_derivatives_are_those_of_torch(kind, monkeypatch) -> None:
+    net = network(**kind)
     x, features, weight = (each.float() for each in problem(7))
 
     def twice() -> list[Tensor]:
@@ -143,18 +147,26 @@ def test_second_derivatives_are_those_of_torch(monkeypatch) -> None:
         torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
 
 
-def test_only_what_needs_a_gradient_gets_one() -> None:
+def test_only_what_needs_a_gradient_gets_one(monkeypatch) -> None:
     x, features, _ = (each.float() for each in problem(40))
     net = network()
-    net(x, features).sum().backward()
-    assert x.grad is None
-    trained = [each.grad.clone() for each in net.parameters() if each.grad is not None]
-    net = network().requires_grad_(False)
-    y = net(x.requires_grad_(), features)
-    (grad,) = torch.autograd.grad(y.square().sum(), x)
-    assert bool(grad.isfinite().all())
-    assert bool((grad != 0).any())
-    assert len(trained) > 10
+    asked = []
+    real = pair_layer._parted
+
+    def counted(*arguments):
+        asked.append(len(arguments))
+        return real(*arguments)
+
+    monkeypatch.setattr(pair_layer, "_parted", counted)
+    (whole,) = torch.autograd.grad(
+        net(x.requires_grad_(), features).square().sum(), x, retain_graph=False
+    )
+    assert len(asked) == 3
+    asked.clear()
+    net.requires_grad_(False)
+    (alone,) = torch.autograd.grad(net(x, features).square().sum(), x)
+    assert asked == []
+    assert torch.equal(whole, alone)
 
 
 def test_what_is_not_a_number_stays_with_its_row() -> None:
@@ -180,19 +192,68 @@ def test_coincident_particles_have_finite_gradients() -> None:
 
 def test_what_serves_and_what_does_not(monkeypatch) -> None:
     x = torch.zeros(5, 3, 3)
-    assert pair_layer.serves(x, 48)
-    assert not pair_layer.serves(x.double(), 48)
-    assert not pair_layer.serves(x, 50)
-    assert not pair_layer.serves(torch.zeros(5, 3, 4), 48)
-    assert not pair_layer.serves(torch.zeros(5, 0, 3), 48)
-    layer = network(attention=True).layers[0]
-    assert not layer.by_kernel(x)
+    assert pair_layer.serves(48, x)
+    assert pair_layer.serves(48, x, None, x)
+    assert not pair_layer.serves(48, x.double())
+    assert not pair_layer.serves(48, x, x.bfloat16())
+    assert not pair_layer.serves(50, x)
+    assert not pair_layer.serves(48, torch.zeros(5, 3, 4))
+    assert not pair_layer.serves(48, torch.zeros(5, 0, 3))
+    with torch.autocast("cpu"):
+        assert not pair_layer.serves(48, x)
+    assert not network(attention=True).layers[0].by_kernel(x)
+    assert network().layers[0].by_kernel(x)
+    bodies = EGNNBody(width=48), EGNNBody(width=48, attention=True), EGNNBody(width=47)
+    assert [each.by_kernel(MeanFree(5, 3)) for each in bodies] == [True, False, False]
+    assert not bodies[0].by_kernel(Euclidean(5, 4))
     monkeypatch.setenv(SWITCH, "0")
-    assert not pair_layer.serves(x, 48)
+    assert not pair_layer.serves(48, x)
+    assert not bodies[0].by_kernel(MeanFree(5, 3))
+
+
+def test_networks_of_another_precision_are_left_to_torch() -> None:
+    x, features, _ = problem(8)
+    net = network().double()
+    y = net(x.float(), features)
+    assert y.dtype == torch.float64
+    torch.testing.assert_close(y, net(x, features), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_are_those_that_are_given() -> None:
+    """Of a functional call, whose parameters are not the module's."""
+    net = network()
+    x, features, weight = (each.float() for each in problem(20))
+    given = {name: 1.1 * each.detach() for name, each in net.named_parameters()}
+    given = {name: each.requires_grad_() for name, each in given.items()}
+
+    def squares() -> Tensor:
+        y = torch.func.functional_call(net, given, (x, features))
+        grads = torch.autograd.grad(
+            (y * weight).sum(), list(given.values()), create_graph=True, allow_unused=True
+        )
+        return sum(each.square().sum() for each in grads if each is not None)
+
+    ours = squares()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SWITCH, "0")
+        torch.testing.assert_close(ours, squares(), rtol=1e-4, atol=0)
+
+
+def test_transforms_of_functions_see_what_they_have_to() -> None:
+    net = network().requires_grad_(False)
+    x, features, weight = (each.float() for each in problem(600))
+    _, along = torch.func.jvp(lambda x: net(x, features), (x,), (weight,))
+    step = 1e-3
+    with torch.no_grad():
+        ends = net(x + step * weight, features), net(x - step * weight, features)
+    torch.testing.assert_close(along, (ends[0] - ends[1]) / (2 * step), rtol=0.02, atol=0.02)
+    assert float(along.abs().max()) > 0.1
 
 
 def test_registers_of_other_processors_give_the_same(tmp_path) -> None:
     """The same source for AVX2 and for the least that an x86 processor has."""
+    if platform.machine() not in ("x86_64", "AMD64") or shutil.which("g++") is None:
+        pytest.skip("needs g++ for x86")
     code = """
 import torch
 from molsampler.nn import pair_layer

@@ -13,8 +13,8 @@ from molsampler.train import load_config, train
 
 SETTINGS = (
     "compile=true", "iterations=3", "batch_size=8", "score_steps=1", "evaluate_samples=20",
-    "evaluate_steps=2", "log_every=1", "generator.body.width=4", "generator.body.layers=1",
-    "denoiser.width=4", "denoiser.layers=1",
+    "evaluate_steps=2", "log_every=1", "generator.body.width=5", "generator.body.layers=1",
+    "denoiser.width=5", "denoiser.layers=1",
     "target_score={size: 24, anneal_moves: 1, equilibration: 3, refresh: 8, warmup: 2}",
 )  # fmt: skip
 
@@ -71,7 +71,7 @@ def test_other_errors_are_not_taken_for_the_compiler_s(tmp_path, monkeypatch):
         ("iterations=3", "1", False),
         ("iterations=3", "0", True),
         ("denoiser.attention=true", "1", True),
-        ("generator.body.width=20", "1", True),
+        ("generator.body.width=21", "1", True),
         ("compile=false", "0", False),
     ],
 )

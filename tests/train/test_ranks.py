@@ -33,7 +33,7 @@ from molsampler.train.ranks import meet
 SETTINGS = (
     "compile=false", "iterations=4", "batch_size=16", "score_steps=2", "evaluate_samples=40",
     "evaluate_steps=2", "evaluate_every=3", "log_every=1", "checkpoint_every=2", "probe=false",
-    "generator.body.width=4", "generator.body.layers=1", "denoiser.width=4", "denoiser.layers=1",
+    "generator.body.width=16", "generator.body.layers=1", "denoiser.width=16", "denoiser.layers=1",
     "target_score={size: 48, anneal_moves: 2, equilibration: 6, refresh: 8, warmup: 3}",
 )  # fmt: skip
 

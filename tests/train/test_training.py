@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,13 +17,15 @@ from molsampler.errors import (
     FileFormatError,
     InputError,
     OutputExistsError,
+    ResourceError,
     RunLockedError,
     UnknownNameError,
 )
 from molsampler.objectives import Problem, dikl_replay
 from molsampler.systems import get_system
 from molsampler.target import System
-from molsampler.train import checkpoint, load_config, train
+from molsampler.train import artifact, checkpoint, load_config, train
+from molsampler.train.early import Early
 from molsampler.train.folder import RunFolder
 from molsampler.train.state import TrainState
 from molsampler.train.trainer import Trainer, weights_of
@@ -31,7 +34,7 @@ TINY = (
     "compile=false",
     "iterations=12",
     "batch_size=16",
-    "generator.body.width=8",
+    "generator.body.width=16",
     "generator.body.layers=1",
     "evaluate_every=5",
     "evaluate_samples=40",
@@ -40,7 +43,7 @@ TINY = (
 )
 REPLAY = (
     *TINY,
-    "denoiser.width=8",
+    "denoiser.width=16",
     "denoiser.layers=1",
     "target_score.warmup=6",
     "target_score.size=64",
@@ -52,7 +55,7 @@ POSTERIOR = (
     "objective={kind: dikl-posterior, score_form: denoiser}",
     "batch_size=16",
     "score_steps=5",
-    "score={kind: egnn, width: 8, layers: 1}",
+    "score={kind: egnn, width: 16, layers: 1}",
     "target_score.particles=4",
     "target_score.levels=2",
     "target_score.steps=4",
@@ -238,19 +241,79 @@ def test_max_time_stops_cleanly(tmp_path, system):
 
 
 def test_a_time_limit_before_the_first_evaluation_leaves_a_sampler(tmp_path, system):
+    # Kernels are made on first use, which the limit does not count on.
+    train(system, tmp_path / "first", _config("replay", "iterations=2"))
     config = _config("replay", "iterations=100000", "evaluate_every=100000", "probe=false")
-    result = train(system, tmp_path / "run", config, max_time=4.5)
+    result = train(system, tmp_path / "run", config, max_time=4.0)
     assert (result.status, result.iteration > 0) == ("out of time", True)
     assert result.verdict.sentence.startswith("after ")
     assert len(Sampler.load(result.artifact).sample(10, seed=0)) == 10
-    # The run itself was not judged: it goes on as if it had not been stopped.
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert not any("discrepancy" in json.loads(line) for line in lines)
-    again = train(system, tmp_path / "run", config, max_time=4.0)
-    assert again.iteration > result.iteration
-    # Where no time is left to judge, none is taken.
+    # Where no time is left to judge, what was judged before is what there is.
     late = train(system, tmp_path / "run", config, max_time=1e-6)
-    assert (late.iteration, late.verdict) == (again.iteration, None)
+    assert (late.iteration, late.verdict) == (result.iteration, result.verdict)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_that_was_judged_early_is_the_one_that_was_not(mode, tmp_path, system, monkeypatch):
+    config = _config(mode, "evaluate_every=12")
+    plain = train(system, tmp_path / "plain", config)
+    exports, real = [], artifact.save
+    monkeypatch.setattr(Early, "due", lambda self, iteration, **_: iteration in (4, 7))
+    monkeypatch.setattr(
+        artifact, "save", lambda *a, **k: exports.append(a[1].iteration) or real(*a, **k)
+    )
+    result = train(system, tmp_path / "run", config)
+    assert exports == [4, 7, 12]
+    assert result.verdict == plain.verdict
+    runs = (plain.run_dir, result.run_dir)
+    first, second = (checkpoint.load_latest(run / "checkpoints")[0] for run in runs)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    logs = [(run / "metrics.jsonl").read_text() for run in runs]
+    assert _without_evaluations(logs[0]) == _without_evaluations(logs[1])
+
+
+def _without_evaluations(log):
+    """Lines of a log but for the energies, of which judging early takes some more."""
+    lines = [json.loads(line) for line in log.splitlines()]
+    return [{k: v for k, v in line.items() if k != "energy_evaluations"} for line in lines]
+
+
+def test_an_early_judgement_that_fails_loses_nothing(tmp_path, system, monkeypatch, caplog):
+    def failing(self, trainer):
+        raise ResourceError("no memory is left")
+
+    monkeypatch.setattr(Early, "due", lambda self, iteration, **_: iteration == 7)
+    monkeypatch.setattr(Early, "judge", failing)
+    config = _config("replay", "evaluate_every=12")
+    assert train(system, tmp_path / "run", config).status == "completed"
+    assert "no memory is left" in caplog.text
+
+
+def test_when_there_is_to_be_judged_early():
+    now = [0.0]
+    early = Early(100.0, clock=lambda: now[0])
+
+    def due(at, iteration=50, expected=8.0):
+        now[0] = at
+        return early.due(iteration, step=1.0, expected=expected)
+
+    # Ten seconds for judging, one for a step, two besides.
+    assert [due(at) for at in (80.0, 86.9, 87.1, 91.9, 92.1, 101.0)] == [
+        False, False, True, True, False, False,
+    ]  # fmt: skip
+    assert not due(90.0, iteration=0)
+    assert not due(90.0, expected=None)
+    # What takes more than a third of the time is not worth it.
+    assert not due(60.0, expected=35.0)
+    # It took less: once more, of another iteration, and not again.
+    early.count, early.took, early.trainer = 1, 2.0, SimpleNamespace(iteration=50)
+    assert not due(90.0)
+    assert not due(95.0)
+    assert due(95.0, iteration=51)
+    early.count = 2
+    assert not due(96.0, iteration=52)
+    assert not Early(None).due(50, step=1.0, expected=1.0)
 
 
 def test_the_artifact_of_a_run_samples(tmp_path, system):

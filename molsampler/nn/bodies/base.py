@@ -51,7 +51,7 @@ class Body(Kind):
         """The same body with lengths in the system's unit instead of data scales of ``length``."""
         return self
 
-    def by_kernel(self) -> bool:
+    def by_kernel(self, space: Space) -> bool:
         """Whether a compiled kernel does its work on the processor, and leaves torch's compiler little."""
         return False
 

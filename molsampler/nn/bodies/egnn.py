@@ -45,7 +45,7 @@ from ...errors import InputError
 from ...molecule.molecule import Molecule
 from ...space import Space
 from .. import pair_layer
-from ..linear import Linear
+from ..linear import Linear, linear
 from .base import BODIES, Body, BodyNetwork
 from .pairs import Pairs
 
@@ -54,6 +54,9 @@ NEAR = 3
 
 #: Bytes of one tensor of messages in evaluation on a CPU: two of them fit a core's share of the cache.
 _PIECE = 5 * 2**18
+
+#: The same of particles, where a kernel has no tensors of messages.
+_NODES = 8 * _PIECE
 
 #: Smallest exponent of a radial feature. Beyond it exp is denormal, and every operation on a denormal
 #: number takes the slow path of the processor.
@@ -210,7 +213,7 @@ class EGNNLayer(nn.Module):
         self.scale = neighbours**-0.5
 
     def forward(
-        self, h: Tensor, x: Tensor, pairs: Pairs, *, heard: bool
+        self, h: Tensor, x: Tensor, pairs: Pairs, *, aggregate: bool
     ) -> tuple[Tensor | None, Tensor]:
         """Sums of messages ``(n, b, width)`` where they are wanted, and moved positions."""
         first = self.from_i(h)
@@ -222,19 +225,21 @@ class EGNNLayer(nn.Module):
             distance = torch.sqrt(difference.square().sum(-1, keepdim=True) + _EPSILON)
             extra = self.bonds(distance)
             springs = pairs.sum_vectors(difference * self.bonds.pull(distance))
-        if self.by_kernel(x):
+        given = (x, first, second, extra)
+        matrices = self._matrices()
+        by_torch = partial(self._by_torch, pairs=pairs, aggregate=aggregate)
+        if self.by_kernel(*given, *matrices):
+            features = self.edge.as_settings()
             moved, sums = pair_layer.layer(
-                *(x, first, second, extra, self.edge.as_settings(), self._matrices()),
-                heard=heard,
-                by_torch=partial(self._by_torch, pairs=pairs, heard=heard),
+                *given, features, matrices, aggregate=aggregate, by_torch=by_torch
             )
         else:
-            moved, sums = self._by_torch(x, first, second, extra, pairs=pairs, heard=heard)
+            moved, sums = by_torch(*given, matrices)
         return sums, x + self.scale * moved + springs
 
-    def by_kernel(self, x: Tensor) -> bool:
-        """Whether the compiled kernel takes the pairs of such positions."""
-        return self.attention is None and pair_layer.serves(x, self.message.out_features)
+    def by_kernel(self, x: Tensor, *others: Tensor | None) -> bool:
+        """Whether the compiled kernel takes the pairs of such positions, and what goes with them."""
+        return self.attention is None and pair_layer.serves(self.message.out_features, x, *others)
 
     def _matrices(self) -> pair_layer.Matrices:
         hidden = self.hidden_head
@@ -253,9 +258,10 @@ class EGNNLayer(nn.Module):
         first: Tensor,
         second: Tensor | None,
         extra: Tensor | None,
+        matrices: pair_layer.Matrices,
         *,
         pairs: Pairs,
-        heard: bool,
+        aggregate: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """See :func:`molsampler.nn.pair_layer.layer`."""
         difference = pairs.difference(x)
@@ -264,21 +270,21 @@ class EGNNLayer(nn.Module):
         edge = self.edge(squared, distance)
         if extra is not None:
             edge = torch.cat([edge, extra], dim=-1)
-        message = self.from_edge(edge).add_(
-            pairs.combine(first, first if second is None else second)
-        )
-        message = _silu(self.message(_silu(message)))
+        message = linear(edge, matrices.edge)
+        message = message.add_(pairs.combine(first, first if second is None else second))
+        message = _silu(linear(_silu(message), matrices.message, matrices.message_bias))
         if self.attention is not None:
             message = message * torch.sigmoid(self.attention(message))
-        coordinate = message if self.hidden_head is None else _silu(self.hidden_head(message))
-        weight = self.head(coordinate) / (distance + 1.0)
-        return pairs.sum_vectors(difference * weight), pairs.sum_messages(
-            message
-        ) if heard else None
+        coordinate = message
+        if matrices.hidden is not None:
+            coordinate = _silu(linear(message, matrices.hidden, matrices.hidden_bias))
+        weight = linear(coordinate, matrices.head) / (distance + 1.0)
+        sums = pairs.sum_messages(message) if aggregate else None
+        return pairs.sum_vectors(difference * weight), sums
 
-    def update(self, h: Tensor, heard: Tensor) -> Tensor:
+    def update(self, h: Tensor, messages: Tensor) -> Tensor:
         """Features after the messages; the last layer's positions do without."""
-        seen = torch.cat([h, self.scale * heard], dim=-1)
+        seen = torch.cat([h, self.scale * messages], dim=-1)
         change: Tensor = self.node_out(_silu(self.node(seen)))
         return h + change
 
@@ -387,16 +393,16 @@ class EGNN(BodyNetwork):
         return torch.cat([self._displacement(*piece) for piece in pieces])
 
     def _piece(self, x: Tensor) -> int:
-        """Rows computed at a time: all of them where gradients or a compiler want to see the whole, or the
-        kernel cuts them itself."""
+        """Rows computed at a time: all of them where gradients or a compiler want to see the whole."""
         batch = len(x)
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
             return batch
+        size = self.embed.out_features * x.element_size()
         if all(cast(EGNNLayer, layer).by_kernel(x) for layer in self.layers):
-            return batch
+            # Which cuts pairs itself: what is left are tensors of particles, for its threads to share.
+            return max(_NODES // (self.n * size), 1)
         pairs = self.n * (self.n - 1) // (2 if self.unordered else 1)
-        row = pairs * self.embed.out_features * x.element_size()
-        return math.ceil(batch / math.ceil(batch * row / _PIECE))
+        return math.ceil(batch / math.ceil(batch * pairs * size / _PIECE))
 
     def _pairs(self, x: Tensor) -> Pairs:
         return Pairs(self.n, unordered=self.unordered, like=x)
@@ -409,9 +415,9 @@ class EGNN(BodyNetwork):
         moved = x
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
-            heard, moved = layer(h, moved, pairs, heard=index < last)
-            if heard is not None:
-                h = cast(EGNNLayer, layer).update(h, heard)
+            messages, moved = layer(h, moved, pairs, aggregate=index < last)
+            if messages is not None:
+                h = cast(EGNNLayer, layer).update(h, messages)
         return (moved - x).transpose(0, 1)
 
 
@@ -437,8 +443,9 @@ class EGNNBody(Body):
     def scaled(self, length: float) -> Self:
         return self.model_copy(update={"rbf_range": self.rbf_range * length})
 
-    def by_kernel(self) -> bool:
-        return not self.attention and pair_layer.available(self.width)
+    def by_kernel(self, space: Space) -> bool:
+        known = not self.attention and space.shape[1] <= pair_layer.DIMENSIONS
+        return known and pair_layer.available(self.width)
 
     def build(self, space: Space, features: int, molecule: Molecule | None) -> BodyNetwork:
         require_pairs(space)
