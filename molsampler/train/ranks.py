@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 #: Seconds in which all have to be there, and those that an exchange may take.
 _MEETING, _EXCHANGE = 120.0, 3600.0
 
+#: Seconds in which a store answers.
+_ANSWER = 10.0
+
 #: Beats missed, of one a second, after which a process is lost: with the exchange broken, and without.
 _BROKEN, _SILENT = 6, 20
 
@@ -68,7 +71,7 @@ def meet(then: str = "") -> Iterator[Peers]:
     else:
         ranks.part()
     finally:
-        ranks.ended.set()
+        ranks.end()
 
 
 class Ranks:
@@ -87,6 +90,7 @@ class Ranks:
         self._broken = False
         self._compared = 0
         self._store: Store | None = None
+        self._watcher: threading.Thread | None = None
         self._names = dict.fromkeys(range(self.count), "")
 
     def __str__(self) -> str:
@@ -119,7 +123,7 @@ class Ranks:
         self._beats: Store = dist.PrefixStore(attempt, store.clone())  # type: ignore[attr-defined]
         self._store = store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
         store.set(f"name/{self.rank}", f"process {os.getpid()} on {socket.gethostname()}")
-        threading.Thread(target=self._watch, daemon=True).start()
+        self.watch()
         names = self._read("name", time.monotonic() + _MEETING)
         self._names = {rank: name.decode() for rank, name in enumerate(names)}
         cuda = torch.cuda.is_available() and dist.is_nccl_available()
@@ -147,6 +151,18 @@ class Ranks:
             # The store ends with whoever keeps it, and that may have been first.
             pass
         dist.destroy_process_group()
+
+    def watch(self) -> None:
+        """Have a thread tell the others that this process is there, and look whether they are."""
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+
+    def end(self) -> None:
+        """Have the thread that watches the others end: an interpreter that is left while it asks the store
+        aborts."""
+        self.ended.set()
+        if self._watcher is not None:
+            self._watcher.join(_ANSWER)
 
     def first_to_fail(self, sentence: str) -> bool:
         """Leave a sentence for the others; False if another has failed before."""

@@ -28,7 +28,7 @@ from molsampler.systems.openmm.alanine_dipeptide import AlanineDipeptide
 from molsampler.temperatures import TemperatureRange
 from molsampler.train import checkpoint, load_config, train
 from molsampler.train.config import from_yaml
-from molsampler.train.ranks import meet
+from molsampler.train.ranks import Ranks, meet
 
 SETTINGS = (
     "compile=false", "iterations=4", "batch_size=16", "score_steps=2", "evaluate_samples=40",
@@ -308,6 +308,31 @@ def test_a_port_that_is_taken_is_one_clear_error(monkeypatch):
             monkeypatch.setenv(key, value)
         with pytest.raises(RankError, match=r"cannot meet at 127.0.0.1:\d+: .*"), meet():
             pass
+
+
+def test_nobody_asks_the_store_once_processes_have_parted():
+    """A thread that is inside of it when the interpreter ends takes the process down with it."""
+
+    class Store:
+        entered, inside = threading.Event(), False
+
+        def set(self, key, value):
+            self.inside = True
+            self.entered.set()
+            time.sleep(0.5)
+            self.inside = False
+
+        def check(self, keys):
+            return False
+
+    ranks = Ranks()
+    ranks._beats = store = Store()
+    ranks.watch()
+    assert store.entered.wait(10.0)
+    assert store.inside
+    ranks.end()
+    assert not store.inside
+    assert not ranks._watcher.is_alive()
 
 
 def test_what_torchrun_says_in_the_environment(monkeypatch):
