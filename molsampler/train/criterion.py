@@ -237,6 +237,29 @@ class Evaluation:
 
         return cls(**{each.name: over(each.name) for each in fields(cls)})  # type: ignore[arg-type]
 
+    def values(self, *, log_z: float | None) -> dict[str, float]:
+        """What is worth logging, ``log_z`` being that of the measure that is stated."""
+        known = {
+            "discrepancy": self.discrepancy,
+            "discrepancy_error": self.discrepancy_error,
+            "ess": self.ess,
+            "ess_error": self.ess_error,
+            "ess_trimmed": self.ess_trimmed,
+            "log_z": log_z,
+            "log_z_error": self.log_z_error,
+        }
+        return {
+            **{key: value for key, value in known.items() if value is not None},
+            "drift": self.drift,
+            "drift_error": self.drift_error,
+            "energy_tvd": self.energy_tvd,
+            "mean_energy": self.mean_energy,
+            "median_energy": self.median_energy,
+            "refined_median_energy": self.refined_median_energy,
+            "acceptance": self.acceptance,
+            "broken": self.broken,
+        }
+
     def value(self, criterion: str) -> tuple[float, float]:
         """What selection goes by, the less the better, and its standard error."""
         if criterion == "auto":

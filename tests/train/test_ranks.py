@@ -458,7 +458,7 @@ def test_a_rank_that_hangs_is_named(tmp_path):
 #: A rank of another run: its system file, or its version, is another.
 OTHERS = {
     "definition of the system": "os.chdir('other')",
-    "version": "import molsampler.train.run as run; run.__version__ = '0.0.9'",
+    "version": "import molsampler.train.problem as problem; problem.__version__ = '0.0.9'",
 }
 
 
