@@ -137,9 +137,9 @@ struct Weights {
   }
 };
 
-// One pair in ROWS configurations or fewer, the rest of them filled up.
+// One pair in `count` configurations of at most ROWS, the last block of rows filled up.
 struct Tile {
-  long i, j, pair, start, count;
+  long i, j, pair, start, count, rows;
   float difference[3][ROWS], squared[ROWS], distance[ROWS], strength[ROWS];
   std::vector<float> features, first, message, coordinate, slope_first, slope_message, slope_coordinate;
 
@@ -147,6 +147,11 @@ struct Tile {
       : features(s.padded() * ROWS), first(s.tile()), message(s.tile()), coordinate(s.tile()),
         slope_first(slopes ? s.tile() : 0), slope_message(slopes ? s.tile() : 0),
         slope_coordinate(slopes ? s.tile() : 0) {}
+
+  void place(long of_pair, long of_i, long of_j, long of_start, long of_count) {
+    pair = of_pair, i = of_i, j = of_j, start = of_start, count = of_count;
+    rows = (count + BLOCK - 1) / BLOCK * BLOCK;
+  }
 
   static float *slope(std::vector<float> &of) { return of.empty() ? nullptr : of.data(); }
 
@@ -162,16 +167,16 @@ struct Tile {
     const float *from = in.first + (i * s.batch + start) * s.width;
     const float *to = (s.ordered ? in.second : in.first) + (j * s.batch + start) * s.width;
     for (long t = 0; t < count * s.width; ++t) first[t] = from[t] + to[t];
-    for (long t = count * s.width; t < s.tile(); ++t) first[t] = 0.0f;
-    multiply<true>(features.data(), ROWS, weights.edge_turned.data(), first.data(), ROWS, s.width, s.features());
-    silu(first.data(), slope(slope_first), s.tile());
+    for (long t = count * s.width; t < rows * s.width; ++t) first[t] = 0.0f;
+    multiply<true>(features.data(), ROWS, weights.edge_turned.data(), first.data(), rows, s.width, s.features());
+    silu(first.data(), slope(slope_first), rows * s.width);
     dense(s, first, weights.message_turned, in.message_bias, message, slope_message);
     if (s.deep) dense(s, message, weights.hidden_turned, in.hidden_bias, coordinate, slope_coordinate);
     const float *seen = last(s);
-    for (long r = 0; r < ROWS; ++r) {
+    for (long r = 0; r < ROWS; ++r) strength[r] = 0.0f;
+    for (long r = 0; r < rows; ++r) {
       Vector sum = {};
       for (long w = 0; w < s.width; w += LANES) sum += at(seen + r * s.width + w) * at(in.head + w);
-      strength[r] = 0.0f;
       for (int l = 0; l < LANES; ++l) strength[r] += sum[l];
     }
   }
@@ -198,11 +203,11 @@ struct Tile {
     }
   }
 
-  static void dense(const Settings &s, const std::vector<float> &from, const std::vector<float> &weights,
-                    const float *bias, std::vector<float> &to, std::vector<float> &slopes) {
-    for (long r = 0; r < ROWS; ++r) std::memcpy(to.data() + r * s.width, bias, s.width * sizeof(float));
-    multiply<false>(from.data(), s.width, weights.data(), to.data(), ROWS, s.width, s.width);
-    silu(to.data(), slope(slopes), s.tile());
+  void dense(const Settings &s, const std::vector<float> &from, const std::vector<float> &weights, const float *bias,
+             std::vector<float> &to, std::vector<float> &slopes) const {
+    for (long r = 0; r < rows; ++r) std::memcpy(to.data() + r * s.width, bias, s.width * sizeof(float));
+    multiply<false>(from.data(), s.width, weights.data(), to.data(), rows, s.width, s.width);
+    silu(to.data(), slope(slopes), rows * s.width);
   }
 
   const float *last(const Settings &s) const { return s.deep ? coordinate.data() : message.data(); }
@@ -246,8 +251,8 @@ void add(float *to, const float *from, long count) {
 }
 
 // Sums of rows.
-void add_rows(float *to, const float *from, long width) {
-  for (long r = 0; r < ROWS; ++r) add(to, from + r * width, width);
+void add_rows(float *to, const float *from, long rows, long width) {
+  for (long r = 0; r < rows; ++r) add(to, from + r * width, width);
 }
 
 template <typename Call>
@@ -275,7 +280,7 @@ struct Backward {
     gather(s, out.by_moved, by_moved.data(), start, count);
     std::fill(by_x.begin(), by_x.end(), 0.0f);
     each_pair(s, [&](long pair, long i, long j) {
-      tile.pair = pair, tile.i = i, tile.j = j, tile.start = start, tile.count = count;
+      tile.place(pair, i, j, start, count);
       tile.load(s, in, weights, x.data());
       one(grad);
     });
@@ -293,23 +298,24 @@ struct Backward {
     float *of_hidden_bias = grad ? of_hidden + (s.deep ? s.width * s.width : 0) : nullptr;
     float *of_head = grad ? of_hidden_bias + (s.deep ? s.width : 0) : nullptr;
     const float *seen = tile.last(s);
-    for (long r = 0; r < ROWS; ++r)
+    const long rows = tile.rows, filled = rows * s.width;
+    for (long r = 0; r < rows; ++r)
       for (long w = 0; w < s.width; ++w) outer[r * s.width + w] = by_strength[r] * in.head[w];
     if (grad)
-      for (long r = 0; r < ROWS; ++r)
+      for (long r = 0; r < rows; ++r)
         for (long w = 0; w < s.width; ++w) of_head[w] += by_strength[r] * seen[r * s.width + w];
     if (s.deep) dense_back(tile.slope_coordinate, tile.message, in.hidden, of_hidden, of_hidden_bias);
     aggregated_back();
     dense_back(tile.slope_message, tile.first, in.message, of_message, of_message_bias);
-    for (long t = 0; t < s.tile(); ++t) outer[t] *= tile.slope_first[t];
+    for (long t = 0; t < filled; ++t) outer[t] *= tile.slope_first[t];
     add(out.first + place(tile.i), outer.data(), tile.count * s.width);
     add((s.ordered ? out.second : out.first) + place(tile.j), outer.data(), tile.count * s.width);
     if (grad) {
       // Rows of features that fill up are zero.
-      multiply<false>(tile.features.data(), ROWS, outer.data(), of_edge, s.padded(), s.width, ROWS);
+      multiply<false>(tile.features.data(), ROWS, outer.data(), of_edge, s.padded(), s.width, rows);
     }
     std::fill(by_features.begin(), by_features.end(), 0.0f);
-    multiply<false>(outer.data(), s.width, weights.edge.data(), by_features.data(), ROWS, s.padded(), s.width);
+    multiply<false>(outer.data(), s.width, weights.edge.data(), by_features.data(), rows, s.padded(), s.width);
     for (long r = 0; r < ROWS; ++r) by_squared[r] = 0.0f;
     tile.features_back(s, in, by_features.data(), by_squared, by_distance);
     for (long e = 0; e < s.extra; ++e)
@@ -355,13 +361,14 @@ struct Backward {
   // Of `outer`, gradient of a layer's result, to that of what went in.
   void dense_back(const std::vector<float> &slope, const std::vector<float> &from, const float *weight, float *of_weight,
                   float *of_bias) {
-    for (long t = 0; t < s.tile(); ++t) outer[t] *= slope[t];
+    const long rows = tile.rows, filled = rows * s.width;
+    for (long t = 0; t < filled; ++t) outer[t] *= slope[t];
     if (of_weight) {
-      multiply<true>(outer.data(), s.width, from.data(), of_weight, s.width, s.width, ROWS);
-      add_rows(of_bias, outer.data(), s.width);
+      multiply<true>(outer.data(), s.width, from.data(), of_weight, s.width, s.width, rows);
+      add_rows(of_bias, outer.data(), rows, s.width);
     }
-    std::fill(inner.begin(), inner.end(), 0.0f);
-    multiply<false>(outer.data(), s.width, weight, inner.data(), ROWS, s.width, s.width);
+    std::fill_n(inner.begin(), filled, 0.0f);
+    multiply<false>(outer.data(), s.width, weight, inner.data(), rows, s.width, s.width);
     inner.swap(outer);
   }
 };
@@ -386,7 +393,7 @@ void pair_layer_forward(const Inputs *inputs, float *moved, float *aggregated, l
     gather(s, in.x, x.data(), row, count);
     std::fill(sums.begin(), sums.end(), 0.0f);
     each_pair(s, [&](long pair, long i, long j) {
-      tile.pair = pair, tile.i = i, tile.j = j, tile.start = row, tile.count = count;
+      tile.place(pair, i, j, row, count);
       tile.load(s, in, weights, x.data());
       if (aggregated) {
         add(aggregated + (i * s.batch + row) * s.width, tile.message.data(), count * s.width);

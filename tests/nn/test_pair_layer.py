@@ -72,7 +72,7 @@ def answer(
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("batch", [1, 33])
+@pytest.mark.parametrize("batch", [1, 16, 33])
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_the_kernel_is_as_near_to_the_truth_as_torch(kind, batch, dimensions, monkeypatch) -> None:
     net, given = network(**kind), problem(batch, dimensions)
