@@ -49,7 +49,7 @@ from .preparation import (
     data_scale,
     refreshed,
 )
-from .workspace import NetworkObjective, Workspace, average
+from .workspace import NetworkObjective, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -221,8 +221,8 @@ class Denoising(NetworkObjective):
             denoised = denoised.detach()
             mixture.update(mixture.sums(t, (denoised - x) / width, (denoised - by_target) / width))
             work.tensors["mixture"] = mixture.moments
+            work.average("ema", "generator", self._decay(iteration))
             averaged = cast(Diffusion, work.modules["ema"])
-            average(averaged, work.modules["generator"], self._decay(iteration))
             averaged.observe(sigma, _per_coordinate(denoised - x, self.space.dof), context)
         metrics.update(loss=float(loss.detach()), generator_grad=norm)
         return metrics, taken

@@ -39,8 +39,9 @@ from ..nn.score_network import ScoreNetwork
 from ..target import CountingTarget
 from .base import Metrics, ObjectiveConfig, Problem, Report, State
 from .dikl_loss import Weighting, diffuse, dikl_loss, weight
+from .optimisers import optimiser_of
 from .schedules import AnySchedule, LinearBetaConfig
-from .workspace import NetworkObjective, Workspace, average
+from .workspace import NetworkObjective, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -185,8 +186,8 @@ class DiKLPosterior(NetworkObjective):
             "score": score.to(problem.device),
         }
         optimisers: dict[str, torch.optim.Optimizer] = {
-            "generator": torch.optim.Adam(generator.parameters(), lr=config.generator_lr),
-            "score": torch.optim.Adam(score.parameters(), lr=config.score_lr),
+            name: optimiser_of("adam", modules[name], lr=rate, betas=(0.9, 0.999))
+            for name, rate in (("generator", config.generator_lr), ("score", config.score_lr))
         }
         if config.ema:
             modules["ema"] = copy.deepcopy(generator).requires_grad_(False)
@@ -242,7 +243,7 @@ class DiKLPosterior(NetworkObjective):
         if config.ema and taken:
             done = int(work.numbers["iteration"])
             decay = min(config.ema, (1 + done) / (10 + done))
-            average(work.modules["ema"], work.modules["generator"], decay)
+            work.average("ema", "generator", decay)
         return {
             "difference": float(result.norm.nan_to_num().mean()),
             "generator_grad": norm,

@@ -45,6 +45,7 @@ from ..nn.generators import Generator
 from ..target import CountingTarget, Target
 from .base import Metrics, ObjectiveConfig, Preparation, Problem, State, decay_of_share
 from .dikl_loss import Weighting, diffuse, dikl_loss, weight
+from .optimisers import optimiser_of
 from .preparation import (
     ChainsConfig,
     PopulationPreparation,
@@ -54,7 +55,7 @@ from .preparation import (
 )
 from .schedules import AnySchedule, LogUniformConfig
 from .shards import Shards
-from .workspace import Applied, NetworkObjective, Workspace, average
+from .workspace import Applied, NetworkObjective, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -390,7 +391,7 @@ class DiKLReplay(NetworkObjective):
             "teacher_ema": copy.deepcopy(teacher).requires_grad_(False),
         }
         optimisers: dict[str, torch.optim.Optimizer] = {
-            name: torch.optim.Adam(modules[name].parameters(), lr=rate, betas=(0.9, 0.99))
+            name: optimiser_of("adam", modules[name], lr=rate)
             for name, rate in (
                 ("generator", config.generator_lr),
                 ("score", config.score_lr),
@@ -425,7 +426,7 @@ class DiKLReplay(NetworkObjective):
         if step.taken:
             done = int(work.numbers["iteration"]) - self.warmup
             decay = min(config.ema, (1 + done) / (10 + done))
-            average(work.modules["ema"], work.modules["generator"], decay)
+            work.average("ema", "generator", decay)
         difference, clipped = (float(each) / self.shards.count for each in step.beside)
         metrics = {
             "score_loss": sum(score_loss) / len(score_loss),
@@ -533,7 +534,7 @@ class DiKLReplay(NetworkObjective):
             work.tensors["mixture"] = mixture.moments
             iteration = int(work.numbers["iteration"])
             decay = min(_TEACHER_EMA, (1 + iteration) / (10 + iteration))
-            average(work.modules["teacher_ema"], work.modules["teacher"], decay)
+            work.average("teacher_ema", "teacher", decay)
         return step.loss
 
     def _teacher_loss(self, work: Workspace, shard: int) -> tuple[Tensor, Tensor]:

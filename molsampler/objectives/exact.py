@@ -55,7 +55,7 @@ from ..target import COORDINATE_LIMIT, CountingTarget, Target
 from .base import Metrics, Problem, State
 from .optimisers import OptimiserName, optimiser_of
 from .preparation import PopulationObjectiveConfig, PopulationPreparation, refreshed
-from .workspace import NetworkObjective, Workspace, average
+from .workspace import NetworkObjective, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +210,7 @@ class Exact(NetworkObjective):
                 metrics["generator_grad"] = norm
             if taken and sound:
                 decay = min(config.ema, (1 + iteration) / (10 + iteration))
-                average(work.modules["ema"], work.modules["generator"], decay)
+                work.average("ema", "generator", decay)
         except NonFiniteError as error:
             log.warning("iteration %d: %s", iteration + 1, error)
             sound = False

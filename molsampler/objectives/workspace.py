@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import FileFormatError, InputError
 from .base import Objective, Problem, State
+from .flat import FlatParameters
 from .shards import Shards
 
 
@@ -43,6 +44,7 @@ class Workspace:
         foreign: tuple[str, ...] = (),
     ):
         self.modules, self.optimisers, self.foreign = modules, optimisers, foreign
+        self._flat = {name: FlatParameters(module) for name, module in modules.items()}
         self.streams = {"": rng} if rng is not None else dict(streams or {})
         self.tensors: dict[str, Tensor] = {}
         self.numbers: dict[str, float | int] = {}
@@ -112,7 +114,7 @@ class Workspace:
 
         It is not where loss or gradient are not finite.
         """
-        self.optimisers[name].zero_grad(set_to_none=True)
+        self._flat[name].clear()
         torch.autograd.backward(loss)
         return self._step(name, loss, rate=rate, max_grad_norm=max_grad_norm)
 
@@ -129,21 +131,17 @@ class Workspace:
 
         ``parts`` makes the loss of every owned shard, and what else ``(k,)`` is to be summed over shards.
         """
-        own, graded = [], []
+        flat, own = self._flat[name], []
+        gradients = flat.gradients
+        if gradients is None:
+            raise ValueError(f"nothing of {name!r} is trained")
         for loss, beside in parts:
-            self.optimisers[name].zero_grad(set_to_none=True)
+            flat.clear()
             torch.autograd.backward(loss)
-            graded = [
-                each.grad for each in self.modules[name].parameters() if each.grad is not None
-            ]
-            flat = [each.flatten() for each in graded]
-            own.append(torch.cat([*flat, loss.detach()[None], beside.detach().to(loss)]))
+            own.append(torch.cat([gradients, loss.detach()[None], beside.detach().to(loss)]))
         total = shards.total(own)
-        done = 0
-        for each in graded:
-            size = each.numel()
-            each.copy_(total[done : done + size].view_as(each) / shards.count)
-            done += size
+        done = len(gradients)
+        torch.div(total[:done], shards.count, out=gradients)
         loss = total[done] / shards.count
         norm, taken = self._step(name, loss, rate=rate, max_grad_norm=max_grad_norm)
         return Applied(norm, taken, float(loss), total[done + 1 :])
@@ -152,16 +150,19 @@ class Workspace:
         self, name: str, loss: Tensor, *, rate: float, max_grad_norm: float | None
     ) -> tuple[float, bool]:
         """:meth:`apply` once the gradients are there."""
-        module, optimiser = self.modules[name], self.optimisers[name]
-        limit = math.inf if max_grad_norm is None else max_grad_norm
-        norm = float(nn.utils.clip_grad_norm_(module.parameters(), limit))
+        flat, optimiser = self._flat[name], self.optimisers[name]
+        norm = flat.clip(math.inf if max_grad_norm is None else max_grad_norm)
         if not math.isfinite(norm) or not math.isfinite(float(loss.detach())):
-            optimiser.zero_grad(set_to_none=True)
+            flat.clear()
             return norm, False
         for group in optimiser.param_groups:
             group["lr"] = rate
         optimiser.step()
         return norm, True
+
+    def average(self, averaged: str, module: str, decay: float) -> None:
+        """Move the parameters of ``averaged`` towards those of ``module`` by a share of ``1 - decay``."""
+        self._flat[averaged].approach(self._flat[module], 1.0 - decay)
 
 
 class NetworkObjective(Objective):
@@ -232,10 +233,3 @@ def _taken(state: State, prefix: str) -> dict[str, Tensor]:
     """What stands under a prefix, taken out of the state."""
     keys = [key for key in state if key.startswith(prefix)]
     return {key[len(prefix) :]: cast(Tensor, state.pop(key)) for key in keys}
-
-
-def average(averaged: nn.Module, module: nn.Module, decay: float) -> None:
-    """Move the parameters of ``averaged`` towards those of ``module`` by a share of ``1 - decay``."""
-    with torch.no_grad():
-        for old, new in zip(averaged.parameters(), module.parameters(), strict=True):
-            old.lerp_(new, 1.0 - decay)
