@@ -17,6 +17,15 @@ def export(
         Path,
         typer.Argument(metavar="OUT", help="The suffix (.npz .h5 .dcd .xtc .pdb) is the format."),
     ],
+    resample: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Write so many frames, drawn by their weights and counting the same: for programs that "
+            "know no weights.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of --resample.")] = 0,
     system: OfSystem = None,
     trust_code: TrustCode = False,
     overwrite: Overwrite = False,
@@ -26,7 +35,7 @@ def export(
     from ..export import convert, describe
 
     known = given_system(system, trust_code=trust_code)
-    convert(source, target, overwrite=overwrite, system=known)
+    convert(source, target, overwrite=overwrite, system=known, resample=resample, seed=seed)
     if json:
         print_json({"file": target, **describe(target)})
     else:

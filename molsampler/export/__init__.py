@@ -168,8 +168,13 @@ def convert(
     *,
     overwrite: bool = False,
     system: System | str | None = None,
+    resample: int | None = None,
+    seed: int = 0,
 ) -> None:
     """Rewrite samples in another format; provenance is kept.
+
+    With ``resample`` so many of them are drawn by their weights, to count the same
+    (:meth:`molsampler.Samples.resample`).
 
     Raises
     ------
@@ -177,7 +182,10 @@ def convert(
         See :func:`load` and :func:`save`.
     """
     check_destination(destination, overwrite=overwrite)
-    save(load(source, system=system), destination, overwrite=overwrite, system=system)
+    samples = load(source, system=system)
+    if resample is not None:
+        samples = samples.resample(resample, seed=seed)
+    save(samples, destination, overwrite=overwrite, system=system)
 
 
 def describe(path: Path | str) -> dict[str, Any]:

@@ -85,6 +85,15 @@ def test_weights_of_any_origin_need_no_metadata(run, tmp_path: Path) -> None:
     again = tmp_path / "again.npz"
     assert run("export", path, again).code == 0
     assert torch.equal(export.load(again).log_weights, samples.log_weights)
+    # Frames for programs that know no weights are drawn by them.
+    even = tmp_path / "even.npz"
+    assert run("export", path, even, "--resample", 4000, "--seed", 3).code == 0
+    drawn = export.load(even)
+    assert (len(drawn), drawn.log_weights) == (4000, None)
+    assert torch.equal(drawn.positions, samples.resample(4000, seed=3).positions)
+    assert abs(float(drawn.energies.mean()) - truth["U"]) < 0.2
+    # Negative control: all of them alike are not.
+    assert abs(float(samples.energies.mean()) - truth["U"]) > 0.2
     # Without energies the system must be named, since it gives them.
     np.savez(path, positions=samples.positions.numpy(), log_weights=samples.log_weights.numpy())
     refused = run("free-energy", path)
