@@ -23,7 +23,6 @@ told that of each row.
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from typing import ClassVar, Literal, Self, cast
@@ -34,22 +33,19 @@ from torch import Tensor
 
 from ..diffusion.identity_mixture import IdentityMixture
 from ..diffusion.schedule import LogUniformSigma
-from ..errors import FileFormatError, InputError, NonFiniteError
+from ..errors import FileFormatError, InputError
 from ..mcmc.population import Population
-from ..nn.generators import Generator
 from ..nn.generators.diffusion import Diffusion, DiffusionConfig
 from ..nn.pair_precision import Precision
-from ..target import CountingTarget
 from .base import Metrics, Problem, State
 from .dikl_loss import diffuse
-from .optimisers import OptimiserName, optimiser_of
+from .one_generator import OneGenerator
+from .optimisers import OptimiserName
 from .preparation import (
     PopulationObjectiveConfig,
-    PopulationPreparation,
     data_scale,
-    refreshed,
 )
-from .workspace import NetworkObjective, Workspace
+from .workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -87,42 +83,24 @@ class DenoisingConfig(PopulationObjectiveConfig):
         return Denoising(self, problem)
 
 
-class Denoising(NetworkObjective):
+class Denoising(OneGenerator):
     """See the module."""
 
     def __init__(self, config: DenoisingConfig, problem: Problem):
-        super().__init__(problem)
+        super().__init__(config, problem)
         if not isinstance(problem.generator, DiffusionConfig):
             raise InputError(
                 "objective: denoising trains generators of kind 'diffusion', got kind "
                 f"{problem.generator.kind!r}"
             )
         self.config, self.kind = config, problem.generator
-        self.space = problem.target.space
-        self.target = CountingTarget(problem.target)
-        self._preparation = PopulationPreparation(config.population, problem)
-
-    @property
-    def preparation(self) -> PopulationPreparation:
-        return self._preparation
 
     def start(self, prepared: State) -> State:
-        population = self.preparation.population(prepared)
-        x = population.state.position
+        x = self.preparation.population(prepared).state.position
         scale = self.config.data_scale or data_scale(x, self.problem)
-        work = self.build({"data_scale": scale})
-        work.rng = self.preparation.random(prepared)
-        for name in ("generator", "ema"):
-            cast(Generator, work.modules[name]).start_from(
-                x, context=self.problem.context(population.temperature)
-            )
-        population.put(work.tensors, work.numbers)
+        work = self.begun(self.build({"data_scale": scale}), prepared)
         work.tensors["mixture"] = IdentityMixture.fresh(x).moments
-        work.numbers.update(
-            iteration=0,
-            energy_evaluations=int(prepared["energy_evaluations"]),
-            data_scale=scale,
-        )
+        work.numbers["data_scale"] = scale
         return self.flat(work)
 
     def evaluations_per_step(self, *, warmup: bool) -> int:
@@ -139,50 +117,9 @@ class Denoising(NetworkObjective):
             generator = kind.build(self.space, molecule=problem.molecule).to(problem.device)
         self.schedule = LogUniformSigma(kind.sigma_min, kind.sigma_max)
         self._run: Diffusion = generator.compiled() if problem.compile else generator
-        averaged = copy.deepcopy(generator).requires_grad_(False)
-        optimiser = optimiser_of(self.config.optimiser, generator, lr=self.config.lr)
-        return Workspace(
-            {"generator": generator, "ema": averaged}, {"generator": optimiser}, rng=self.random()
-        )
+        return self.with_average(generator, optimiser=self.config.optimiser, lr=self.config.lr)
 
-    def step(self, state: State) -> tuple[State, Metrics]:
-        work = self.adopted(state)
-        self.target.evaluations = int(work.numbers["energy_evaluations"])
-        iteration = int(work.numbers["iteration"])
-        metrics: Metrics = {}
-        sound = True
-        try:
-            metrics, sound = self._regress(work, iteration)
-        except NonFiniteError as error:
-            log.warning("iteration %d: %s", iteration + 1, error)
-            sound = False
-        plan = self.config.population
-        population = Population.taken(work.tensors, work.numbers)
-        if plan.refresh:
-            population, exchanged = refreshed(
-                population,
-                plan,
-                self.problem,
-                self.target,
-                iteration=iteration,
-                generator=work.rng,
-            )
-            if exchanged is not None:
-                metrics["exchanged"] = exchanged
-        population.put(work.tensors, work.numbers)
-        work.numbers["iteration"] = iteration + 1
-        work.numbers["energy_evaluations"] = self.target.evaluations
-        return self.flat(work), {**metrics, "nonfinite": float(not sound)}
-
-    def generator(self, state: State) -> Generator:
-        averaged = cast(Generator, self.adopted(state).modules["ema"])
-        return averaged.with_sampling(self.problem.sampling)
-
-    def population(self, state: State) -> Population:
-        work = self.adopted(state)
-        return Population.taken(work.tensors, work.numbers)
-
-    def _regress(self, work: Workspace, iteration: int) -> tuple[Metrics, bool]:
+    def learn(self, work: Workspace, iteration: int) -> tuple[Metrics, bool]:
         population = Population.taken(work.tensors, work.numbers)
         chains = population.state
         index = torch.randint(

@@ -36,10 +36,9 @@ where rows are compared, each stands against the median of its temperature.
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -49,13 +48,13 @@ from ..errors import InputError, NonFiniteError
 from ..estimate import effective_count
 from ..mcmc import mala
 from ..mcmc.population import Population
-from ..nn.generators import Generator
 from ..nn.generators.density import DensityGenerator, log_weight
-from ..target import COORDINATE_LIMIT, CountingTarget, Target
+from ..target import COORDINATE_LIMIT, Target
 from .base import Metrics, Problem, State
-from .optimisers import OptimiserName, optimiser_of
-from .preparation import PopulationObjectiveConfig, PopulationPreparation, refreshed
-from .workspace import NetworkObjective, Workspace
+from .one_generator import OneGenerator
+from .optimisers import OptimiserName
+from .preparation import PopulationObjectiveConfig
+from .workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -106,36 +105,16 @@ class ExactConfig(PopulationObjectiveConfig):
         return Exact(self, problem)
 
 
-class Exact(NetworkObjective):
+class Exact(OneGenerator):
     """See the module."""
 
     def __init__(self, config: ExactConfig, problem: Problem):
-        super().__init__(problem)
+        super().__init__(config, problem)
         self.config = config
-        self.space = problem.target.space
-        self.target = CountingTarget(problem.target)
-        self._preparation = PopulationPreparation(config.population, problem)
-
-    @property
-    def preparation(self) -> PopulationPreparation:
-        return self._preparation
 
     def start(self, prepared: State) -> State:
-        population = self.preparation.population(prepared)
-        work = self.build({})
-        work.rng = self.preparation.random(prepared)
-        for name in ("generator", "ema"):
-            network = cast(Generator, work.modules[name])
-            network.start_from(
-                population.state.position, context=self.problem.context(population.temperature)
-            )
-        population.put(work.tensors, work.numbers)
-        work.numbers.update(
-            iteration=0,
-            energy_evaluations=int(prepared["energy_evaluations"]),
-            proposed=0,
-            accepted=0,
-        )
+        work = self.begun(self.build({}), prepared)
+        work.numbers.update(proposed=0, accepted=0)
         return self.flat(work)
 
     def evaluations_per_step(self, *, warmup: bool) -> int:
@@ -157,86 +136,50 @@ class Exact(NetworkObjective):
             )
         generator = generator.to(problem.device)
         self._run: DensityGenerator = generator.compiled() if problem.compile else generator
-        averaged = copy.deepcopy(generator).requires_grad_(False)
-        optimiser = optimiser_of(config.optimiser, generator, lr=config.lr)
-        return Workspace(
-            {"generator": generator, "ema": averaged}, {"generator": optimiser}, rng=self.random()
-        )
+        return self.with_average(generator, optimiser=config.optimiser, lr=config.lr)
 
-    def step(self, state: State) -> tuple[State, Metrics]:
+    def learn(self, work: Workspace, iteration: int) -> tuple[Metrics, bool]:
         config = self.config
-        work = self.adopted(state)
-        self.target.evaluations = int(work.numbers["energy_evaluations"])
-        iteration = int(work.numbers["iteration"])
         population = Population.taken(work.tensors, work.numbers)
         done = iteration / self.problem.iterations
         late = done >= config.reverse_from
         metrics: Metrics = {}
-        sound = True
-        try:
-            loss = torch.zeros((), device=self.problem.device)
-            if late or (config.propose and done >= config.draw_from):
-                loss, population, metrics = self._draws(work, population, learn=late)
-            forward = config.forward_later if late else config.forward
-            if forward:
-                index = torch.randint(
-                    len(population.state.energy),
-                    (config.batch_size,),
-                    generator=work.rng,
-                    device=self.problem.device,
-                )
-                temperature = _rows(population.temperature, index)
-                log_q = self._run.log_prob(
-                    population.state.position[index], context=self.problem.context(temperature)
-                )
-                metrics["log_likelihood"] = float(log_q.detach().mean())
-                if config.order > 1 and done >= config.draw_from:
-                    log_q = log_q * emphasis(
-                        population.state.energy[index],
-                        log_q.detach(),
-                        order=config.order,
-                        cap=config.cap,
-                        temperature=temperature,
-                    ).to(log_q)
-                loss = loss - forward * log_q.mean()
-            taken = loss.requires_grad
-            if taken:
-                norm, sound = work.apply(
-                    "generator",
-                    loss,
-                    rate=self._rate(iteration),
-                    max_grad_norm=config.max_grad_norm,
-                )
-                metrics["generator_grad"] = norm
-            if taken and sound:
-                decay = min(config.ema, (1 + iteration) / (10 + iteration))
-                work.average("ema", "generator", decay)
-        except NonFiniteError as error:
-            log.warning("iteration %d: %s", iteration + 1, error)
-            sound = False
-        if config.population.refresh:
-            population, exchanged = refreshed(
-                population,
-                config.population,
-                self.problem,
-                self.target,
-                iteration=iteration,
+        loss = torch.zeros((), device=self.problem.device)
+        if late or (config.propose and done >= config.draw_from):
+            loss, population, metrics = self._draws(work, population, learn=late)
+            population.put(work.tensors, work.numbers)
+        forward = config.forward_later if late else config.forward
+        if forward:
+            index = torch.randint(
+                len(population.state.energy),
+                (config.batch_size,),
                 generator=work.rng,
+                device=self.problem.device,
             )
-            if exchanged is not None:
-                metrics["exchanged"] = exchanged
-        population.put(work.tensors, work.numbers)
-        work.numbers["iteration"] = iteration + 1
-        work.numbers["energy_evaluations"] = self.target.evaluations
-        return self.flat(work), {**metrics, "nonfinite": float(not sound)}
-
-    def generator(self, state: State) -> Generator:
-        averaged = cast(Generator, self.adopted(state).modules["ema"])
-        return averaged.with_sampling(self.problem.sampling)
-
-    def population(self, state: State) -> Population:
-        work = self.adopted(state)
-        return Population.taken(work.tensors, work.numbers)
+            temperature = _rows(population.temperature, index)
+            log_q = self._run.log_prob(
+                population.state.position[index], context=self.problem.context(temperature)
+            )
+            metrics["log_likelihood"] = float(log_q.detach().mean())
+            if config.order > 1 and done >= config.draw_from:
+                log_q = log_q * emphasis(
+                    population.state.energy[index],
+                    log_q.detach(),
+                    order=config.order,
+                    cap=config.cap,
+                    temperature=temperature,
+                ).to(log_q)
+            loss = loss - forward * log_q.mean()
+        if not loss.requires_grad:
+            return metrics, True
+        norm, taken = work.apply(
+            "generator", loss, rate=self._rate(iteration), max_grad_norm=config.max_grad_norm
+        )
+        metrics["generator_grad"] = norm
+        if taken:
+            decay = min(config.ema, (1 + iteration) / (10 + iteration))
+            work.average("ema", "generator", decay)
+        return metrics, taken
 
     def _draws(
         self, work: Workspace, population: Population, *, learn: bool
