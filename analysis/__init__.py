@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .comparison import Comparison, compare, compare_many, format_value, tabulate
-    from .curve import Curve, CurvePoint, curve_of, curve_through, read_curve, write_curve
+    from .curve import Curve, CurvePoint, read_curve
+    from .curve_plot import write_curve
     from .distances import distance_total_variation, interatomic_distances
     from .draws import Draw, Draws, Pool, Settings
     from .energies import total_variation, trimmed_wasserstein2, wasserstein2_1d
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .registry import metric_kinds, register_metric, unregister_metric
     from .report import describe_report, headline, write_json, write_report
     from .statistics import GATE_SIGMAS, Metric
+    from .thermodynamics import curve_of, curve_through
     from .torsions import basin_weights
     from .transport import geometric_wasserstein2, wasserstein2
 
@@ -43,10 +45,10 @@ _LAZY = {
     "format_value": ".comparison",
     "Curve": ".curve",
     "CurvePoint": ".curve",
-    "curve_of": ".curve",
-    "curve_through": ".curve",
+    "curve_of": ".thermodynamics",
+    "curve_through": ".thermodynamics",
     "read_curve": ".curve",
-    "write_curve": ".curve",
+    "write_curve": ".curve_plot",
     "tabulate": ".comparison",
     "distance_total_variation": ".distances",
     "interatomic_distances": ".distances",
