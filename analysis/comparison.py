@@ -21,7 +21,7 @@ from molsampler.target import System
 from . import modes, molecules, structures
 from .distances import interatomic_distances
 from .draws import Draws, Pool, Settings
-from .energies import Histogram, histogram
+from .energies import Histogram, histogram, rounding
 from .importance import judge
 from .modes import ModeComparison
 from .molecules import MoleculeComparison
@@ -298,6 +298,8 @@ def _remarks(label: str, pool: Pool, draws: Draws) -> tuple[str, ...]:
         verdict = judge(each.weights.log(), len(each))
         if not verdict.usable:
             remarks.append(f"The weights of the {name} carry no answer: {verdict.reason}.")
+    for name, each in (("samples", pool), ("reference", draws.reference)):
+        remarks += [f"Of the {name}, {text}." for text in rounding(each.metadata)]
     return tuple(remarks)
 
 

@@ -82,6 +82,7 @@ class Curve:
     reference : another curve at the same temperatures, None without one
     notes : what a reader must know of single numbers
     pooled : whether samples of each temperature count at all others
+    weighted : whether free energies go by the mean weight at each temperature, too
     """
 
     system: str
@@ -91,6 +92,7 @@ class Curve:
     reference: Curve | None = None
     notes: tuple[str, ...] = ()
     pooled: bool = False
+    weighted: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary, which :func:`read_curve` reads."""
@@ -100,6 +102,7 @@ class Curve:
             "units": {"energy": self.energy_unit, "heat_capacity": "k", "free_energy": "kT"},
             "method": self.method,
             "pooled": self.pooled,
+            "weighted": self.weighted,
             "rows": [row.to_dict() for row in self.rows],
             "reference": None if self.reference is None else self.reference.to_dict(),
             "notes": list(self.notes),
@@ -108,14 +111,15 @@ class Curve:
     @property
     def method(self) -> str:
         """How the numbers were found, in words."""
+        by = ", and by the mean weight at each" if self.weighted else ""
         if self.pooled:
             return (
-                "all temperatures together, by the multistate Bennett acceptance ratio; free energies "
+                f"all temperatures together, by the multistate Bennett acceptance ratio{by}; free energies "
                 "against the lowest temperature; errors by the bootstrap"
             )
         return (
             "each temperature by itself; free energies by Bennett's acceptance ratio between neighbouring "
-            "temperatures, against the lowest; errors by the bootstrap"
+            f"temperatures{by}, against the lowest; errors by the bootstrap"
         )
 
     def beside(self, reference: Curve) -> Curve:
@@ -193,6 +197,7 @@ def read_curve(path: Path | str) -> Curve:
             tuple(sorted(rows, key=lambda row: row.temperature)),
             notes=tuple(str(note) for note in values.get("notes", ())),
             pooled=values.get("pooled") is True,
+            weighted=values.get("weighted") is True,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(

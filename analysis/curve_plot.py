@@ -6,11 +6,10 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from molsampler.errors import InputError
-from molsampler.storage.files import atomic_path, check_output
+from molsampler.storage.files import atomic_path
 
 from .curve import Curve
-from .profile import PLOTS
+from .figure_file import check_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,15 +23,10 @@ def write_curve(found: Curve, path: Path | str, *, overwrite: bool = False) -> N
 
     Raises
     ------
-    InputError
-        The suffix is none of .png, .svg and .pdf.
-    OutputExistsError, StorageError
-        See :func:`molsampler.storage.files.check_output`.
+    InputError, OutputExistsError, StorageError
+        See :func:`molsampler.analysis.figure_file.check_plot`.
     """
-    target = check_output(path, overwrite=overwrite)
-    suffix = target.suffix.lower()
-    if suffix not in PLOTS:
-        raise InputError(f"a plot's name must end in {', '.join(PLOTS)}, got {target.name!r}")
+    target = check_plot(path, overwrite=overwrite)
     from matplotlib.figure import Figure
 
     unit = "" if found.temperature_unit != "K" else " / K"
@@ -60,7 +54,7 @@ def write_curve(found: Curve, path: Path | str, *, overwrite: bool = False) -> N
         ax.spines[["top", "right"]].set_visible(False)
         ax.set_xlabel(f"temperature{unit}")
     with atomic_path(target) as temporary:
-        figure.savefig(temporary, format=suffix[1:], dpi=150)
+        figure.savefig(temporary, format=target.suffix[1:].lower(), dpi=150)
 
 
 def _draw(ax: Axes, found: Curve, key: str, *, label: str | None = None) -> None:

@@ -14,6 +14,7 @@ Energies are reduced, ``u = U/kT``, so every energy distance here is in units of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,3 +228,14 @@ def _quantiles(values: Array, weights: Array | None, tail: float) -> tuple[float
     else:
         low, high = np.quantile(values, [tail, 1 - tail], weights=weights, method="inverted_cdf")
     return float(low), float(high)
+
+
+def rounding(metadata: Mapping[str, Any]) -> list[str]:
+    """What to say of samples whose energies are recomputed from rounded coordinates; nothing of others."""
+    precision, shift = metadata.get("precision_nm"), metadata.get("energy_shift")
+    if not precision:
+        return []
+    by = "" if shift is None else f", which changed their mean by {shift:+.2g} kT"
+    return [
+        f"energies are recomputed from coordinates kept to {precision:g} nm{by}; .npz files keep energies"
+    ]

@@ -45,6 +45,7 @@ from molsampler.units import GAS_CONSTANT, KILOCALORIE
 from . import importance
 from .basins import Basin, basins_along, basins_of
 from .bootstrap import FEWEST_BLOCKS, Blocks, Bootstrap, blocks_of
+from .energies import rounding
 from .importance import VARIANCE_LIMIT, Verdict
 from .profile import BINS, Binning, Profile
 from .statistics import finite_or_none
@@ -103,7 +104,7 @@ class FreeEnergy:
     weighted : whether there are weights
     system : name of the system, None where it is not known
     unit, entropy_unit : of F, U and the basins' free energies; of S and C
-    temperature : kelvin, or None
+    temperature, temperature_unit : in ``K``, or ``reduced`` (that of the system); None where it is not known
     measure : what volume log Z, F and S refer to
     log_z, F, U, S, C : estimates, or None
     basins : of the system, or along the collective variable
@@ -126,6 +127,7 @@ class FreeEnergy:
     C: Estimate[float] | None = None
     basins: tuple[BasinFreeEnergy, ...] = ()
     along: Profile | None = None
+    temperature_unit: str | None = None
     blocks: int = 0
     rule: str = ""
     notes: tuple[str, ...] = ()
@@ -148,6 +150,7 @@ class FreeEnergy:
             "weighted": self.weighted,
             "system": self.system,
             "temperature": self.temperature,
+            "temperature_unit": self.temperature_unit,
             "unit": self.unit,
             "entropy_unit": self.entropy_unit,
             "measure": self.measure,
@@ -261,14 +264,18 @@ def free_energy(
     scale, variable, given = _question(known, shape, along, edges, unit, temperature)
 
     verdict = _judge(samples)
+    at, temperature_unit = scale.temperature, "K"
+    if at is None and known is not None:
+        at, temperature_unit = known.temperature, "reduced"
     result = FreeEnergy(
         verdict,
         samples.log_weights is not None,
         None if known is None else known.name,
         scale.unit,
         scale.entropy_unit,
-        scale.temperature,
+        at,
         measure(known, samples.metadata.get("coordinates")),
+        temperature_unit=None if at is None else temperature_unit,
     )
     if not verdict.usable:
         return result
@@ -292,6 +299,7 @@ def free_energy(
         notes=(
             *_notes(verdict, rows, bootstrap.blocks, variable, cut),
             *_missing(samples, known),
+            *rounding(samples.metadata),
         ),
     )
 

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from molsampler.collective_variables import CollectiveVariable, Intervals
-from molsampler.errors import InputError
-from molsampler.storage.files import atomic_path, check_output
+from molsampler.storage.files import atomic_path
 
+from .figure_file import check_plot
 from .statistics import finite_or_none
 
 Array = NDArray[np.float64]
@@ -35,9 +35,6 @@ BINS = 60
 
 #: Share of the weight beyond either end of the bins of a variable on a line.
 TAIL = 5e-4
-
-#: Suffixes of plots.
-PLOTS = (".png", ".svg", ".pdf")
 
 #: Bins over which a profile is smoothed to find its basins.
 WINDOW = 5
@@ -210,15 +207,10 @@ def write_profile(profile: Profile, path: Path | str, *, overwrite: bool = False
 
     Raises
     ------
-    InputError
-        The suffix is none of .png, .svg and .pdf.
-    OutputExistsError, StorageError
-        See :func:`molsampler.storage.files.check_output`.
+    InputError, OutputExistsError, StorageError
+        See :func:`molsampler.analysis.figure_file.check_plot`.
     """
-    target = check_output(path, overwrite=overwrite)
-    suffix = target.suffix.lower()
-    if suffix not in PLOTS:
-        raise InputError(f"a plot's name must end in {', '.join(PLOTS)}, got {target.name!r}")
+    target = check_plot(path, overwrite=overwrite)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
@@ -235,4 +227,4 @@ def write_profile(profile: Profile, path: Path | str, *, overwrite: bool = False
     axes.set_ylabel(f"free energy / {profile.unit}")
     axes.set_xlim(profile.edges[0], profile.edges[-1])
     with atomic_path(target) as temporary:
-        figure.savefig(temporary, format=suffix[1:], dpi=150)
+        figure.savefig(temporary, format=target.suffix[1:].lower(), dpi=150)

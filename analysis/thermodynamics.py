@@ -17,6 +17,10 @@ Bennett's acceptance ratio (Bennett 1976, J. Comput. Phys. 22), the root of
 
 :math:`\sigma(x) = 1 / (1 + e^{-x})` and :math:`M = \log(N_k / N_{k+1})`, N the effective numbers of
 samples: an energy at one temperature is that at another times a factor, so that nothing is computed again.
+Where samples are draws of a generator that knows its density, the mean weight is Z at each temperature by
+itself, which does not ask whether neighbours overlap: both routes are combined to the least variance, their
+covariance included.
+
 Errors are by the bootstrap over blocks of each temperature's samples (:mod:`molsampler.analysis.bootstrap`);
 those of f linearise Bennett's equation in the averages, and count that neighbouring differences share
 samples.
@@ -122,7 +126,8 @@ def curve_through(
         for i, k in enumerate(order)
     ]
     unit, per_temperature = ("kJ/mol", GAS_CONSTANT) if known.in_kelvin else _REDUCED
-    free, notes = _free_energies(nodes)
+    weighted = all(node.log_z is not None for node in nodes)
+    free, notes = _free_energies(nodes, weighted=weighted)
     if pool is None:
         pool = all(samples.log_weights is not None for samples in sets)
     rows = [
@@ -130,7 +135,7 @@ def curve_through(
         for node, f in zip(nodes, free, strict=True)
     ]
     if pool:
-        together = _pooled(nodes, rows, per_temperature)
+        together = _pooled(nodes, rows, per_temperature, weighted=weighted)
         if together is None:
             notes.append(
                 "temperatures are kept apart: at one of them too few samples have weight to take all together"
@@ -139,6 +144,11 @@ def curve_through(
             rows = together
         pool = together is not None
     notes += _few_effective(rows)
+    if any(samples.log_weights is None for samples in sets):
+        notes.append(
+            "samples carry no weights: errors are those of their number, and do not hold what the sampler "
+            "or the run that they come from is off by"
+        )
     for node in nodes:
         if node.left_out:
             notes.append(
@@ -152,6 +162,7 @@ def curve_through(
         tuple(rows),
         notes=tuple(notes),
         pooled=pool,
+        weighted=weighted,
     )
 
 
@@ -239,7 +250,8 @@ def _cut(system: System, along: str | None, edges: Sequence[float] | None) -> In
 
 
 class _Node(NamedTuple):
-    """The samples of one temperature: weights of which the largest is one, and reduced energies."""
+    """The samples of one temperature: weights of which the largest is one, and reduced energies; log Z by the
+    mean weight, None where weights do not give it."""
 
     temperature: float
     weights: Array
@@ -247,6 +259,7 @@ class _Node(NamedTuple):
     basins: list[Basin]
     bootstrap: Bootstrap
     left_out: int
+    log_z: float | None
 
     @classmethod
     def of(
@@ -259,6 +272,9 @@ class _Node(NamedTuple):
         repeats: int,
         seed: int,
     ) -> _Node:
+        # Of other weights than those of a generator's draws the scale may be any.
+        drawn = "artifact_hash" in samples.metadata and "resampled" not in samples.metadata
+        log_z = samples.log_z if drawn else None
         finite = samples.energies.isfinite()
         left_out = int((~finite).sum())
         if left_out:
@@ -282,7 +298,13 @@ class _Node(NamedTuple):
         traces = np.stack([w, w * u, *(w * basin.member for basin in basins[:8])], 1)
         blocks = blocks_of(samples, traces)
         return cls(
-            temperature, w, u, basins, Bootstrap(blocks, repeats=repeats, seed=seed), left_out
+            temperature,
+            w,
+            u,
+            basins,
+            Bootstrap(blocks, repeats=repeats, seed=seed),
+            left_out,
+            None if log_z is None else log_z.value,
         )
 
     @property
@@ -330,7 +352,11 @@ def _few_effective(rows: Sequence[CurvePoint]) -> list[str]:
 
 
 def _pooled(
-    nodes: Sequence[_Node], apart: Sequence[CurvePoint], per_temperature: float
+    nodes: Sequence[_Node],
+    apart: Sequence[CurvePoint],
+    per_temperature: float,
+    *,
+    weighted: bool,
 ) -> list[CurvePoint] | None:
     """The averages at every temperature from the samples of all, by what they are ``apart``; None where they
     have none or no error, as of a set in which one sample has all the weight."""
@@ -367,9 +393,23 @@ def _pooled(
         )
     if not np.isfinite(variance).all():
         return None
+    free_energies = [
+        # Without overlap f has no error that can be known.
+        Estimate(
+            float(value), float(np.sqrt(part)) if math.isfinite(row.free_energy.se) else math.inf
+        )
+        for value, part, row in zip(pool.free, variance[1], apart, strict=True)
+    ]
+    if weighted:
+        starts = [0, *ends[:-1]]
+        influences = [
+            pool.influence_on_free[start:end] * effective
+            for start, end, effective in zip(starts, ends, pool.effective, strict=True)
+        ]
+        free_energies = _with_weights(free_energies, nodes, influences)
     points = []
     for k, node in enumerate(nodes):
-        energy, free, heat, *shares = (
+        energy, _, heat, *shares = (
             Estimate(float(value[k]), float(np.sqrt(part[k])))
             for (value, _), part in zip(found, variance, strict=True)
         )
@@ -379,12 +419,7 @@ def _pooled(
                 node.temperature,
                 Estimate(kT * energy.value, kT * energy.se),
                 heat,
-                # Without overlap f has no error that can be known.
-                Estimate(
-                    free.value, free.se if math.isfinite(apart[k].free_energy.se) else math.inf
-                )
-                if k
-                else Estimate(0.0, 0.0),
+                free_energies[k] if k else Estimate(0.0, 0.0),
                 {b.name: each for b, each in zip(node.basins, shares, strict=True)},
                 len(node.weights),
                 node.ess,
@@ -394,7 +429,9 @@ def _pooled(
     return points
 
 
-def _free_energies(nodes: Sequence[_Node]) -> tuple[list[Estimate[float]], list[str]]:
+def _free_energies(
+    nodes: Sequence[_Node], *, weighted: bool
+) -> tuple[list[Estimate[float]], list[str]]:
     """f of every node against the first, with errors; and notes on neighbours that share too little."""
     steps, apart, lost = [], [], []
     # Of each node: what its averages add to the difference before it and to that behind it.
@@ -433,4 +470,51 @@ def _free_energies(nodes: Sequence[_Node]) -> tuple[list[Estimate[float]], list[
     variance[1:][np.cumsum(lost) > 0] = math.inf
     found = [Estimate(float(v), math.sqrt(e)) for v, e in zip(values, variance, strict=True)]
     found[0] = Estimate(0.0, 0.0)
-    return found, notes
+    if not weighted:
+        return found, notes
+    influences = []
+    for k, node in enumerate(nodes):
+        first, second = (
+            np.zeros(len(node.weights)) if side is None else side for side in (before[k], behind[k])
+        )
+        added = np.zeros((len(node.weights), len(nodes)))
+        added[:, k] = first
+        added[:, k + 1 :] = (first + second)[:, None]
+        influences.append(added)
+    return _with_weights(found, nodes, influences), []
+
+
+def _with_weights(
+    found: Sequence[Estimate[float]], nodes: Sequence[_Node], influences: Sequence[Array]
+) -> list[Estimate[float]]:
+    """f combined with its value by log Z of the weights, to the least variance; ``influences (n, K)`` are
+    what the samples of each node add to f, in their average."""
+    count = len(nodes)
+    variance = np.zeros((3, count))
+    for m, (node, added) in enumerate(zip(nodes, influences, strict=True)):
+        w = node.weights
+        # log Z of the first node less that of node k.
+        sign = np.array([float(m == 0) - float(m == k) for k in range(count)])
+
+        def both(total: Array, sign: Array = sign) -> Array:
+            by_overlap = total[:, 2:] / total[:, 1:2]
+            by_weights = np.log(total[:, 1:2] / total[:, :1]) * sign
+            return np.concatenate([by_overlap, by_weights, by_overlap - by_weights], 1)
+
+        sums = node.bootstrap.blocks.sums(np.ones(len(w)), w, *(w * each for each in added.T))
+        parts = node.bootstrap(sums, both)
+        variance += np.square([each.se for each in parts]).reshape(3, count)
+    combined = [Estimate(0.0, 0.0)]
+    log_z = [node.log_z or 0.0 for node in nodes]
+    for k in range(1, count):
+        by_weights = log_z[0] - log_z[k]
+        one, other, apart = variance[:, k]
+        if not math.isfinite(found[k].se):
+            combined.append(Estimate(by_weights, math.sqrt(other)))
+            continue
+        covariance = 0.5 * (one + other - apart)
+        share = min(max((one - covariance) / apart, 0.0), 1.0) if apart > 0 else 0.0
+        value = found[k].value + share * (by_weights - found[k].value)
+        left = (1 - share) ** 2 * one + share**2 * other + 2 * share * (1 - share) * covariance
+        combined.append(Estimate(value, math.sqrt(max(left, 0.0))))
+    return combined

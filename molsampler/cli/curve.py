@@ -81,13 +81,15 @@ def curve(
 ) -> None:
     """Mean energy, heat capacity, free energy and populations against temperature, each with an error."""
     from molsampler.analysis import curve_through, read_curve, write_curve, write_json
+    from molsampler.analysis.figure_file import check_plot
 
     from ..storage.files import check_output
 
     to_stdout = json is not None and str(json) == "-"
-    for path in (output, None if to_stdout else json):
-        if path is not None:
-            check_output(path, overwrite=overwrite)
+    if output is not None:
+        check_plot(output, overwrite=overwrite)
+    if json is not None and not to_stdout:
+        check_output(json, overwrite=overwrite)
     cut = None if edges is None else _numbers(edges)
     target = given_system(system, trust_code=trust_code)
     beside = None if reference is None else read_curve(reference)
@@ -168,9 +170,7 @@ def _sampled(
     whole = sampler.require_range()
     chosen = whole if part is None else TemperatureRange.parse(part)
     if chosen.low not in whole or chosen.high not in whole:
-        raise InputError(
-            f"--temperature {part} is not inside the range of the sampler in {sampler.path}, {whole}"
-        )
+        raise InputError(f"--temperature {part} is not inside the range of {source}, {whole}")
     temperatures = chosen.spread(16 if points is None else points)
     if beside is not None:
         if points is not None:

@@ -81,14 +81,16 @@ def free_energy(
     Exit code 3 says that the weights do not carry an answer; the reason is printed, no number is.
     """
     from molsampler.analysis import free_energy, write_json, write_profile
+    from molsampler.analysis.figure_file import check_plot
     from molsampler.analysis.free_energies import check_question
 
     from ..storage.files import check_output
 
     to_stdout = json is not None and str(json) == "-"
-    for path in (output, None if to_stdout else json):
-        if path is not None:
-            check_output(path, overwrite=overwrite)
+    if output is not None:
+        check_plot(output, overwrite=overwrite)
+    if json is not None and not to_stdout:
+        check_output(json, overwrite=overwrite)
     if output is not None and along is None:
         raise typer.BadParameter(
             "a plot needs a collective variable: give --along", param_hint="-o"
@@ -128,8 +130,6 @@ def free_energy(
             samples = sampler.sample(
                 count, anneal=anneal, steps=steps, temperature=at, seed=seed, device=device
             )
-        if sampler.temperatures is not None:
-            note(f"drawn at temperature {samples.system().temperature:g}")
     found = free_energy(
         samples, target, along=along, edges=cut, unit=unit, temperature=temperature, seed=seed
     )
@@ -168,7 +168,11 @@ def print_free_energy(found: FreeEnergy) -> None:
             "largest weight " + ("none" if v.max_weight is None else f"{percent(v.max_weight)}")
         )
         facts.append("Pareto k " + ("not fitted" if v.pareto_k is None else f"{v.pareto_k:.2f}"))
-    print(f"{found.system or 'system unknown'}: {', '.join(facts)}")
+    at = ""
+    if found.temperature is not None:
+        kelvin = " K" if found.temperature_unit == "K" else ""
+        at = f" at temperature {found.temperature:g}{kelvin}"
+    print(f"{found.system or 'system unknown'}{at}: {', '.join(facts)}")
     if not found.usable:
         print(f"NOT USABLE: {v.reason}")
         return

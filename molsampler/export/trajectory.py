@@ -258,6 +258,11 @@ class Trajectory(ABC):
             )
         provenance.setdefault("system", resolved.record())
         samples = Samples.of(resolved, torch.cat(pieces))
+        written = None if record is None else record.energies.mean
+        if self.precision_nm and written is not None:
+            # What rounding has added to the energies.
+            known = samples.energies[samples.energies.isfinite()]
+            provenance["energy_shift"] = float(known.mean()) - written if len(known) else None
         return Samples(samples.positions, samples.energies, weights, provenance)
 
 

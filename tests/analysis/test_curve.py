@@ -151,6 +151,58 @@ def test_pooled_numbers_are_exact_within_their_errors_and_these_are_smaller() ->
         assert float(np.mean(gains[key])) < (0.95 if key == "free_energy" else 0.85), key
 
 
+def draws(n: int, seed: int, temperatures: tuple[float, ...] = TEMPERATURES) -> list[Samples]:
+    """Those of a generator that knows its density: the mean weight is Z, up to one factor for all."""
+    system, wide, made = Wells(), 1.5, []
+    for k, t in enumerate(temperatures):
+        x = drawn(wide * t, n, 100 * seed + k)
+        u = system.at(t).energy(x)
+        log_z = 1.5 * math.log(wide * t) + math.log(1 + 2 * math.exp(-1 / (wide * t)))
+        log_weights = -u + u / wide + log_z
+        made.append(Samples.of(system.at(t), x, log_weights=log_weights, artifact_hash="drawn"))
+    return made
+
+
+def without_scale(sets: list[Samples]) -> list[Samples]:
+    """The same, of weights that may have any scale at each temperature."""
+    return [
+        Samples(each.positions, each.energies, each.log_weights + k, {"system": "two-wells"})
+        for k, each in enumerate(sets)
+    ]
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_log_z_by_weights_makes_free_energies_surer(pool: bool) -> None:
+    pulls, gains = [], []
+    for seed in range(24):
+        sets = draws(1000, seed)
+        known = {"pool": pool, "temperatures": TEMPERATURES}
+        both, overlap = (
+            curve_through(each, Wells(), **known) for each in (sets, without_scale(sets))
+        )
+        assert (both.weighted, overlap.weighted) == (True, False)
+        for row, alone in zip(both.rows[1:], overlap.rows[1:], strict=True):
+            # Negative control: a scale that is not Z moves nothing where it is not taken for Z.
+            expected = truth(row.temperature)["free_energy"]
+            assert abs(alone.free_energy.value - expected) < 5 * alone.free_energy.se
+            pulls.append((row.free_energy.value - expected) / row.free_energy.se)
+            gains.append(row.free_energy.se / alone.free_energy.se)
+    assert 0.75 < float(np.sqrt(np.mean(np.square(pulls)))) < 1.3
+    assert float(np.mean(gains)) < 0.95
+    assert max(gains) < 1.05
+
+
+def test_log_z_by_weights_needs_no_overlap() -> None:
+    sets = draws(2000, 0, (0.02, 2.0))
+    apart = curve_through(without_scale(sets), Wells(), temperatures=(0.02, 2.0))
+    assert any("neighbouring temperatures" in note for note in apart.notes)
+    found = curve_through(sets, Wells())
+    assert not any("neighbouring temperatures" in note for note in found.notes)
+    z = [t**1.5 * (1 + 2 * math.exp(-1 / t)) for t in (0.02, 2.0)]
+    value, se = found.rows[1].free_energy
+    assert abs(value + math.log(z[1] / z[0])) < 5 * se < 0.3
+
+
 def test_pooled_samples_without_weights_are_those_of_pymbar() -> None:
     pymbar = pytest.importorskip("pymbar")
     made, system = sets(500), Wells()
@@ -300,7 +352,7 @@ def test_neighbours_that_share_nothing_are_noted() -> None:
         assert curve.rows[1].free_energy.se == math.inf
         assert curve.rows[1].energy.se < 0.5
         assert curve.to_dict()["rows"][1]["free_energy"]["se"] is None
-    assert not found(1000).notes
+    assert not any("count for both" in note for note in found(1000).notes)
 
 
 def test_infinite_energies_are_left_out_and_counted() -> None:
