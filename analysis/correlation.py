@@ -75,7 +75,7 @@ def thinned(samples: Samples, system: System, *, name: str, fewest: int) -> Thin
             f"{math.ceil(fewest * g):,} frames"
         )
     if n / g < fewest:
-        rows = torch.arange(n - 1, -1, -(n // fewest)).flip(0)
+        rows = torch.arange(n - 1, -1, -max(n // fewest, 1)).flip(0)
         factor = math.sqrt(len(rows) * g / n)
         return Thinned(
             samples[rows],

@@ -63,20 +63,17 @@ def compare(
         if path is not None:
             check_output(path, overwrite=overwrite)
     target = given_system(system, trust_code=trust_code)
-    if target is None and (topology is not None or weights is not None):
-        target = load(samples).system()
     note(f"reading {samples.name}")
-    remarks: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
     if target is None:
         judged = load(samples)
         target = judged.system()
-        # Of another system, or another temperature, it is refused.
-        trusted = load(reference, system=target)
     else:
         judged, said = load_simulation(samples, target)
-        note(f"reading {reference.name}")
-        trusted, more = load_simulation(reference, target, topology=topology, weights=weights)
-        remarks = (*said, *more)
+    note(f"reading {reference.name}")
+    # Of another system, or another temperature, it is refused.
+    trusted, more = load_simulation(reference, target, topology=topology, weights=weights)
+    remarks = (*said, *more)
     for remark in remarks:
         note(remark)
     comparison = run(judged, trusted, target, number=number, monte_carlo=monte_carlo, seed=seed)

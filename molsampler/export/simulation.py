@@ -30,6 +30,10 @@ Array = NDArray[np.float64]
 
 #: A bond longer than this (nm) is one across a face of the box: no two atoms of a molecule bind so far.
 _LONGEST_BOND = 0.45
+#: And none is shorter.
+_SHORTEST_BOND = 0.07
+#: Suffixes of trajectories that name their atoms.
+_NAMING = (".pdb", ".h5")
 #: Ratio of bond lengths, of one frame and of the system's geometry, beyond which the atoms are others.
 _STRETCH = 1.4
 _LIMIT = 2**30
@@ -137,7 +141,7 @@ def _frames(
 ) -> tuple[Samples, list[str]]:
     n, dimension = system.shape
     wanted = topology_of(system)
-    named = _read_topology(path if topology is None and path.suffix == ".pdb" else topology)
+    named = _read_topology(path if topology is None and path.suffix in _NAMING else topology)
     boxes = form.boxes(path)
     remarks: list[str] = []
     pieces: list[torch.Tensor] = []
@@ -165,6 +169,10 @@ def _frames(
                     f"{path} has NaN, infinite or absurd coordinates in frames {done} to {done + len(x)}"
                 )
             box = None if boxes is None else boxes[done : done + len(x)]
+            if not done:
+                _refuse_other_unit(
+                    x[0], _bonds(system) if named is None else _pairs(named), path.name
+                )
             if order is None:
                 order, said = _order(system, wanted, named, x[0], None if box is None else box[0])
                 remarks.append(f"{path.name}: {said}.")
@@ -224,6 +232,19 @@ def whole(
             "molecule is cut at the face of a box that the file does not hold"
         )
     return x, int(cut.sum())
+
+
+def _refuse_other_unit(x: Array, bonds: list[tuple[int, int]], source: str) -> None:
+    """Angstrom taken for nanometres show themselves by bonds that are all too long."""
+    if not bonds:
+        return
+    i, j = np.array(bonds).T
+    lengths = np.linalg.norm(x[i] - x[j], axis=-1)
+    if lengths.min() > _SHORTEST_BOND * 10 and lengths.max() < _LONGEST_BOND * 10:
+        raise InputError(
+            f"{source}: all bonds of the first frame are {lengths.min():.2f} to {lengths.max():.2f} nm long, "
+            "ten times what bonds are: angstrom written as nm? Divide the coordinates by ten"
+        )
 
 
 def _refuse_other_bonds(x: Array, system: System, source: str) -> None:

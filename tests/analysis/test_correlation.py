@@ -55,6 +55,9 @@ def test_runs_that_are_too_short_say_how_long_they_should_be() -> None:
     assert "too small by a factor" in remark
     with pytest.raises(InputError, match=r"says nothing of a law; 40 are needed, which takes"):
         thinned(frames(60, 0.998, 1), SYSTEM, name="run", fewest=40)
+    # Fewer than are needed, and hardly correlated: all of them, which whoever compares then refuses.
+    kept, _ = thinned(frames(19, 0.7, 3), SYSTEM, name="run", fewest=40)
+    assert len(kept) <= 19
 
 
 def test_weighted_frames_keep_their_weights() -> None:

@@ -99,6 +99,12 @@ def test_a_molecule_is_trained_sampled_and_compared_with_ones_own_run(
     assert "statistical inefficiency" in page
     assert "not judged" in page
 
+    # Where nothing but the samples says what system it is, a run is a run all the same.
+    if kind == "smiles":
+        outcome = run("compare", samples, trajectory, "-n", 200, "--no-monte-carlo")
+        assert outcome.code == 0, outcome.err
+        assert "reference: 1,500 frames are worth" in outcome.out
+
     # Another molecule's names are refused.
     other = tmp_path / "other.pdb"
     other.write_text(

@@ -100,9 +100,24 @@ def test_a_run_in_another_order_is_matched_by_name(tmp_path, system, frames) -> 
     samples, remarks = load_simulation(run, system, topology=top)
     same(samples, frames, system)
     assert "matched by name" in remarks[0]
+    # A file that names its atoms needs nobody else to.
+    held, _ = write(
+        tmp_path, frames[:, order], reordered(topology, order, rename=False), suffix=".h5"
+    )
+    samples, remarks = load_simulation(held, system)
+    same(samples, frames, system)
+    assert "matched by name" in remarks[0]
     # Without the names it is noticed by the bonds.
     with pytest.raises((InputError, FileFormatError), match=r"another order|order of the atoms"):
         load_simulation(run, system)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_angstrom_for_nanometres_are_called_so(tmp_path, system, frames, named) -> None:
+    run, _ = write(tmp_path, 10 * frames, system.topology())
+    mdtraj.Trajectory(frames[:1], system.topology()).save(str(tmp_path / "right.pdb"))
+    with pytest.raises(InputError, match="angstrom written as nm"):
+        load_simulation(run, system, topology=tmp_path / "right.pdb" if named else None)
 
 
 @pytest.mark.parametrize("seed", range(3))
