@@ -51,17 +51,25 @@ class Target(Protocol):
 
 
 class CountingTarget:
-    """A target that counts its energy-and-score evaluations, the unit in which training cost is stated."""
+    """A target that counts its energy-and-score evaluations, the unit in which training cost is stated, and
+    in ``finite`` those of them that gave a finite energy since it was last set to zero; ``lost`` is for
+    whoever looks at these."""
 
     def __init__(self, target: Target, evaluations: int = 0):
         self.target = target
         self.space = target.space
         self.evaluations = evaluations
+        self.finite = self.lost = 0
 
     def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
         energy, score = self.target.energy_and_score(x)
-        self.evaluations += energy.numel()
+        self.count(energy)
         return energy, score
+
+    def count(self, energy: Tensor) -> None:
+        """Count evaluations by the energies that they gave."""
+        self.evaluations += energy.numel()
+        self.finite += int(energy.isfinite().sum())
 
     def counting(self, target: Target) -> Target:
         """Another target, whose evaluations this one counts."""
@@ -76,7 +84,7 @@ class _CountedBy:
 
     def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
         energy, score = self.target.energy_and_score(x)
-        self.counter.evaluations += energy.numel()
+        self.counter.count(energy)
         return energy, score
 
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..errors import FileFormatError, InputError
+from ..errors import DivergenceError, FileFormatError, InputError
 from ..mcmc.ladder import Ladder
 from ..mcmc.population import (
     Equilibration,
@@ -24,6 +24,9 @@ from ..mcmc.replica_exchange import ReplicaExchange
 from ..target import CountingTarget
 from .base import ObjectiveConfig, Preparation, Problem, State, decay_of_share
 from .shards import Shards
+
+#: Energies of moves in a row of which none is finite, from which on this is no chance.
+_MANY = 64
 
 
 class ChainsConfig(PopulationConfig):
@@ -48,8 +51,16 @@ def refreshed(
     generator: torch.Generator,
 ) -> tuple[Population, float | None]:
     """A population of which the part whose turn ``iteration`` is has moved on; and the share of exchanges
-    between temperatures that were accepted, None where it is of one temperature."""
+    between temperatures that were accepted, None where it is of one temperature.
+
+    Raises
+    ------
+    DivergenceError
+        No step of many comes to a finite energy, although all begin at equilibrium.
+    """
     count = min(plan.refresh, plan.size)
+    target.finite, before = 0, target.evaluations
+    exchanged: float | None = None
     if problem.temperatures is None or problem.at is None:
         moved = refresh(
             population,
@@ -60,17 +71,24 @@ def refreshed(
             generator=generator,
             leapfrog_steps=plan.leapfrog_steps,
         )
-        return moved, None
-    return refresh_rows(
-        population,
-        Ladder(problem.temperatures, plan.nodes, problem.at),
-        count_evaluations=target.counting,
-        iteration=iteration,
-        count=count,
-        steps=plan.refresh_steps,
-        generator=generator,
-        leapfrog_steps=plan.leapfrog_steps,
-    )
+    else:
+        moved, exchanged = refresh_rows(
+            population,
+            Ladder(problem.temperatures, plan.nodes, problem.at),
+            count_evaluations=target.counting,
+            iteration=iteration,
+            count=count,
+            steps=plan.refresh_steps,
+            generator=generator,
+            leapfrog_steps=plan.leapfrog_steps,
+        )
+    target.lost = 0 if target.finite else target.lost + target.evaluations - before
+    if target.lost >= _MANY:
+        raise DivergenceError(
+            f"the last {target.lost:,} energies of chains at equilibrium are infinite or NaN: the energy "
+            "function has come to fail; the last good checkpoint is kept"
+        )
+    return moved, exchanged
 
 
 class PopulationObjectiveConfig(ObjectiveConfig):

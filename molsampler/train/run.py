@@ -107,10 +107,12 @@ def train(
     deadline = None if max_time is None else began + max_time
     most = config.objective.most_ranks
     if peers.count > most:
+        kind = config.objective.kind
         raise InputError(
-            f"{peers.count} processes cannot train an objective of kind {config.objective.kind!r} with "
-            f"{most} shard(s) together: start at most {most}, or give kind 'dikl-replay' more with "
-            f"--set shards={peers.count}"
+            f"the objective {kind!r} trains on one process: leave out torchrun"
+            if most == 1 and "shards" not in type(config.objective).model_fields
+            else f"{peers.count} processes cannot share {most} {'shard' if most == 1 else 'shards'}: start "
+            f"at most {most}, or give the training more with --set shards={peers.count}"
         )
     if peers.count > 1:
         peers.compare(facts(target, config))

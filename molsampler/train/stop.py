@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ class Stop:
         self.received: list[int] = []
         self._overdue = self._abandonable = False
         self._old: dict[int, Any] = {}
+        self._hook = sys.unraisablehook
 
     @property
     def signal(self) -> int | None:
@@ -90,6 +92,8 @@ class Stop:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._old[number] = signal.signal(number, self._note)
             self._old[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._alarm)
+            # An alarm inside a callback that cannot raise is printed there, and rings again.
+            self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
             if self.deadline is not None:
                 self._arm(max(0.0, self.deadline - time.monotonic()) + GRACE)
         return self
@@ -102,8 +106,13 @@ class Stop:
     ) -> None:
         if self._old:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
+            sys.unraisablehook = self._hook
         for number, handler in self._old.items():
             signal.signal(number, handler)
+
+    def _unraisable(self, lost: Any) -> None:
+        if not isinstance(lost.exc_value, StopRequestedError):
+            self._hook(lost)
 
     def _arm(self, seconds: float) -> None:
         # Again and again: an exception that a destructor or a callback swallows must not be the last.

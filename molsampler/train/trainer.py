@@ -208,11 +208,8 @@ class Trainer:
             self._select(parts, cases)
             state.best_iteration = state.steps
             state.selected = weights_of(candidate)
-            if self.finished and not math.isfinite(result.refined_median_energy):
-                raise UnboundedEnergyError(
-                    "most samples of the trained generator have no finite energy, before and after "
-                    f"{self.config.evaluate_steps} Monte Carlo steps: there is nothing to keep"
-                )
+            if self.finished:
+                self._require_finite(parts)
         state.best = min(state.best, value)
         compared = any(case.discrepancy is not None for case in cases)
         if self.finished and compared and self.config.calibrate:
@@ -227,12 +224,20 @@ class Trainer:
             final = judge(self.selected(), int(_FINAL * self.config.evaluate_samples))
             state.reached = hopeful and _least_share(final) >= (goal or 0.0)
             if self.finished:
+                self._require_finite(final)
                 self._judge(final, cases)
                 self._relax(judge, cases)
                 self._anneal(whole, cases, rng)
         state.seconds += time.perf_counter() - began
         state.judging_evaluations = self.target.evaluations
         return result
+
+    def _require_finite(self, parts: list[Evaluation]) -> None:
+        if not math.isfinite(Evaluation.mean(parts).refined_median_energy):
+            raise UnboundedEnergyError(
+                "most samples of the trained generator have no finite energy, before and after "
+                f"{self.config.evaluate_steps} Monte Carlo steps: there is nothing to keep"
+            )
 
     def selected(self) -> Generator:
         """The generator selected so far, calibrated and, where that makes it usable, relaxed.

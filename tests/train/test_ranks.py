@@ -219,10 +219,10 @@ def test_draws_without_energy_in_one_shard_skip_the_step_of_all(tmp_path, monkey
 
 
 def test_more_ranks_than_shards_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"2 processes cannot train .* --set shards=2"):
+    with pytest.raises(InputError, match=r"2 processes cannot share 1 shard: .* --set shards=2"):
         on_ranks(2, tmp_path / "run", config())
     exact = load_config("exact", "dw4", overrides=("probe=false",))
-    with pytest.raises(InputError, match="'exact'"):
+    with pytest.raises(InputError, match="'exact' trains on one process: leave out torchrun"):
         on_ranks(2, tmp_path / "run", exact)
     assert not (tmp_path / "run").exists()
 

@@ -205,6 +205,29 @@ def test_non_finite_steps_are_skipped_counted_and_bounded(tmp_path, system, monk
     assert json.loads(counters)["bad_in_a_row"] == 0
 
 
+@pytest.mark.parametrize("refresh", [8, 0], ids=["chains", "draws"])
+def test_an_energy_that_comes_to_fail_ends_the_training(refresh, tmp_path, system, monkeypatch):
+    """Every energy is NaN from some moment on: chains notice, and without any the last judgement."""
+    config = _config("replay", f"target_score.refresh={refresh}", "iterations=30", "probe=false")
+    assert train(system, tmp_path / "whole", config).status == "completed"
+    energies, step = type(system)._energy_and_score, dikl_replay.DiKLReplay.step
+    left = [10]
+
+    def counted(self, state):
+        left[0] -= 1
+        return step(self, state)
+
+    def failing(self, x):
+        energy, score = energies(self, x)
+        return (energy, score) if left[0] > 0 else (energy * torch.nan, score * torch.nan)
+
+    monkeypatch.setattr(dikl_replay.DiKLReplay, "step", counted)
+    monkeypatch.setattr(type(system), "_energy_and_score", failing)
+    reason = "come to fail" if refresh else "no finite energy"
+    with pytest.raises(DivergenceError, match=reason):
+        train(system, tmp_path / "failing", config)
+
+
 def test_another_configuration_in_the_same_folder_is_refused_with_the_difference(tmp_path, system):
     train(system, tmp_path / "run", _config())
     with pytest.raises(InputError, match=r"batch_size: 16 -> 8"):
