@@ -228,7 +228,13 @@ class FunctionSystem(System):
         self._try_symmetry(x)
 
     def _try_rows(self, x: Tensor, u: Tensor, score: Tensor) -> None:
-        """Refuse a function whose rows know of each other."""
+        """Refuse a function that is none, or whose rows know of each other."""
+        again = self._energy(x)
+        if not bool(((again - u).abs() <= _SAME * (1.0 + u.abs())).all()):
+            raise InputError(
+                f"{self._called} gives {_shown(u[:1])} and then {_shown(again[:1])} for the same "
+                "configuration: an energy is a function of positions alone"
+            )
         for k in range(len(x)):
             alone, slope = self._energy_and_score(x[k : k + 1])
             for what, one, among in (

@@ -47,8 +47,9 @@ def resolve_recorded(
             recorded, own = _plain(reference), _plain(system.record())
             if recorded != own:
                 raise InputError(
-                    f"{source} is of another definition or temperature of {name!r} than system= "
-                    f"({system.name!r}) gives{_difference(recorded, own)}"
+                    _of_two_temperatures(recorded, own, source, system)
+                    or f"{source} is of another definition or temperature of {name!r} than the one asked for"
+                    f"{_difference(recorded, own)}"
                 )
         return system
     if reference is None:
@@ -80,6 +81,26 @@ def resolve_recorded(
 def _plain(record: Any) -> Any:
     """A record as it comes back from a file, with lists for tuples."""
     return json.loads(json.dumps(record))
+
+
+def _of_two_temperatures(recorded: Any, own: Any, source: object, system: System) -> str | None:
+    """What is wrong where two records of a system differ in its temperature alone, None where they do not."""
+    # The hash of a molecule's energy is that of the reduced one.
+    keys = ("temperature", "at", "sha256")
+    plain = [each if isinstance(each, dict) else {"name": each} for each in (recorded, own)]
+    rest = [{key: value for key, value in each.items() if key not in keys} for each in plain]
+    if rest[0] != rest[1]:
+        return None
+    there, here = (
+        each.get("at", each.get("temperature", system.default_temperature)) for each in plain
+    )
+    if there == here:
+        return None
+    unit = " K" if system.in_kelvin else ""
+    return (
+        f"{source} is of {system.name} at temperature {there:g}{unit}, not {here:g}{unit}; both have to be "
+        "of one temperature"
+    )
 
 
 def _difference(recorded: Any, own: Any) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .. import torchrun
 from ..version import __version__
 from .compare import compare
 from .curve import curve
@@ -18,6 +19,7 @@ from .merge import merge
 from .reference import reference
 from .sample import sample
 from .systems import systems
+from .terminal import note
 from .train import train
 
 app = typer.Typer(
@@ -35,14 +37,25 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
+#: Commands that several processes do together.
+_SHARED = ("train", "sample")
+
+
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    pass
+    command = context.invoked_subcommand
+    if torchrun.count() == 1 or command in _SHARED:
+        return
+    # The others would repeat the work, and write the same files.
+    if torchrun.rank() > 0:
+        raise typer.Exit
+    note(f"{command} is done by one process; {' and '.join(_SHARED)} share theirs out")
 
 
 for command in (

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .options import Json, OfSystem, Output, Overwrite, TrustCode, given_system
-from .terminal import print_json
+from .summary import Drawn, say_written
 
 
 def merge(
@@ -28,10 +28,5 @@ def merge(
     made = join(
         parts, output, overwrite=overwrite, system=given_system(system, trust_code=trust_code)
     )
-    if json:
-        known = {"file": output, "parts": len(parts), "samples": made.samples}
-        print_json({**known, **made.metadata})
-    else:
-        of = f"{len(parts)} {'part' if len(parts) == 1 else 'parts'}"
-        samples = f"{made.samples:,} {'sample' if made.samples == 1 else 'samples'}"
-        print(f"wrote {output}: {samples} of {of}")
+    drawn = Drawn.of(parts, made.metadata)
+    say_written(drawn, output, json=json, parts=len(parts))

@@ -10,7 +10,7 @@ import typer
 
 from .options import Count, Json, Output, Overwrite, Seed, System, TrustCode, check_samples_output
 from .summary import energy_line, energy_summary
-from .terminal import print_json, progress
+from .terminal import note, print_json, progress
 
 if TYPE_CHECKING:
     from ..samples import Samples
@@ -84,17 +84,26 @@ def reference(
     from ..export import save
 
     target = get_system(system, trust_code=trust_code)
-    samples = run(
-        target,
-        number,
-        method=method,
-        seed=seed,
-        replicas=replicas,
-        exchange=_EXCHANGE[exchange],
-        max_steps=max_steps,
-        checkpoint=checkpoint,
-        probe=probe,
-    )
+    try:
+        samples = run(
+            target,
+            number,
+            method=method,
+            seed=seed,
+            replicas=replicas,
+            exchange=_EXCHANGE[exchange],
+            max_steps=max_steps,
+            checkpoint=checkpoint,
+            probe=probe,
+        )
+    except SystemExit:
+        if checkpoint is None:
+            note(
+                "nothing was kept; with --checkpoint DIR the same command would go on with the run"
+            )
+        else:
+            note("the same command goes on with the run")
+        raise
     save(samples, output, overwrite=overwrite, system=target)
     energies = energy_summary(samples)
     if json:

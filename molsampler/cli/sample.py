@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -26,16 +26,14 @@ from .options import (
     given_system,
     parse_blocks,
 )
-from .summary import WeightStatistics
-from .terminal import Update, note, print_json, progress, quiet
+from .summary import Drawn, say_written
+from .terminal import Update, progress, quiet
 
 if TYPE_CHECKING:
-    from ..export.energy_statistics import EnergyStatistics
     from ..objectives.shards import Peers
     from ..sampler.sampler import Sampler
     from ..sampler.stream import SampleStream
     from ..samples import Samples
-    from ..target import System
 
 
 def sample(
@@ -121,14 +119,14 @@ def sample(
                 blocks=blocks,
             )
 
-        drawn: _Drawn | None
+        drawn: Drawn | None
         if peers is None:
             drawn = _drawn(stream(blocks), output, overwrite=overwrite)
         else:
             with quiet() if peers.rank > 0 else nullcontext():
                 drawn = _together(peers, sampler, number, stream, output, overwrite=overwrite)
     if drawn is not None and torchrun.rank() == 0:
-        _say(drawn, output, ranged=sampler.temperatures is not None, refine=refine, json=json)
+        say_written(drawn, output, json=json)
 
 
 def _met() -> AbstractContextManager[Peers | None]:
@@ -140,26 +138,11 @@ def _met() -> AbstractContextManager[Peers | None]:
     return cast("AbstractContextManager[Peers | None]", meet())
 
 
-class _Drawn(NamedTuple):
-    """What there is to say of samples that were written."""
-
-    energies: EnergyStatistics
-    weights: WeightStatistics
-    system: System
-    metadata: dict[str, Any]
-
-    def add(self, samples: Samples) -> None:
-        self.energies.add(samples.energies)
-        if samples.log_weights is not None:
-            self.weights.add(samples.log_weights, samples.energies)
-
-
-def _drawn(stream: SampleStream, output: Path, *, overwrite: bool) -> _Drawn:
+def _drawn(stream: SampleStream, output: Path, *, overwrite: bool) -> Drawn:
     """Write the samples of a stream."""
-    from ..export.energy_statistics import EnergyStatistics
     from ..export.parts import save_stream
 
-    drawn = _Drawn(EnergyStatistics(), WeightStatistics(), stream.system, {})
+    drawn = Drawn.none()
     with _shown(f"sampling {stream.sampler.system.name}", stream.count) as update:
 
         def counted() -> Iterator[Samples]:
@@ -188,12 +171,10 @@ def _together(
     output: Path,
     *,
     overwrite: bool,
-) -> _Drawn | None:
+) -> Drawn | None:
     """Have every process write its share of the blocks, and rank 0 the file of them all."""
     import torch
 
-    from ..export import npz
-    from ..export.energy_statistics import EnergyStatistics
     from ..export.parts import merge
     from ..sampler.stream import block_size
     from ..storage.files import remove
@@ -220,59 +201,10 @@ def _together(
         peers.gather(torch.zeros(1))
         if peers.rank == 0:
             written = [part for rank, part in enumerate(parts) if ends[rank] < ends[rank + 1]]
-            system = cast(_Drawn, whole).system
-            merged = merge(written, output, overwrite=overwrite, system=system)
-            whole = _Drawn(EnergyStatistics(), WeightStatistics(), system, merged.metadata)
-            for part in written:
-                for block in npz.blocks(part):
-                    whole.add(block)
+            merged = merge(written, output, overwrite=overwrite, system=sampler.system)
+            whole = Drawn.of(written, merged.metadata)
         # No part goes before the file of them all is there.
         peers.gather(torch.zeros(1))
     finally:
         remove(parts[peers.rank])
     return whole
-
-
-def _say(drawn: _Drawn, output: Path, *, ranged: bool, refine: int, json: bool) -> None:
-    statistics, weights, system, metadata = drawn
-    energies = statistics.summary().model_dump()
-    if json:
-        print_json(
-            {
-                "file": output,
-                "n": statistics.count,
-                "energies": energies,
-                **weights.summary(),
-                **metadata,
-            }
-        )
-        return
-    at = ""
-    if ranged:
-        at = f" at temperature {system.temperature:g}"
-    print(f"wrote {output}: {statistics.count:,} samples of {system.name}{at}")
-    print(weights.energy_line(energies))
-    if said := weights.line():
-        print(said)
-    if weights.ill():
-        note(
-            "warning: hardly a draw has weight, so averages say nothing of the target, and log Z is too low "
-            "by an unknown amount; `molsampler free-energy` says why"
-        )
-    if again := metadata.get("redrawn"):
-        print(
-            f"drawn again: {again:,} of {statistics.count:,}, whose energies were far outside those of the "
-            "training's population"
-        )
-    if handed := metadata.get("handedness"):
-        print(
-            f"handedness: {handed['wrong_before_inversion']:,} of {handed['molecules']:,} had a wrong "
-            f"centre, {handed['wrong_after_inversion']:,} after inversion"
-        )
-    if refine:
-        drift = metadata.get("drift")
-        print(
-            f"refinement: {refine} MALA steps, acceptance {metadata['acceptance']:.3f}, "
-            f"step size {metadata['step_size']:.3g}, energy-W2 to the unrefined samples "
-            + ("undefined" if drift is None else f"{drift:.3f} kT")
-        )

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .terminal import note, print_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..export.energy_statistics import EnergyStatistics
     from ..samples import Samples
 
 
@@ -41,6 +46,15 @@ def energy_line(energies: dict[str, Any]) -> str:
     if energies["nonfinite"]:
         line += f"; {energies['nonfinite']:,} not finite"
     return line
+
+
+def _with_error(value: dict[str, float | None]) -> str:
+    """A value to the digits that its error has, two of them."""
+    number, se = value["value"], value["se"]
+    if number is None or not se:
+        return f"{number:.4f}"
+    digits = max(0, 1 - math.floor(math.log10(se)))
+    return f"{number:.{digits}f} ± {se:.{digits}f}"
 
 
 def _log_sum(first: float, second: float) -> float:
@@ -137,10 +151,89 @@ class WeightStatistics:
             return (
                 f"weights: every one of {self.count:,} is zero; nothing can be said of the target"
             )
-        log_z = known["log_z"]
-        error = "" if log_z["se"] is None else f" ± {log_z['se']:.2g}"
+        log_z = _with_error(known["log_z"])
         return (
             f"weights: effective number {known['ess']:,.0f} of {self.count:,}, largest "
-            f"{percent(known['max_weight'])}, log Z {log_z['value']:.4f}{error}; averages need them "
+            f"{percent(known['max_weight'])}, log Z {log_z}; averages need them "
             "(molsampler free-energy, samples.expectation)"
+        )
+
+
+class Drawn(NamedTuple):
+    """What there is to say of samples that were written."""
+
+    energies: EnergyStatistics
+    weights: WeightStatistics
+    metadata: dict[str, Any]
+
+    @classmethod
+    def none(cls) -> Drawn:
+        """Of no samples yet."""
+        from ..export.energy_statistics import EnergyStatistics
+
+        return cls(EnergyStatistics(), WeightStatistics(), {})
+
+    @classmethod
+    def of(cls, parts: Iterable[Path], metadata: dict[str, Any]) -> Drawn:
+        """Of the samples in files of parts, with the metadata of their whole."""
+        from ..export import npz
+
+        found = cls.none()._replace(metadata=metadata)
+        for part in parts:
+            for block in npz.blocks(part):
+                found.add(block)
+        return found
+
+    def add(self, samples: Samples) -> None:
+        self.energies.add(samples.energies)
+        if samples.log_weights is not None:
+            self.weights.add(samples.log_weights, samples.energies)
+
+
+def say_written(drawn: Drawn, output: Path, *, json: bool, parts: int | None = None) -> None:
+    """Say what was written to a file, from so many parts where it is a merge."""
+    statistics, weights, metadata = drawn
+    energies = statistics.summary().model_dump()
+    if json:
+        print_json(
+            {
+                "file": output,
+                "n": statistics.count,
+                **({} if parts is None else {"parts": parts}),
+                "energies": energies,
+                **weights.summary(),
+                **metadata,
+            }
+        )
+        return
+    record = metadata.get("system")
+    system = record if isinstance(record, dict) else {"name": record}
+    temperature = system.get("at", system.get("temperature"))
+    at = "" if temperature is None else f" at temperature {temperature:g}"
+    of = "" if parts is None else f", of {parts} {'part' if parts == 1 else 'parts'}"
+    print(f"wrote {output}: {statistics.count:,} samples of {system['name']}{at}{of}")
+    print(weights.energy_line(energies))
+    if said := weights.line():
+        print(said)
+    if weights.ill():
+        note(
+            "warning: hardly a draw has weight, so averages say nothing of the target, and log Z is too low "
+            "by an unknown amount; `molsampler free-energy` says why"
+        )
+    if again := metadata.get("redrawn"):
+        print(
+            f"drawn again: {again:,} of {statistics.count:,}, whose energies were far outside those of the "
+            "training's population"
+        )
+    if handed := metadata.get("handedness"):
+        print(
+            f"handedness: {handed['wrong_before_inversion']:,} of {handed['molecules']:,} had a wrong "
+            f"centre, {handed['wrong_after_inversion']:,} after inversion"
+        )
+    if refine := metadata.get("refine"):
+        drift = metadata.get("drift")
+        print(
+            f"refinement: {refine} MALA steps, acceptance {metadata['acceptance']:.3f}, "
+            f"step size {metadata['step_size']:.3g}, energy-W2 to the unrefined samples "
+            + ("undefined" if drift is None else f"{drift:.3f} kT")
         )

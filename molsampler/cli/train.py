@@ -228,7 +228,7 @@ def described(state: Progress) -> str:
 
 
 def _print(result: TrainResult) -> None:
-    spent = f"{duration(result.seconds)}, {result.evaluations:,} energy evaluations"
+    spent = f"{duration(result.seconds)} of work, {result.evaluations:,} energy evaluations"
     where = f"iteration {result.iteration:,} of {result.total:,}"
     before = "" if result.phase == "training" else f"in {result.phase}, "
     print(f"{result.status} {before or 'at '}{where} ({spent})")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import FileFormatError, InputError, MolsamplerError, StorageError
-from ..storage.files import atomic_path, check_space
+from ..storage.files import atomic_path, check_space, kept
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -37,9 +37,7 @@ def new_file(path: Path, *, expected: int, spooled: int, overwrite: bool) -> Ite
                 raise
             full = isinstance(error, OSError) and error.errno in _FULL
             if full or _no_space(temporary, expected):
-                raise StorageError(
-                    f"no space left to write {path}; the previous file is intact"
-                ) from error
+                raise StorageError(f"no space left to write {path}{kept(path)}") from error
             raise StorageError(f"cannot write {path}: {error}") from error
 
 

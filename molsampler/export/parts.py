@@ -40,7 +40,10 @@ def check_part_output(path: Path, *, argument: str = "the file of a part") -> No
         It is not.
     """
     if path.suffix != ".npz":
-        raise InputError(f"{argument} {path.name!r} must end in .npz, which alone keeps every bit")
+        raise InputError(
+            f"{argument} {path.name!r} must end in .npz: parts of a run keep every bit, and "
+            "`molsampler merge` writes any format"
+        )
 
 
 def save_stream(
@@ -123,6 +126,8 @@ def merge(
     check_destination(path, overwrite=overwrite)
     if not parts:
         raise InputError("there are no parts to merge; at least one is needed")
+    if path.exists() and any(Path(each).exists() and path.samefile(each) for each in parts):
+        raise InputError(f"{path} is among the parts; name another output")
     pieces = sorted((_read(Path(each)) for each in parts), key=lambda piece: piece.part.blocks)
     _check_common(pieces)
     _check_cover(pieces)

@@ -24,7 +24,7 @@ from ..target import System, check_positions
 from ..temperatures import TemperatureRange
 from ..verbs import VERBS
 from .card import CARD, Card, read_card
-from .store import build, check_folder, locate, read_weights
+from .store import PRETRAINED, build, check_folder, locate, read_weights
 from .stream import SampleStream, Source
 
 if TYPE_CHECKING:
@@ -205,6 +205,11 @@ class Sampler:
         """The range of temperatures at any of which it can be sampled, None for a sampler of one."""
         return self.card.temperatures
 
+    @property
+    def _called(self) -> str:
+        """The sampler by its name, if it ships, else by where it is."""
+        return f"the sampler {self.path.name if self.path.parent == PRETRAINED else self.path}"
+
     def require_range(self) -> TemperatureRange:
         """The range of temperatures.
 
@@ -215,7 +220,7 @@ class Sampler:
         """
         if self.temperatures is None:
             raise InputError(
-                f"the sampler in {self.path} is one of a single temperature, {self._own}; {_RANGED}"
+                f"{self._called} is one of a single temperature, {self._own}; {_RANGED}"
             )
         return self.temperatures
 
@@ -232,7 +237,7 @@ class Sampler:
                 and math.isclose(temperature, self.system.temperature, rel_tol=1e-6)
             ):
                 raise InputError(
-                    f"temperature={temperature!r} was asked for, and the sampler in {self.path} is one of a "
+                    f"temperature={temperature!r} was asked for, and {self._called} is one of a "
                     f"single temperature, {self._own}; {_RANGED}"
                 )
             return self
@@ -245,8 +250,7 @@ class Sampler:
                 else f"got temperature={temperature!r}"
             )
             raise InputError(
-                f"the sampler in {self.path} draws at temperatures from {self.temperatures}{unit}, and "
-                f"{asked}"
+                f"{self._called} draws at temperatures from {self.temperatures}{unit}, and {asked}"
             )
         return _AtTemperature(self, float(chosen))
 
@@ -436,7 +440,7 @@ class Sampler:
         verdict = self.card.verdict
         if verdict is not None and not verdict.usable and not self._warned:
             self._warned = True
-            _log.warning("the sampler in %s is %s", self.path, verdict)
+            _log.warning("%s is %s", self._called, verdict)
 
     def sample_to_file(
         self,

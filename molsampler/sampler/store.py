@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,9 @@ from ..version import __version__
 from .card import CARD, Card, EnergyBounds, Training, read_card
 from .verdict import Verdict
 
+#: Suffixes of files of samples, which are no samplers.
+_FILES = (".npz", ".h5", ".dcd", ".xtc", ".pdb")
+
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 WEIGHTS = "weights.safetensors"
@@ -62,6 +66,16 @@ def check_folder(folder: Path) -> None:
         raise FileFormatError(
             f"{folder} is the folder of a training; its sampler is {folder / 'artifact'}"
         )
+    if not (folder / CARD).exists():
+        if (folder / "config.resolved.yaml").is_file():
+            raise FileFormatError(
+                f"the training in {folder} has not come to a sampler yet; the same molsampler train command "
+                "goes on with it"
+            )
+        if not (folder / WEIGHTS).exists():
+            raise FileFormatError(
+                f"{folder} is no sampler: a folder with {WEIGHTS} and {CARD} is expected"
+            )
     for entry in sorted(folder.iterdir()):
         if entry.suffix.lower() in PICKLES:
             raise FileFormatError(
@@ -209,16 +223,21 @@ def locate(name_or_path: str | os.PathLike[str]) -> Path:
             f"the training in {path.parent} has not come to a sampler yet; the same molsampler train "
             "command goes on with it"
         )
-    name, _, temperature = str(name_or_path).rpartition("@")
+    name, _, given = str(name_or_path).rpartition("@")
     if name in known:
         ranged = read_card(PRETRAINED / name / CARD)[0].temperatures
+        option = "--temperature"
+        if ranged is not None and re.fullmatch(r"[\d.]+", given) and float(given) in ranged:
+            option = f"--temperature {given}"
         raise UnknownNameError(
-            f"{name!r} is a sampler of the temperatures {ranged}: ask it for one by temperature= "
-            f"(--temperature {temperature})"
+            f"{name!r} is a sampler of the temperatures {ranged}: ask it for one of them by temperature= "
+            f"({option})"
             if ranged is not None
             else f"{name!r} is a sampler of one temperature; one of a range comes from molsampler train "
             "SYSTEM RUN_DIR --temperature LO:HI"
         )
+    if path.suffix.lower() in _FILES:
+        raise UnknownNameError(f"{path} does not exist")
     raise UnknownNameError(
         f"{str(name_or_path)!r} is neither a shipped sampler ({', '.join(known) or 'none ship'}) nor "
         f"a folder{nearest(str(name_or_path), known)}"

@@ -99,6 +99,15 @@ def _alive(pid: int) -> bool:
     return True
 
 
+def _amount(size: int) -> str:
+    """A number of bytes in the unit that fits it."""
+    amount, units = float(size), iter(("bytes", "KiB", "MiB", "GiB", "TiB", "PiB"))
+    unit = next(units)
+    while amount >= 1000 and unit != "PiB":
+        amount, unit = amount / 1024, next(units)
+    return f"{amount:.3g} {unit}"
+
+
 def check_space(path: Path, size: int) -> None:
     """Refuse to begin a file of about ``size`` bytes where the disk has no room for it.
 
@@ -110,8 +119,8 @@ def check_space(path: Path, size: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if size > free:
         raise StorageError(
-            f"no space left to write {path}: about {size / 2**30:.3g} GiB are needed while it is "
-            f"written and {free / 2**30:.3g} GiB are free"
+            f"no space left to write {path}: about {_amount(size)} are needed while it is "
+            f"written and {_amount(free)} are free"
         )
 
 
@@ -143,12 +152,15 @@ def atomic_path(path: Path | str, *, overwrite: bool = True) -> Iterator[Path]:
         if isinstance(error, StorageError | OutputExistsError):
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StorageError(
-                f"no space left to write {path}; the previous file is intact"
-            ) from error
+            raise StorageError(f"no space left to write {path}{kept(path)}") from error
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def kept(path: Path) -> str:
+    """What to add to a failure to write a file: that an earlier one is still there."""
+    return "; the previous file is intact" if path.exists() else ""
 
 
 def _place(temporary: Path, path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,20 @@ YAML_LIMIT = 100_000
 
 #: Levels of nesting in YAML, far below Python's own limit of recursion.
 YAML_DEPTH = 50
+
+_SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+
+
+@cache
+def _loader() -> Any:
+    """PyYAML's safe one, which also reads 1e3 and 1.0e-3 as the numbers that they are in YAML 1.2."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("+-.0123456789"))
+    return Loader
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -45,7 +61,11 @@ def parse_yaml(text: str, source: str) -> Any:
                 raise FileFormatError(
                     f"{source} is not plain YAML: it is nested deeper than {YAML_DEPTH} levels"
                 )
-        return yaml.safe_load(text)
+        loader = _loader()(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except FileFormatError:
         raise
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:

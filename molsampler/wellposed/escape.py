@@ -62,7 +62,10 @@ class Direction:
 
 
 _RESTRAINT = "add a restraint, 'restraint:' in the YAML of a molecule"
-_TRAP = "add a trap, such as + 0.5*k*r^2/n in the expression of a pair potential"
+_TRAP = (
+    "add a trap, such as + 0.5*k*r^2/n in the expression of a pair potential, or restraint: in the file of "
+    "an ASE system"
+)
 _FIELD = "add a term that holds it, such as a harmonic trap"
 
 

@@ -433,7 +433,7 @@ class Expression:
 def _hint(name: str, value: Any) -> str:
     """What somebody meant who gave another value than a number."""
     if isinstance(value, str):
-        return " (YAML reads 1e-3 as text: write 1.0e-3)"
+        return ", a text"
     if isinstance(value, list | tuple | Mapping):
         stem = name[:-1] if name[-1] in "12" and len(name) > 1 else name
         return (

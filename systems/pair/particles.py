@@ -132,8 +132,8 @@ def _check_name(name: Any, argument: str, known: set[str], *, stands_for: Sequen
 
 def _number(what: str, value: Any) -> float:
     if not is_number(value) or not abs(value) <= LARGEST:
-        hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if isinstance(value, str) else ""
-        raise InputError(f"{what} must be a finite number, got {str(value)[:40]!r}{hint}")
+        text = ", a text" if isinstance(value, str) else ""
+        raise InputError(f"{what} must be a finite number, got {str(value)[:40]!r}{text}")
     return float(value)
 
 

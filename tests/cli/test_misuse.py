@@ -50,7 +50,12 @@ def test_samples_of_another_system_or_temperature_are_no_reference(
     ours, theirs = drawn(tmp_path, "ours.npz"), drawn(tmp_path, "theirs.npz", **change)
     outcome = run("compare", ours, theirs, "--no-monte-carlo")
     assert outcome.code == 1
-    assert f"{theirs} is of another definition or temperature of 'seven'" in outcome.err
+    if "temperature" in change:
+        assert (
+            f"{theirs} is of seven at temperature 2, not 1; both have to be of one" in outcome.err
+        )
+    else:
+        assert f"{theirs} is of another definition or temperature of 'seven'" in outcome.err
     assert run("compare", ours, ours, "--no-monte-carlo").code == 0
 
 
@@ -145,7 +150,7 @@ def test_what_is_no_sampler_says_what_it_is(run, tmp_path: Path) -> None:
 def test_a_system_at_a_temperature_of_the_range_is_told_of_the_option(run, tmp_path: Path) -> None:
     outcome = run("sample", "dw4-range", "-n", 2, "-o", tmp_path / "x.npz", "--system", "dw4@0.8")
     assert outcome.code == 1
-    assert "temperature is the default there and 0.8 here" in outcome.err
+    assert "dw4-range is of dw4 at temperature 1, not 0.8" in outcome.err
     assert "(--temperature)" in outcome.err
 
 

@@ -25,6 +25,16 @@ def test_two_processes_write_the_file_of_one(number, refine, tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"one.npz", "two.npz", "log"}
 
 
+def test_what_is_not_shared_is_done_once(tmp_path):
+    out = tmp_path / "out.xtc"
+    (tmp_path / "some.npz").touch()
+    assert main(["sample", "dw4", "-n", "5", "-o", str(tmp_path / "some.npz"), "--overwrite"]) == 0
+    launched = Launched(2, "export", tmp_path / "some.npz", out, log=tmp_path / "log")
+    assert launched.wait() == 0, launched.said
+    assert launched.said.count("wrote") == 1
+    assert "export is done by one process" in launched.said
+
+
 @pytest.mark.slow
 def test_what_cannot_be_written_is_said_once(tmp_path):
     (tmp_path / "there.npz").touch()

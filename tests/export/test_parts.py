@@ -216,6 +216,9 @@ def test_an_end_beyond_the_last_block_is_the_last(sampler: Sampler) -> None:
     assert sampler.stream(N).count == N
 
 
+PARTS = ("part-2.npz", "part-0.npz", "part-1.npz")
+
+
 def test_the_commands_make_parts_and_merge_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,13 +227,20 @@ def test_the_commands_make_parts_and_merge_them(
     for index, blocks in enumerate((":2", "2:3", "3:")):
         assert main([*asked, "--blocks", blocks, "-o", f"part-{index}.npz"]) == 0
     capsys.readouterr()
-    assert main(["merge", "part-2.npz", "part-0.npz", "part-1.npz", "-o", "all.npz"]) == 0
-    assert f"wrote all.npz: {N:,} samples of 3 parts" in capsys.readouterr().out
+    assert main(["merge", *PARTS, "-o", "all.npz"]) == 0
+    said = capsys.readouterr().out
+    assert f"wrote all.npz: {N:,} samples of mog40, of 3 parts" in said
+    assert "reduced energy" in said
     assert main([*asked, "-o", "whole.npz"]) == 0
     assert (tmp_path / "all.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
     capsys.readouterr()
     assert main([*asked, "--blocks", ":2", "-o", "part.xtc"]) == 1
     assert "--output 'part.xtc' must end in .npz" in capsys.readouterr().err
     assert main([*asked, "--blocks", "2", "-o", "part.npz"]) == 2
+    # A part is not written over by the whole.
+    part = (tmp_path / "part-1.npz").read_bytes()
+    assert main(["merge", *PARTS, "-o", "part-1.npz", "--overwrite"]) == 1
+    assert "part-1.npz is among the parts" in capsys.readouterr().err
+    assert (tmp_path / "part-1.npz").read_bytes() == part
     assert main(["merge", "part-0.npz", "part-2.npz", "-o", "all.npz", "--overwrite"]) == 1
     assert "no part holds the blocks 2:3" in capsys.readouterr().err

@@ -83,9 +83,10 @@ def test_yaml(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally:
 
 def test_plain_yaml_is_read() -> None:
     """A negative control: what is refused is the trick, not the language."""
-    text = "a: {b: [1, 2.5, -3e4, yes, null, text]}\n# comment\nc: |\n  two\n  lines\n"
+    numbers = "1, 2.5, -3e4, 1e3, .5E-2"
+    text = f"a: {{b: [{numbers}, yes, null, text, '1e3', 1e3x]}}\n# comment\nc: |\n  two\n  lines\n"
     assert parse_yaml(text, "it") == {
-        "a": {"b": [1, 2.5, "-3e4", True, None, "text"]},
+        "a": {"b": [1, 2.5, -3e4, 1e3, 5e-3, True, None, "text", "1e3", "1e3x"]},
         "c": "two\nlines\n",
     }
 

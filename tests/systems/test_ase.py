@@ -196,7 +196,7 @@ def test_files_ask_for_the_system_and_know_it() -> None:
         InputError, match="of ASE, whose calculator files do not hold; pass system="
     ):
         resolve_recorded(record, source="a.npz")
-    with pytest.raises(InputError, match=r"another definition.*temperature is 300.0 there and 310"):
+    with pytest.raises(InputError, match=r"at temperature 300 K, not 310 K"):
         resolve_recorded(record, given=cluster(temperature=310))
 
 

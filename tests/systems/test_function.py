@@ -94,6 +94,7 @@ def test_a_function_may_work_in_place_without_harm() -> None:
         (lambda x: torch.zeros(len(x)), InputError, "do not depend on x"),
         (lambda x: valley(x) + 0j, InputError, "must return real numbers, got torch.complex128"),
         (lambda x: x.nope, InputError, "AttributeError"),
+        (lambda x: valley(x) + torch.rand(len(x)), InputError, "for the same configuration"),
         (lambda x: valley(x - x.mean(0)), InputError, "mixes the rows of a batch"),
         (lambda x: valley(x) / valley(x).sum(), InputError, "mixes the rows of a batch"),
         (lambda x: (x.round() + 0 * x).square().sum((-2, -1)), InputError, "autograd finds no slope"),

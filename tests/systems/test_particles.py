@@ -278,7 +278,7 @@ FILE: dict[str, Any] = {
     [
         ({"particle_parameters": {"q": [1, -1, 1]}}, "list of 4 numbers, one for each particle, got 3"),
         ({"particle_parameters": {"q": [1, -1, 1, "-l"]}}, "of particle 3 must be a finite number, got '-l'"),
-        ({"particle_parameters": {"q": [1, -1, 1, "1e-3"]}}, "write 1.0e-3"),
+        ({"particle_parameters": {"q": [1, -1, 1, "1e-3"]}}, "a text"),
         ({"particle_parameters": {"q": 1}}, "must be a list of 4 numbers"),
         ({"particle_parameters": {"q": {"A": 1, "C": 2}}}, "no particle is of species 'C'"),
         ({"particle_parameters": {"q": {"A": 1}}}, "has no value for species 'B'"),

@@ -229,7 +229,9 @@ def test_records_give_the_system_again(name: str) -> None:
     assert again.temperature == system.temperature
     plain = get_system(system.name)
     for recorded, given in ((plain.record(), system), (system.record(), plain)):
-        with pytest.raises(InputError, match="another definition or temperature"):
+        with pytest.raises(
+            InputError, match=r"at temperature .*, not .*; both have to be of one temperature"
+        ):
             resolve_recorded(recorded, given=given)
 
 
