@@ -43,6 +43,9 @@ _SAME = 1e-5
 #: The same where nothing may be taken for a field that is only weak.
 _FLAT = 1e-10
 
+#: A shift that leaves every box.
+_FAR = 1e4
+
 #: Step of the difference with which the slope is compared, and the relative error that it may have.
 _STEP, _SLOPE_ERROR = 1e-4, 0.1
 
@@ -272,7 +275,11 @@ class FunctionSystem(System):
     def _try_symmetry(self, x: Tensor) -> None:
         """Refuse what was declared and is not so."""
         found = probe(self._energy, x, tolerance=_SAME)
-        if self.space.dof == x[0].numel() and probe(self._energy, x, tolerance=_FLAT).translation:
+        flat = (
+            self.space.dof == x[0].numel() and probe(self._energy, x, tolerance=_FLAT).translation
+        )
+        # A box with hard walls is flat near the origin as well.
+        if flat and bool(self._energy(x + _FAR).isfinite().any()):
             raise InputError(
                 f"{self._called} is unchanged by translation, so exp(-u) has no norm on all of space; "
                 "use space='mean-free', or add what holds the particles in place"

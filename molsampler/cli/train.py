@@ -238,5 +238,9 @@ def _print(result: TrainResult) -> None:
         print(f"sampler: {result.artifact}")
     if result.verdict is not None:
         print(f"verdict: {result.verdict}")
-    if result.status != "completed":
+    if result.status == "out of time" and not result.evaluations:
+        print(
+            "nothing was begun: the start took all of --max-time; the same command resumes, with more"
+        )
+    elif result.status != "completed":
         print("the same command resumes")

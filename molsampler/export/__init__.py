@@ -182,6 +182,10 @@ def convert(
         See :func:`load` and :func:`save`.
     """
     check_destination(destination, overwrite=overwrite)
+    if Path(source).is_dir():
+        raise InputError(
+            f"{source} is a folder, and samples are files; molsampler sample draws them from a sampler"
+        )
     samples = load(source, system=system)
     if resample is not None:
         samples = samples.resample(resample, seed=seed)

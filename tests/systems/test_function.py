@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,19 @@ def test_what_is_wrong_with_a_function_is_said(u, error, sentence) -> None:
         system(u)
     assert sentence in str(caught.value)
     assert "function of system 'mine'" in str(caught.value)
+
+
+def test_a_box_with_hard_walls_is_no_flat_space() -> None:
+    def walls(x: torch.Tensor) -> torch.Tensor:
+        inside = (x.abs() < 4).all(-1).all(-1)
+        return torch.where(inside, 0.0 * x.sum((-1, -2)), torch.inf)
+
+    box = system(walls)
+    x = torch.tensor([[[1.0, 2.0]], [[1.0, 5.0]]])
+    assert box.energy(x).tolist() == [0.0, math.inf]
+    # Negative control: without walls there is no norm.
+    with pytest.raises(InputError, match="no norm on all of space"):
+        system(lambda x: 0.0 * x.sum((-1, -2)))
 
 
 @pytest.mark.parametrize(
