@@ -194,14 +194,15 @@ def _together(
     ends = [-(-rank * blocks // peers.count) for rank in range(peers.count + 1)]
     parts = [output.with_name(f".{output.name}.tmp-{rank}.npz") for rank in range(peers.count)]
     first, last = ends[peers.rank : peers.rank + 2]
+    mine = stream(slice(first, last)) if first < last else None
     whole = None
     try:
-        if first < last:
-            whole = _drawn(stream(slice(first, last)), parts[peers.rank], overwrite=True)
+        if mine is not None:
+            whole = _drawn(mine, parts[peers.rank], overwrite=True)
         peers.gather(torch.zeros(1))
-        if peers.rank == 0:
+        if peers.rank == 0 and mine is not None:
             written = [part for rank, part in enumerate(parts) if ends[rank] < ends[rank + 1]]
-            merged = merge(written, output, overwrite=overwrite, system=sampler.system)
+            merged = merge(written, output, overwrite=overwrite, system=mine.system)
             whole = Drawn.of(written, merged.metadata)
         # No part goes before the file of them all is there.
         peers.gather(torch.zeros(1))

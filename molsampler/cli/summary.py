@@ -48,13 +48,12 @@ def energy_line(energies: dict[str, Any]) -> str:
     return line
 
 
-def _with_error(value: dict[str, float | None]) -> str:
+def _with_error(value: float, se: float | None) -> str:
     """A value to the digits that its error has, two of them."""
-    number, se = value["value"], value["se"]
-    if number is None or not se:
-        return f"{number:.4f}"
+    if not se:
+        return f"{value:.4f}"
     digits = max(0, 1 - math.floor(math.log10(se)))
-    return f"{number:.{digits}f} ± {se:.{digits}f}"
+    return f"{value:.{digits}f} ± {se:.{digits}f}"
 
 
 def _log_sum(first: float, second: float) -> float:
@@ -151,7 +150,7 @@ class WeightStatistics:
             return (
                 f"weights: every one of {self.count:,} is zero; nothing can be said of the target"
             )
-        log_z = _with_error(known["log_z"])
+        log_z = _with_error(**known["log_z"])
         return (
             f"weights: effective number {known['ess']:,.0f} of {self.count:,}, largest "
             f"{percent(known['max_weight'])}, log Z {log_z}; averages need them "
