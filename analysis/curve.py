@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ class Curve:
     notes : what a reader must know of single numbers
     pooled : whether samples of each temperature count at all others
     weighted : whether free energies go by the mean weight at each temperature, too
+    definition : the system's record but for its temperature; None where a file does not tell
     """
 
     system: str
@@ -93,11 +95,13 @@ class Curve:
     notes: tuple[str, ...] = ()
     pooled: bool = False
     weighted: bool = False
+    definition: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary, which :func:`read_curve` reads."""
         return {
             "system": self.system,
+            "definition": self.definition,
             "temperature_unit": self.temperature_unit,
             "units": {"energy": self.energy_unit, "heat_capacity": "k", "free_energy": "kT"},
             "method": self.method,
@@ -132,13 +136,35 @@ class Curve:
         InputError
             The other is of another system or unit, or lacks a temperature.
         """
-        for name in ("system", "temperature_unit", "energy_unit"):
-            if getattr(reference, name) != getattr(self, name):
-                raise InputError(
-                    f"the reference must have {name} {getattr(self, name)!r}, got "
-                    f"{getattr(reference, name)!r}"
-                )
+        reference.require_of(
+            {
+                "system": self.system,
+                "temperature_unit": self.temperature_unit,
+                "energy_unit": self.energy_unit,
+                "definition": self.definition,
+            }
+        )
         return replace(self, reference=reference.only([row.temperature for row in self.rows]))
+
+    def require_of(self, subject: Mapping[str, Any]) -> None:
+        """Refuse to stand beside a curve of another ``subject``
+        (:func:`molsampler.analysis.thermodynamics.subject`).
+
+        Raises
+        ------
+        InputError
+            This curve is of another system or unit.
+        """
+        for name in ("system", "temperature_unit", "energy_unit"):
+            if subject[name] != getattr(self, name):
+                raise InputError(
+                    f"the reference must have {name} {subject[name]!r}, got {getattr(self, name)!r}"
+                )
+        known = self.definition, subject["definition"]
+        if None not in known and known[0] != known[1]:
+            raise InputError(
+                f"the reference is of another system called {self.system!r}, of another definition"
+            )
 
     def only(self, temperatures: Sequence[float]) -> Curve:
         """The rows at some of its temperatures, free energies against the lowest of these.
@@ -198,7 +224,9 @@ def read_curve(path: Path | str) -> Curve:
             notes=tuple(str(note) for note in values.get("notes", ())),
             pooled=values.get("pooled") is True,
             weighted=values.get("weighted") is True,
+            definition=_definition(values.get("definition")),
         )
+        _require_sound(found.rows)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(
             f"{path} is not a curve of `molsampler curve --json`"
@@ -207,6 +235,33 @@ def read_curve(path: Path | str) -> Curve:
     if len(found.rows) < 2:
         raise FileFormatError(f"{path} holds {len(found.rows)} temperatures, at least 2 are needed")
     return found
+
+
+def _definition(value: Any) -> dict[str, Any] | None:
+    if value is not None and not isinstance(value, dict):
+        raise ValueError("its definition is no mapping")
+    return value
+
+
+def _require_sound(rows: Sequence[CurvePoint]) -> None:
+    """Refuse rows that no curve has.
+
+    Raises
+    ------
+    ValueError
+        A temperature is no positive number or given twice, an error is negative, or rows have other basins.
+    """
+    for row in rows:
+        if not 0 < row.temperature < math.inf:
+            raise ValueError(f"a row has temperature {row.temperature:g}")
+        for name, each in row.quantities().items():
+            if each.se < 0:
+                raise ValueError(f"{name} at temperature {row.temperature:g} has a negative error")
+        if row.populations.keys() != rows[0].populations.keys():
+            raise ValueError(f"the row at temperature {row.temperature:g} has other populations")
+    for low, high in pairwise(rows):
+        if math.isclose(low.temperature, high.temperature, rel_tol=1e-9):
+            raise ValueError(f"two rows have temperature {low.temperature:g}")
 
 
 def _plain(estimate: Estimate[float]) -> dict[str, float | None]:

@@ -40,8 +40,10 @@ def write_curve(found: Curve, path: Path | str, *, overwrite: bool = False) -> N
     figure = Figure(figsize=(3.4 * (3 + bool(names)), 3.2), layout="constrained")
     axes = figure.subplots(1, 3 + bool(names), squeeze=False)[0]
     for ax, (key, label) in zip(axes, panels, strict=False):
-        _draw(ax, found, key)
+        _draw(ax, found, key, label="curve", beside="reference")
         ax.set_ylabel(label)
+    if found.reference is not None:
+        axes[0].legend(fontsize="small", frameon=False)
     if names:
         for name in names:
             _draw(axes[-1], found, f"population {name}", label=name.replace("$", r"\$"))
@@ -57,8 +59,10 @@ def write_curve(found: Curve, path: Path | str, *, overwrite: bool = False) -> N
         figure.savefig(temporary, format=target.suffix[1:].lower(), dpi=150)
 
 
-def _draw(ax: Axes, found: Curve, key: str, *, label: str | None = None) -> None:
-    """One quantity: a line with its errors, and the reference as points."""
+def _draw(
+    ax: Axes, found: Curve, key: str, *, label: str | None = None, beside: str | None = None
+) -> None:
+    """One quantity: a line with its errors, and the reference as points, with their names in a legend."""
 
     def columns(of: Curve) -> tuple[list[float], list[float], list[float]]:
         points = [(row.temperature, row.quantities()[key]) for row in of.rows]
@@ -70,4 +74,8 @@ def _draw(ax: Axes, found: Curve, key: str, *, label: str | None = None) -> None
     if found.reference is not None and key in found.reference.rows[0].quantities():
         t, value, se = columns(found.reference)
         colour = drawn.lines[0].get_color()
-        ax.errorbar(t, value, yerr=se, fmt="o", markersize=3.5, color=colour, fillstyle="none")
+        points = ax.errorbar(
+            t, value, yerr=se, fmt="o", markersize=3.5, color=colour, fillstyle="none"
+        )
+        if beside is not None:
+            points.set_label(beside)

@@ -71,6 +71,9 @@ _LOST = 1.0
 #: Effective number of samples at a temperature below which it is flagged.
 FEWEST_EFFECTIVE = 100.0
 
+#: Share of the weight of one sample above which it is.
+HEAVIEST = 0.05
+
 
 def curve_through(
     sets: Sequence[Samples],
@@ -105,7 +108,10 @@ def curve_through(
         raise InputError(f"a curve needs samples at two or more temperatures, got {len(sets)}")
     known = sets[0].system() if system is None else resolve(system)
     if temperatures is None:
-        temperatures = [temperature_of(samples, known) for samples in sets]
+        temperatures = [
+            _recorded(k, samples, known, told=system is not None)
+            for k, samples in enumerate(sets, 1)
+        ]
     if len(temperatures) != len(sets):
         raise InputError(f"{len(sets)} sets of samples have {len(temperatures)} temperatures")
     order = sorted(range(len(sets)), key=lambda k: temperatures[k])
@@ -113,10 +119,10 @@ def curve_through(
     for low, high in pairwise(ordered):
         if math.isclose(low, high, rel_tol=1e-9):
             raise InputError(f"two sets of samples are of temperature {low:g}")
-    own = _untempered(known.record())
+    about = subject(known)
     for index, samples in enumerate(sets, 1):
         record = samples.metadata.get("system")
-        if record is not None and _untempered(record) != own:
+        if record is not None and _untempered(record) != about["definition"]:
             raise InputError(
                 f"set {index} of samples is of another system than {known.name!r}, or of another definition"
             )
@@ -125,7 +131,7 @@ def curve_through(
         _Node.of(sets[k], known, ordered[i], cut=cut, repeats=repeats, seed=seed + i)
         for i, k in enumerate(order)
     ]
-    unit, per_temperature = ("kJ/mol", GAS_CONSTANT) if known.in_kelvin else _REDUCED
+    per_temperature = GAS_CONSTANT if known.in_kelvin else 1.0
     weighted = all(node.log_z is not None for node in nodes)
     free, notes = _free_energies(nodes, weighted=weighted)
     if pool is None:
@@ -143,7 +149,7 @@ def curve_through(
         else:
             rows = together
         pool = together is not None
-    notes += _few_effective(rows)
+    notes += [*_few_effective(rows), *_heavy(nodes), *_unseen(rows)]
     if any(samples.log_weights is None for samples in sets):
         notes.append(
             "samples carry no weights: errors are those of their number, and do not hold what the sampler "
@@ -155,15 +161,18 @@ def curve_through(
                 f"at temperature {node.temperature:g}, {node.left_out:,} samples of infinite energy are "
                 "left out"
             )
-    return Curve(
-        known.name,
-        "K" if known.in_kelvin else "reduced",
-        unit,
-        tuple(rows),
-        notes=tuple(notes),
-        pooled=pool,
-        weighted=weighted,
-    )
+    return Curve(rows=tuple(rows), notes=tuple(notes), pooled=pool, weighted=weighted, **about)
+
+
+def subject(system: System) -> dict[str, Any]:
+    """What a curve says of its system: ``system``, its name, the units ``temperature_unit`` and
+    ``energy_unit``, and ``definition``, its record but for the temperature."""
+    return {
+        "system": system.name,
+        "temperature_unit": "K" if system.in_kelvin else "reduced",
+        "energy_unit": "kJ/mol" if system.in_kelvin else _REDUCED,
+        "definition": _untempered(system.record()),
+    }
 
 
 def _untempered(record: Any) -> Any:
@@ -174,8 +183,8 @@ def _untempered(record: Any) -> Any:
     return {key: value for key, value in plain.items() if key not in ("temperature", "at")}
 
 
-#: Unit of the energies of reduced systems, and energy per temperature in it.
-_REDUCED = ("unit of the system in which kT is the temperature", 1.0)
+#: Unit of the energies of reduced systems.
+_REDUCED = "unit of the system in which kT is the temperature"
 
 
 def curve_of(
@@ -195,8 +204,8 @@ def curve_of(
     """The curve of a sampler of a range of temperatures, from ``n`` samples at each of some; see
     :func:`curve_through`, and :meth:`molsampler.Sampler.sample` for ``refine`` and ``steps``.
 
-    Samples of each temperature are of a seed of their own: Bennett's equation and the errors take them as
-    independent.
+    Samples of one seed are independent at all temperatures, as Bennett's equation and the errors take them
+    to be.
 
     Raises
     ------
@@ -208,7 +217,7 @@ def curve_of(
     for k, temperature in enumerate(temperatures):
         sets.append(
             sampler.sample(
-                n, temperature=temperature, refine=refine, steps=steps, seed=seed + k, device=device
+                n, temperature=temperature, refine=refine, steps=steps, seed=seed, device=device
             )
         )
         if on_progress is not None:
@@ -224,14 +233,22 @@ def curve_of(
     )
 
 
-def temperature_of(samples: Samples, system: System) -> float:
-    """The temperature of samples: the one that they record, else the system's default one."""
+def _recorded(index: int, samples: Samples, system: System, *, told: bool) -> float:
+    """The temperature of a set of samples: the one that they record, which is the default one where they
+    record but the system, else that of the system that the caller ``told``."""
     record = samples.metadata.get("system")
     if isinstance(record, dict):
         value = record.get("at", record.get("temperature"))
         if isinstance(value, int | float) and value > 0:
             return float(value)
-    return float(system.default_temperature)
+    if record is not None:
+        return float(system.default_temperature)
+    if not told:
+        raise InputError(
+            f"set {index} of samples does not say of which system and temperature it is; pass the system at "
+            "its temperature (--system NAME@T), or temperatures= for several such sets"
+        )
+    return float(system.temperature)
 
 
 def _cut(system: System, along: str | None, edges: Sequence[float] | None) -> Intervals | None:
@@ -341,14 +358,43 @@ class _Node(NamedTuple):
 
 def _few_effective(rows: Sequence[CurvePoint]) -> list[str]:
     """A note on the temperatures at which few samples are effective."""
-    few = [row for row in rows if row.ess < min(FEWEST_EFFECTIVE, 0.5 * row.n)]
+    few = [row for row in rows if row.ess < min(FEWEST_EFFECTIVE, 0.9 * row.n)]
     if not few:
         return []
     where = ", ".join(f"{row.temperature:.4g} ({row.ess:.0f} of {row.n:,})" for row in few)
     return [
-        f"few samples are effective at temperature {where}: weights vary, and errors are uncertain "
-        "themselves; draw more, or spend more on a draw (docs/exact-weights.md)"
+        f"few samples are effective at temperature {where}, where errors are too small themselves below "
+        f"{FEWEST_EFFECTIVE:.0f}: draw more, or spend more on a draw (docs/exact-weights.md)"
     ]
+
+
+def _heavy(nodes: Sequence[_Node]) -> list[str]:
+    """A note on the temperatures at which single samples have much of the weight."""
+    # Of few samples each has much, which is said already.
+    found = [
+        (node.temperature, float(node.weights.max() / node.weights.sum()))
+        for node in nodes
+        if len(node.weights) > 2 / HEAVIEST
+    ]
+    heavy = [(t, share) for t, share in found if share > HEAVIEST]
+    if not heavy:
+        return []
+    where = ", ".join(f"{t:.4g} ({share:.2g})" for t, share in heavy)
+    return [
+        f"one sample has much of the weight at temperature {where}: there are states that few draws reach, "
+        "values and errors there may be off by more than is stated; draw more"
+    ]
+
+
+def _unseen(rows: Sequence[CurvePoint]) -> list[str]:
+    """Notes on basins that no sample is in, whose error the samples cannot tell."""
+    notes = []
+    for name in rows[0].populations:
+        empty = [row for row in rows if row.populations[name].value == 0.0]
+        if empty:
+            where = ", ".join(f"{row.temperature:.4g} (below {3 / row.ess:.2g})" for row in empty)
+            notes.append(f"no sample is in {name!r} at temperature {where}, with 95 % confidence")
+    return notes
 
 
 def _pooled(

@@ -10,8 +10,10 @@ Networks read the logarithm, on which equal steps are equal factors, scaled to t
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
+import struct
 from typing import Self
 
 import torch
@@ -23,6 +25,13 @@ from .frozen import Frozen
 
 #: Relative distance beyond an end of the range that still counts as inside: that of rounded text.
 _ROUNDING = 1e-6
+
+
+def seed_at(seed: int, temperature: float) -> int:
+    """A seed for what is drawn at one of several temperatures: sets of one ``seed`` are independent then, as
+    curves through them take them to be."""
+    digest = hashlib.sha256(struct.pack("<Qd", seed % 2**64, temperature)).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 class TemperatureRange(Frozen):

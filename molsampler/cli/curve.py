@@ -96,10 +96,11 @@ def curve(
     if all(Path(source).is_file() for source in sources):
         from ..export import load
 
-        if temperature is not None or points is not None:
-            raise typer.BadParameter(
-                "files of samples have the temperatures that they have", param_hint="--temperature"
-            )
+        for option, text in {"--temperature": temperature, "--points": points}.items():
+            if text is not None:
+                raise typer.BadParameter(
+                    "files of samples have the temperatures that they have", param_hint=option
+                )
         for option, value in {"-n": number, "--steps": steps, "--refine": refine or None}.items():
             if value is not None:
                 raise typer.BadParameter(
@@ -161,6 +162,7 @@ def _sampled(
 ) -> Curve:
     """The curve of a sampler, at the temperatures of the reference where there is one."""
     from molsampler.analysis import curve_of
+    from molsampler.analysis.thermodynamics import subject
 
     from ..errors import InputError
     from ..sampler.sampler import Sampler
@@ -173,6 +175,7 @@ def _sampled(
         raise InputError(f"--temperature {part} is not inside the range of {source}, {whole}")
     temperatures = chosen.spread(16 if points is None else points)
     if beside is not None:
+        beside.require_of(subject(sampler.system))
         if points is not None:
             raise typer.BadParameter(
                 "the temperatures are those of --reference", param_hint="--points"

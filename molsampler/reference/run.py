@@ -41,6 +41,7 @@ from ..errors import InputError
 from ..mcmc import convergence, moves
 from ..molecule.z_matrix import chart_to_move_in
 from ..target import System
+from ..temperatures import seed_at
 from ..wellposed import require_well_posed
 from .dynamics import bonds_of
 from .journal import Block, Journal, Record
@@ -212,7 +213,10 @@ def sample_reference(
     if method == "mcmc":
         settings["leapfrog_steps"] = moves.usual(chart_to_move_in(system).target.space)
     with nullcontext() if checkpoint is None else Journal(checkpoint, settings) as journal:
-        generator = torch.Generator().manual_seed(seed)
+        own = system.temperature == system.default_temperature
+        generator = torch.Generator().manual_seed(
+            seed if own else seed_at(seed, system.temperature)
+        )
         request = _Request(system, n, replicas, max_steps, generator, report, journal)
         run = (_openmm if method == "openmm" else _mcmc)(request, exchange)
 

@@ -21,7 +21,7 @@ from ..molecule.chart import Chart, chart_of
 from ..nn.generators import Generator
 from ..samples import Samples
 from ..target import System, check_positions
-from ..temperatures import TemperatureRange
+from ..temperatures import TemperatureRange, seed_at
 from ..verbs import VERBS
 from .card import CARD, Card, read_card
 from .store import PRETRAINED, build, check_folder, locate, read_weights
@@ -102,6 +102,9 @@ class _AtTemperature:
 
     def generator(self, device: torch.device) -> Generator:
         return self._sampler.generator(device).at(self._temperature)
+
+    def noise_seed(self, seed: int) -> int:
+        return seed_at(seed, self._temperature)
 
 
 class Sampler:
@@ -279,7 +282,8 @@ class Sampler:
         batch_size: int | None = None,
         progress: bool | Callable[[int], None] = False,
     ) -> Samples:
-        """Draw ``n`` samples; the same seed, device and version give the same samples, bit for bit.
+        """Draw ``n`` samples; the same seed, device and version give the same samples, bit for bit, and other
+        ones at every temperature.
 
         Nor do they change with ``batch_size`` or with ``n``, as far as both go. ``refine`` is a
         number of MALA steps on the exact target, at a step size adapted on a pilot run and then
@@ -502,3 +506,7 @@ class Sampler:
             original = self._generators[torch.device("cpu")]
             self._generators[device] = copy.deepcopy(original).to(device)
         return self._generators[device]
+
+    def noise_seed(self, seed: int) -> int:
+        """The seed of the streams of a run of ``seed``."""
+        return seed

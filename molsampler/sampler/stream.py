@@ -110,6 +110,9 @@ class Source(Protocol):
     def generator(self, device: torch.device) -> Generator:
         """The generator on a device."""
 
+    def noise_seed(self, seed: int) -> int:
+        """The seed of the streams of a run of ``seed``: another one at every temperature of a range."""
+
 
 @dataclass
 class _Block:
@@ -154,6 +157,7 @@ class SampleStream:
         self.sampler = sampler
         self.n = n
         self.seed = seed
+        self._noise = sampler.noise_seed(seed)
         self.refine = refine
         self.device = device
         network = sampler.generator(device)
@@ -308,7 +312,7 @@ class SampleStream:
             tally.after.append(block.energies)
 
     def _random(self, index: int) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(block_seed(self.seed, index))
+        return torch.Generator(self.device).manual_seed(block_seed(self._noise, index))
 
     def _compute(self, index: int) -> _Block:
         """Block ``index``, on the CPU; changes nothing of the stream."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -275,6 +276,45 @@ def test_few_samples_of_equal_weight_are_not_said_to_vary() -> None:
     assert not any("effective" in note for note in curve_through(made, Wells()).notes)
 
 
+def test_few_and_heavy_weights_are_said() -> None:
+    """However few the samples; one heavy draw beside thousands is not a matter of number."""
+    small = weighted(64, 0, wide=4.0)
+    assert all(float(each.ess) < 60 for each in small)
+    notes = curve_through(small, Wells()).notes
+    assert any("few samples are effective" in note for note in notes)
+    made = weighted(3000, 0)
+    assert not any("one sample has much" in note for note in curve_through(made, Wells()).notes)
+    log_weights = made[2].log_weights.clone()
+    log_weights[5] = log_weights.logsumexp(0) - math.log(5)
+    made[2] = Samples(made[2].positions, made[2].energies, log_weights, made[2].metadata)
+    notes = curve_through(made, Wells()).notes
+    assert any(
+        "one sample has much of the weight at temperature 1 (0.17)" in note for note in notes
+    )
+
+
+def test_a_basin_that_no_sample_is_in_has_a_bound() -> None:
+    made = sets(200)
+    x = made[0].positions.double()
+    made[0] = Samples.of(Wells().at(0.5), torch.where(x[..., :1] > 0, -x, x))
+    notes = curve_through(made, Wells()).notes
+    assert any(
+        "no sample is in 'right' at temperature 0.5 (below 0.015), with 95 % confidence" in note
+        for note in notes
+    )
+    assert not any("no sample is in" in note for note in curve_through(sets(200), Wells()).notes)
+
+
+def test_sets_that_record_no_temperature_are_of_the_one_that_is_told() -> None:
+    made = sets(200)
+    bare = Samples(made[1].positions, made[1].energies, None, {})
+    told = curve_through([made[0], bare], Wells().at(0.7))
+    assert [row.temperature for row in told.rows] == [0.5, 0.7]
+    assert abs(told.rows[1].energy.value - truth(0.7)["energy"]) < 5 * told.rows[1].energy.se
+    listed = curve_through([bare, made[0]], Wells(), temperatures=[0.7, 0.5])
+    assert [row.energy for row in listed.rows] == [row.energy for row in told.rows]
+
+
 def test_a_generator_that_ignores_the_temperature_is_seen() -> None:
     """Energies of the same configurations at every temperature: the curve is flat, and far off."""
     system = Wells()
@@ -312,6 +352,32 @@ def test_files_are_read_again_and_foreign_ones_refused(tmp_path) -> None:
         (tmp_path / "other.json").write_text(text)
         with pytest.raises(FileFormatError, match="not a curve"):
             read_curve(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda rows: rows[1].update(temperature=-1.0), "temperature -1"),
+        (lambda rows: rows[1].update(temperature=rows[0]["temperature"]), "two rows have temperature 0.5"),
+        (lambda rows: rows[1]["energy"].update(se=-0.1), "energy at temperature 0.7 has a negative"),
+        (lambda rows: rows[1]["populations"].pop("left"), "temperature 0.7 has other populations"),
+    ],
+)  # fmt: skip
+def test_rows_that_no_curve_has_are_refused(tmp_path, spoil, message) -> None:
+    values = found(50).to_dict()
+    spoil(values["rows"])
+    (tmp_path / "spoiled.json").write_text(json.dumps(values))
+    with pytest.raises(FileFormatError, match=message):
+        read_curve(tmp_path / "spoiled.json")
+
+
+def test_a_reference_of_another_definition_is_refused() -> None:
+    curve = found(50)
+    other = replace(curve, definition={"name": "two-wells", "depth": 2})
+    with pytest.raises(InputError, match="another system called 'two-wells'"):
+        curve.beside(other)
+    # Files of old do not tell.
+    assert curve.beside(replace(curve, definition=None)).reference is not None
 
 
 def test_a_reference_at_more_temperatures_stands_beside(tmp_path) -> None:

@@ -240,6 +240,22 @@ def test_samples_say_what_they_are_and_repeat(caplog):
     assert not torch.equal(samples.positions, other.positions)
 
 
+def test_references_of_one_seed_are_independent_at_all_temperatures(monkeypatch) -> None:
+    """In a trap the same noise makes the same configurations, larger: the negative control."""
+    trap = PairPotential("trap", "0.5*x^2/n; x = r", n=2, d=3, length_nm=0.1)
+
+    def correlation() -> float:
+        sets = [
+            sample_reference(trap.at(t), 256, method="mcmc", replicas=64, exchange=False, seed=4)
+            for t in (1.5, 3.0)
+        ]
+        return float(torch.corrcoef(torch.stack([each.energies for each in sets]))[0, 1])
+
+    assert abs(correlation()) < 5 / 256**0.5
+    monkeypatch.setattr("molsampler.reference.run.seed_at", lambda seed, temperature: seed)
+    assert correlation() > 0.5
+
+
 def test_kept_samples_are_nearly_independent():
     samples = sample_reference(pair(1.0), 1600, replicas=16, seed=2)
     trace = distance(samples).reshape(100, 16).T.numpy()
