@@ -105,7 +105,9 @@ def load_config(
     gets an equivariant network where it is ``invariant``, else a perceptron, and internal coordinates where
     it is a ``molecule`` that has them (:func:`molsampler.molecule.z_matrix.has_internal_coordinates`): both
     as the system has it unless given. A system whose energy is a sum over pairs has settings for cheap
-    energies. A name alone is taken as invariant, as no molecule and not as such a sum.
+    energies. A name alone is taken as invariant, as no molecule and not as such a sum. A training over a
+    range of temperatures, whichever of the three asks for it, has what the preset says under
+    ``over-temperatures``.
 
     Raises
     ------
@@ -131,8 +133,11 @@ def load_config(
     if molecule:
         fallback = book.get("molecule", fallback)
     values = _merge(book["common"], book["systems"].get(system.partition("@")[0], fallback))
-    if file is not None:
-        values = _updated(values, _read_yaml(Path(file)))
+    over_temperatures = values.pop("over-temperatures", {})
+    own = {} if file is None else _read_yaml(Path(file))
+    if temperatures is not None or _has_range(own, overrides):
+        values = _merge(values, over_temperatures)
+    values = _updated(values, own)
     for item in overrides:
         key, separator, text = item.partition("=")
         if not separator or not key:
@@ -144,7 +149,14 @@ def load_config(
         values = _updated(values, _nested(key.split("."), _parse_scalar(key, text)))
     values = _merge(values, {"system": system}) if system else values
     if temperatures is not None:
-        values = _merge(values, {"temperatures": temperatures.model_dump()})
+        told = temperatures.model_dump()
+        given = values.get("temperatures")
+        if isinstance(given, Mapping) and any(told.get(k) != value for k, value in given.items()):
+            raise InputError(
+                f"the range of temperatures is given twice: {temperatures} (--temperature), and {given} by a "
+                "file or --set"
+            )
+        values = _merge(values, {"temperatures": told})
     return validate(values)
 
 
@@ -237,6 +249,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"{path} must hold a mapping of configuration keys, got {type(values).__name__}"
         )
     return values
+
+
+def _has_range(own: Mapping[str, Any], overrides: Sequence[str]) -> bool:
+    """Whether a file or overrides ask for a range of temperatures."""
+    asked = own.get("temperatures") is not None
+    for item in overrides:
+        key, _, text = item.partition("=")
+        if key.partition(".")[0] == "temperatures":
+            asked = text not in ("null", "~", "")
+    return asked
 
 
 def _parse_scalar(key: str, text: str) -> Any:

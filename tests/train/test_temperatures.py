@@ -18,7 +18,7 @@ from molsampler.cli import main
 from molsampler.errors import FileFormatError, InputError
 from molsampler.sampler.store import save
 from molsampler.space import Euclidean
-from molsampler.systems import register_system
+from molsampler.systems import get_system, register_system
 from molsampler.target import System
 from molsampler.temperatures import TemperatureRange
 from molsampler.train import checkpoint, load_config, train
@@ -114,6 +114,29 @@ def test_samples_record_their_temperature_and_have_its_energies(artifact, tmp_pa
     own = sampler.sample(100, seed=3)
     assert torch.equal(own.positions, sampler.sample(100, temperature=1.0, seed=3).positions)
     assert own.metadata["system"] == "quartic"
+
+
+def test_sets_of_one_seed_are_independent_at_all_temperatures(artifact) -> None:
+    """As curves take them to be; the negative control is the generator itself, on the same noise."""
+    sampler = Sampler.load(artifact)
+    sets = [sampler.sample(2000, temperature=each, seed=3).energies for each in (0.8, 1.2)]
+    assert abs(float(torch.corrcoef(torch.stack(sets))[0, 1])) < 5 / 2000**0.5
+    generator, same = sampler.generator(torch.device("cpu")), []
+    for temperature in (0.8, 1.2):
+        random = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            x = generator.at(temperature).draw(2000, Quartic(), generator=random).x
+        same.append(Quartic().energy(x))
+    assert float(torch.corrcoef(torch.stack(same))[0, 1]) > 0.3
+    # A seed is a seed all the same.
+    again = sampler.sample(2000, temperature=0.8, seed=3).energies
+    assert torch.equal(again, sets[0])
+
+
+def test_a_range_that_is_given_twice_must_be_the_same() -> None:
+    with pytest.raises(InputError, match=r"given twice: 0\.5 to 2 \(--temperature\)"):
+        config("temperatures.low=0.6")
+    assert config(f"temperatures.low={RANGE.low}") == config()
 
 
 def test_refinement_is_at_the_temperature(artifact) -> None:
@@ -275,3 +298,34 @@ def test_a_sample_costs_what_it_costs_at_one_temperature() -> None:
         operations.append(counter.get_total_flops())
     assert operations[0] <= operations[1] < 1.05 * operations[0]
     assert generators[0].evaluations_per_sample == generators[1].evaluations_per_sample
+
+
+def test_presets_know_what_a_range_needs_besides(tmp_path) -> None:
+    """Whoever asks for the range: the argument, a file or an override; and what they set themselves stays."""
+    plain, ranged = (load_config("fast", "lj13", temperatures=each) for each in (None, RANGE))
+    assert ranged.iterations > plain.iterations
+    steps = [config.sampling["kinetic"]["steps"] for config in (plain, ranged)]
+    assert steps[1] > steps[0]
+    # What they have in common is left alone.
+    assert ranged.sampling["kinetic"]["persistence"] == plain.sampling["kinetic"]["persistence"]
+    assert ranged.objective == plain.objective
+    file = tmp_path / "config.yaml"
+    file.write_text(f"temperatures: {{low: {RANGE.low}, high: {RANGE.high}}}")
+    assert load_config("fast", "lj13", file=file) == ranged
+    override = f"temperatures={{low: {RANGE.low}, high: {RANGE.high}}}"
+    assert load_config("fast", "lj13", overrides=[override]) == ranged
+    assert load_config("fast", "lj13", overrides=["temperatures=null"]) == plain
+    own = load_config("fast", "lj13", temperatures=RANGE, overrides=["iterations=7"])
+    assert (own.iterations, own.sampling) == (7, ranged.sampling)
+    file.write_text("iterations: 8")
+    assert load_config("fast", "lj13", file=file, temperatures=RANGE).iterations == 8
+
+
+@pytest.mark.parametrize(
+    ("preset", "system"), [("fast", "lj13"), ("exact", "lj13"), ("exact", "dw4"), ("fast", "mog40")]
+)
+def test_presets_of_a_range_are_valid(preset, system) -> None:
+    found = load_config(preset, get_system(system), temperatures=RANGE)
+    plain = load_config(preset, get_system(system))
+    assert found.temperatures == RANGE
+    assert found.iterations <= 1.5 * plain.iterations
