@@ -113,6 +113,7 @@ def test_every_shipped_sampler_has_limits():
         *EXACT,
         "dw4-range",
         "dw4-range-exact",
+        "lj13-range",
         "lj13-range-exact",
         "alanine-dipeptide-range-exact",
     }
@@ -226,6 +227,22 @@ def test_the_sampler_of_a_range_follows_the_curve_of_the_mean_energy():
     assert all(abs(found[each] - CURVE[each]) < 0.25 for each in CURVE), found
     # Negative control: a sampler that does not listen to the temperature.
     assert max(abs(found[0.95] - value) for value in CURVE.values()) > 1
+
+
+#: Mean energies U of LJ-13, errors of .01 (``benchmarks/replica_curve.py lj13 0.25:0.6``).
+CLUSTER = {0.4101: -25.749, 0.4597: -23.398, 0.5153: -20.753, 0.5776: -17.585}
+
+
+def test_the_cluster_of_a_range_follows_replica_exchange():
+    sampler = Sampler.load("lj13-range")
+    found = {
+        temperature: temperature
+        * float(sampler.sample(2000, seed=1, temperature=temperature).energies.mean())
+        for temperature in CLUSTER
+    }
+    assert all(abs(found[each] - CLUSTER[each]) < 0.4 for each in CLUSTER), found
+    # Negative control: a sampler that does not listen to the temperature.
+    assert min(abs(found[0.4597] - CLUSTER[each]) for each in (0.4101, 0.5153)) > 1
 
 
 def test_weighted_draws_over_a_range_are_on_the_curve():
