@@ -363,7 +363,7 @@ def _few_effective(rows: Sequence[CurvePoint]) -> list[str]:
         return []
     where = ", ".join(f"{row.temperature:.4g} ({row.ess:.0f} of {row.n:,})" for row in few)
     return [
-        f"few samples are effective at temperature {where}, where errors are too small themselves below "
+        f"few samples are effective at temperature {where}, and errors are larger than stated below "
         f"{FEWEST_EFFECTIVE:.0f}: draw more, or spend more on a draw (docs/exact-weights.md)"
     ]
 

@@ -28,8 +28,11 @@ _ROUNDING = 1e-6
 
 
 def seed_at(seed: int, temperature: float) -> int:
-    """A seed for what is drawn at one of several temperatures: sets of one ``seed`` are independent then, as
-    curves through them take them to be."""
+    """A seed for what is drawn at one of several temperatures.
+
+    Sets of one ``seed`` are independent then, as curves through them take them to be; by the same noise they
+    would be nearly the same configurations, larger or smaller.
+    """
     digest = hashlib.sha256(struct.pack("<Qd", seed % 2**64, temperature)).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 

@@ -508,5 +508,6 @@ class Sampler:
         return self._generators[device]
 
     def noise_seed(self, seed: int) -> int:
-        """The seed of the streams of a run of ``seed``."""
-        return seed
+        """The seed of the streams of a run of ``seed``: another one at another temperature of the system."""
+        own = self.system.temperature
+        return seed if own == self.system.default_temperature else seed_at(seed, own)

@@ -111,7 +111,7 @@ class Source(Protocol):
         """The generator on a device."""
 
     def noise_seed(self, seed: int) -> int:
-        """The seed of the streams of a run of ``seed``: another one at every temperature of a range."""
+        """The seed of the streams of a run of ``seed``: another one at every temperature."""
 
 
 @dataclass

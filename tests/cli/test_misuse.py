@@ -56,7 +56,7 @@ def test_samples_of_another_system_or_temperature_are_no_reference(
         )
     else:
         assert f"{theirs} is of another definition or temperature of 'seven'" in outcome.err
-    assert run("compare", ours, ours, "--no-monte-carlo").code == 0
+        assert run("compare", ours, ours, "--no-monte-carlo").code == 0
 
 
 def test_no_curve_goes_through_samples_of_two_systems(run, tmp_path: Path) -> None:

@@ -329,3 +329,16 @@ def test_presets_of_a_range_are_valid(preset, system) -> None:
     plain = load_config(preset, get_system(system))
     assert found.temperatures == RANGE
     assert found.iterations <= 1.5 * plain.iterations
+
+
+def test_samplers_of_one_temperature_each_draw_independently(tmp_path) -> None:
+    """Trained apart, at temperatures of which one is not the system's own, and drawn by the same seed."""
+    own = config("iterations=1", "target_score.warmup=1", temperatures=None)
+    samplers = [
+        Sampler.load(train(Quartic().at(each), tmp_path / f"{each:g}", own).artifact)
+        for each in (1.0, 1.5)
+    ]
+    assert samplers[0].noise_seed(3) == 3
+    assert samplers[1].noise_seed(3) != 3
+    drawn = [sampler.sample(2000, seed=3).energies for sampler in samplers]
+    assert abs(float(torch.corrcoef(torch.stack(drawn))[0, 1])) < 5 / 2000**0.5
