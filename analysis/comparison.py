@@ -98,7 +98,7 @@ class Comparison:
     Attributes
     ----------
     label : name of the sample set
-    system : the system's name
+    system : the system's label, its name and the temperature where that is not the default one
     metrics : one of each kind that applies, in the order of the registry
     samples, reference : energy summaries of both sides
     modes : mode weights, or None where the system names no modes
@@ -236,7 +236,7 @@ def _measure(
     return {
         label: Comparison(
             label=label,
-            system=system.name,
+            system=system.label,
             metrics=tuple(metrics[label]),
             samples=_summary(pool, settings),
             reference=base,

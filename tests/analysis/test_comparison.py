@@ -64,6 +64,15 @@ def test_samples_of_the_same_law_pass_every_gate(law: str) -> None:
     assert comparison.passed
 
 
+def test_a_comparison_says_the_temperature() -> None:
+    plain, warm = ManyWell(), ManyWell().at(1.5)
+    names = []
+    for system in (plain, warm):
+        sets = [Samples.of(system, system.sample(400, generator=generator(k))) for k in (1, 2)]
+        names.append(judge(*sets, system, n=100).system)
+    assert names == ["mw32", "mw32@1.5"]
+
+
 def test_transport_gates_pass_the_same_law_and_see_a_scale() -> None:
     system = Springs()
     reference = Samples.of(system, system.sample(2000, 1))
